@@ -1,0 +1,267 @@
+// Attention with the top-k regularizer, forward and backward, against the plain loops of reference.h: fp32
+// and bf16, T off every tile, head sizes on and off 32, 64 and 128, k from 1 to beyond T, equal scores.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "../llmc/attention.cuh"
+#include "check.h"
+#include "reference.h"
+
+using bf16 = __nv_bfloat16;
+
+struct Shape {
+    int B, T, NH, hs, k;
+};
+
+template <class Float>
+struct Run {
+    std::vector<Float> out, dqkv;
+    std::vector<float> lse, theta, mass, tie;
+};
+
+template <class Float>
+Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vector<Float>& dout, Shape s,
+               Reg reg, float weight) {
+    const int C = s.NH * s.hs, rows = s.B * s.NH * s.T;
+    Device<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
+    Device<float> lse(rows), theta(rows), mass(rows), tie(rows), scratch(2 * rows);
+    const AttentionRows saved{lse, theta, mass, tie};
+    attention_forward<Float>(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k);
+    attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg, weight, s.B, s.T, s.NH,
+                              s.hs, s.k);
+    return {out.get(), dqkv.get(), lse.get(), theta.get(), mass.get(), tie.get()};
+}
+
+// The gradient's three parts separately: an error in dq must not hide behind a large dv.
+template <class T>
+std::vector<T> part(const std::vector<T>& qkv, int which, int C) {
+    std::vector<T> out;
+    for (size_t i = 0; i < qkv.size(); i++)
+        if ((int)(i / C % 3) == which) out.push_back(qkv[i]);
+    return out;
+}
+
+template <class Float>
+void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, Shape s, Reg reg,
+                             float weight) {
+    CAPTURE(s.T);
+    CAPTURE(s.hs);
+    CAPTURE(s.k);
+    const int C = s.NH * s.hs;
+    const auto dout = normal_values<Float>((size_t)s.B * s.T * C, 99);
+    const Run<Float> got = run(ctx, qkv, dout, s, reg, weight);
+    const ref::Attention want = ref::attention_forward(to_double(qkv), s.B, s.T, s.NH, s.hs, s.k, reg);
+    CHECK(relative_error(got.out, want.out) < tolerance<Float>());
+    CHECK(relative_error(got.lse, want.lse) < tolerance<float>());
+    if (s.k > 0) {
+        CHECK(relative_error(got.mass, want.mass) < tolerance<float>());
+        for (size_t row = 0; row < got.theta.size(); row++) {
+            const bool short_row = (int)row % s.T + 1 <= s.k;
+            if (short_row) {
+                CHECK(got.theta[row] == -INFINITY);
+                CHECK(got.mass[row] == 1.0f);
+            } else {  // theta lies between the two scores, and a little rounding above or below them
+                const double slack = 1e-5 * (1 + std::fabs(want.kth[row]));
+                CHECK((double)got.theta[row] <= want.kth[row] + slack);
+                CHECK((double)got.theta[row] >= want.next[row] - slack);
+            }
+        }
+    }
+    const std::vector<double> out = to_double(got.out);
+    const auto want_d = ref::attention_backward(to_double(dout), to_double(qkv), s.B, s.T, s.NH, s.hs, s.k,
+                                                reg, weight, sizeof(Float) == 2 ? &out : nullptr);
+    for (int which : {0, 1, 2}) {
+        CAPTURE(which);
+        CHECK(relative_error(part(got.dqkv, which, C), part(want_d, which, C)) < tolerance<Float>());
+    }
+}
+
+TEST_CASE_TEMPLATE("awkward sizes, both kinds of regularizer", Float, float, bf16) {
+    const Context ctx = make_context();
+    const Shape shapes[] = {{1, 1, 1, 64, 1},    {1, 2, 1, 64, 1},    {2, 3, 2, 64, 2},
+                            {1, 63, 2, 64, 8},   {1, 64, 1, 64, 8},   {2, 65, 2, 64, 8},
+                            {1, 129, 1, 64, 1},  {1, 200, 2, 64, 64}, {2, 70, 3, 8, 4},
+                            {1, 100, 2, 32, 16}, {1, 90, 2, 40, 5},   {1, 77, 1, 96, 8},
+                            {1, 130, 2, 128, 8}, {1, 33, 1, 128, 33}, {1, 40, 1, 64, 1000}};
+    for (const Shape& s : shapes)
+        for (Reg reg : {Reg::tail, Reg::kl}) {
+            // weight 0.5: as large as dout's part, so that neither hides the other
+            const auto qkv = normal_values<Float>((size_t)s.B * s.T * 3 * s.NH * s.hs, 7);
+            check_against_reference<Float>(ctx, qkv, s, reg, 0.5f);
+        }
+}
+
+TEST_CASE_TEMPLATE("without the regularizer, and without tracking", Float, float, bf16) {
+    const Context ctx = make_context();
+    for (int k : {0, 8})
+        check_against_reference<Float>(ctx, normal_values<Float>(100 * 3 * 128, 3), {1, 100, 2, 64, k},
+                                       Reg::tail, 0.0f);
+}
+
+TEST_CASE_TEMPLATE("k beyond the list that a thread keeps: selected by a kernel of its own", Float, float,
+                   bf16) {
+    const Context ctx = make_context();
+    for (int k : {65, 99, 149, 150, 151})
+        check_against_reference<Float>(ctx, normal_values<Float>(2 * 150 * 3 * 64, 4), {2, 150, 1, 64, k},
+                                       Reg::kl, 0.5f);
+}
+
+TEST_CASE("the list and the selection agree on theta, mass and ties, bit for bit where they must") {
+    const Context ctx = make_context();
+    const int T = 200, hs = 64, rows = T;
+    const auto qkv = normal_values<float>(T * 3 * hs, 5);
+    Device<float> d_qkv(qkv), out(T * hs);
+    for (int k : {1, 7, 64}) {
+        Device<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows), tie2(rows);
+        attention_forward<float>(ctx, out, {lse, theta, mass, tie}, d_qkv, 1, T, 1, hs, k);
+        launch_attention(ctx, attention_select_kernel<float>, dim3(T, 1), T * sizeof(float),
+                         AttentionRows{lse, theta2, mass2, tie2}, (const float*)d_qkv, T, 1, hs, k);
+        CHECK(theta.get() == theta2.get());
+        CHECK(tie.get() == tie2.get());
+        CHECK(relative_error(mass.get(), to_double(mass2.get())) < 1e-6);
+    }
+}
+
+// Keys drawn from a few, so that scores repeat exactly; the products of small integers are exact in fp32 and
+// bf16.
+template <class Float>
+std::vector<Float> tied_qkv(int T, int hs, int distinct) {
+    auto qkv = normal_values<Float>((size_t)T * 3 * hs, 11);
+    const auto small = random_ints((size_t)T * hs, 3, 12);
+    for (int t = 0; t < T; t++)
+        for (int d = 0; d < hs; d++) {
+            qkv[(size_t)t * 3 * hs + d] = (Float)(float)(small[t * hs + d] - 1);
+            qkv[(size_t)t * 3 * hs + hs + d] = (Float)(float)(small[(t % distinct) * hs + d] - 1);
+        }
+    return qkv;
+}
+
+TEST_CASE_TEMPLATE("equal scores: tied keys share the places that are left", Float, float, bf16) {
+    const Context ctx = make_context();
+    for (int distinct : {2, 5, 30})
+        for (int k : {1, 3, 8, 64, 70})
+            check_against_reference<Float>(ctx, tied_qkv<Float>(100, 64, distinct), {1, 100, 1, 64, k},
+                                           Reg::kl, 0.5f);
+}
+
+TEST_CASE("all scores of a row equal: M = k / n, and the regularizer pulls nowhere") {
+    const Context ctx = make_context();
+    const auto qkv = tied_qkv<float>(100, 64, 1);
+    for (int k : {1, 3, 64, 70}) {
+        const auto got =
+            run<float>(ctx, qkv, std::vector<float>(100 * 64, 0.0f), {1, 100, 1, 64, k}, Reg::kl, 1.0f);
+        for (int i = k; i < 100; i++)
+            CHECK(got.mass[i] == doctest::Approx((double)k / (i + 1)).epsilon(1e-6));
+        // each key's share of c_i p_ij (k/n - M): zero but for rounding, against terms of about 1/n
+        CHECK(largest_error(got.dqkv, std::vector<double>(got.dqkv.size(), 0.0)) < 1e-5);
+    }
+}
+
+TEST_CASE("huge, tiny and recency-ordered scores") {
+    const Context ctx = make_context();
+    const int T = 140, hs = 64;
+    for (double scale : {1e-12, 1e-3, 6.0, 1e3}) {  // 1e3: one key takes all, the others' exponents underflow
+        auto qkv = normal_values<float>(T * 3 * hs, 21);
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) qkv[t * 3 * hs + d] *= (float)scale;
+        CAPTURE(scale);
+        const auto dout = normal_values<float>(T * hs, 22);
+        const Shape s{1, T, 1, hs, 8};
+        const auto got = run<float>(ctx, qkv, dout, s, Reg::tail, 0.5f);
+        const auto want = ref::attention_forward(to_double(qkv), 1, T, 1, hs, 8, Reg::tail);
+        // a score of size S carries a rounding error of about S 6e-8, and exp turns it into a relative one
+        const double largest = *std::max_element(want.lse.begin(), want.lse.end());
+        const double bound = tolerance<float>() * (1 + largest / 10);
+        CHECK(relative_error(got.out, want.out) < bound);
+        CHECK(relative_error(got.mass, want.mass) < bound);
+        const auto want_d =
+            ref::attention_backward(to_double(dout), to_double(qkv), 1, T, 1, hs, 8, Reg::tail, 0.5);
+        CHECK(relative_error(got.dqkv, want_d) < bound);
+    }
+    // scores that grow (every key is inserted) and fall (no key is, after the first) along the row
+    for (float direction : {1.0f, -1.0f}) {
+        std::vector<float> qkv = normal_values<float>(T * 3 * hs, 23);
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) {
+                qkv[t * 3 * hs + d] = 0.125f;
+                qkv[t * 3 * hs + hs + d] = direction * (float)t / 32.0f;
+            }
+        check_against_reference<float>(ctx, qkv, {1, T, 1, hs, 8}, Reg::tail, 0.5f);
+    }
+}
+
+TEST_CASE("the set that the backward rebuilds is the forward's") {
+    // With dout = 0 and weight 1, ds_ij = -p_ij ([j in S] - M) for `tail`: its sign is the set. Keys are
+    // one-hot over hs, so dq's d-th component is ds of key d alone.
+    const Context ctx = make_context();
+    const int T = 64, hs = 64;
+    for (int trial = 0; trial < 20; trial++) {
+        std::vector<float> qkv = normal_values<float>(T * 3 * hs, 100 + trial);
+        const int kind = trial % 4;
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) {
+                float& q = qkv[t * 3 * hs + d];
+                if (kind == 1) q *= 1e-6f;                                     // near-ties everywhere
+                if (kind == 2) q = std::nextafter(1.0f, q > 0 ? 2.0f : 0.0f);  // neighbouring floats and ties
+                if (kind == 3) q *= 30.0f;
+                qkv[t * 3 * hs + hs + d] = t == d ? 8.0f : 0.0f;  // scores are q's components, exactly
+            }
+        for (int k : {1, 5, 20}) {
+            const std::vector<float> dout(T * hs, 0.0f);
+            const auto got = run<float>(ctx, qkv, dout, {1, T, 1, hs, k}, Reg::tail, 1.0f);
+            int rows_checked = 0;
+            for (int i = k; i < T; i++) {
+                const ref::AttentionRow row = ref::attention_row(to_double(qkv).data(), i, 0, hs, hs, k);
+                if (row.kth == row.next) continue;  // ties are tested above
+                for (int j = 0; j <= i; j++) {
+                    const double ds = (double)got.dqkv[i * 3 * hs + j];
+                    const double expected = -row.p[j] * (row.member[j] - row.mass);
+                    if (std::fabs(expected) > 1e-6) CHECK((ds > 0) == (expected > 0));
+                }
+                rows_checked++;
+            }
+            if (kind != 2) CHECK(rows_checked == T - k);
+        }
+    }
+}
+
+TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
+    const Context ctx = make_context();
+    const int B = 2, T = 75, NH = 2, hs = 64, C = NH * hs, rows = B * NH * T;
+    const auto qkv = normal_values<float>(B * T * 3 * C, 31);
+    Device<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows);
+    for (int k : {1, 8, 80}) {
+        const AttentionRows saved{lse, theta, mass, tie};
+        attention_forward<float>(ctx, out, saved, d_qkv, B, T, NH, hs, k);
+        for (Reg reg : {Reg::tail, Reg::kl}) {
+            Device<float> sums(B * NH * 2), sinks(B * NH * 4);
+            attention_mass_sums(ctx, sums, mass, reg, B, T, NH, k);
+            attention_sink_sums<float>(ctx, sinks, saved, d_qkv, B, T, NH, hs, k);
+            std::vector<double> want(B * NH * 2), want_sinks(B * NH * 4);
+            for (int bh = 0; bh < B * NH; bh++)
+                for (int i = k; i < T; i++) {
+                    const double* base = nullptr;
+                    const auto qkv64 = to_double(qkv);
+                    base = &qkv64[(size_t)(bh / NH) * T * 3 * C];
+                    const auto row = ref::attention_row(base, i, bh % NH, C, hs, k);
+                    want[bh * 2] += row.mass;
+                    want[bh * 2 + 1] += ref::reg_value(reg, row.mass);
+                    want_sinks[bh * 4] += row.p[0];
+                    want_sinks[bh * 4 + 1] += row.p[i];
+                    want_sinks[bh * 4 + 2] += row.mass - row.member[0] * row.p[0];
+                    want_sinks[bh * 4 + 3] += 1 - row.p[0];
+                }
+            CHECK(relative_error(sums.get(), want) < tolerance<float>());
+            CHECK(relative_error(sinks.get(), want_sinks) < tolerance<float>());
+        }
+    }
+}
+
+TEST_CASE("the same input twice gives the same bits") {
+    const Context ctx = make_context();
+    const Shape s{2, 150, 2, 64, 8};
+    const auto qkv = normal_values<bf16>(2 * 150 * 3 * 128, 41),
+               dout = normal_values<bf16>(2 * 150 * 128, 42);
+    const auto a = run<bf16>(ctx, qkv, dout, s, Reg::kl, 0.3f),
+               b = run<bf16>(ctx, qkv, dout, s, Reg::kl, 0.3f);
+    CHECK(memcmp(a.dqkv.data(), b.dqkv.data(), a.dqkv.size() * sizeof(bf16)) == 0);
+    CHECK(a.mass == b.mass);
+}

@@ -1,0 +1,130 @@
+// The command line from one table: parsing, --help and the README's table all read it.
+//
+// Values are checked as they are parsed, and a bad one is a sentence that names the flag, what it takes and
+// what it was given. Numbers must be whole words: "-b 8x" and "-bx 8" are errors, not 8.
+#pragma once
+#include <getopt.h>
+
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "error.h"
+
+struct Flag {
+    char letter;           // 0: only the long name
+    std::string name;      // without the dashes
+    std::string argument;  // what --help calls the value; "" for a switch
+    std::string default_text;
+    std::string help;
+    std::function<void(const std::string&)> set;
+
+    std::string title() const {
+        std::string text = letter ? std::string("-") + letter + ", --" + name : "    --" + name;
+        return argument.empty() ? text : text + " " + argument;
+    }
+};
+
+inline std::string flag_text(const Flag& f) {
+    return f.letter ? std::string("-") + f.letter + " (--" + f.name + ")" : "--" + f.name;
+}
+
+// A whole number from lowest to highest.
+inline int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowest, int64_t highest) {
+    int64_t value = 0;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (text.empty() || stop != end || error != std::errc() || value < lowest || value > highest)
+        fail("%s takes a whole number from %lld to %lld, not '%s'", flag.c_str(), (long long)lowest,
+             (long long)highest, text.c_str());
+    return value;
+}
+
+// A finite number from lowest to highest.
+inline float parse_float(const std::string& flag, const std::string& text, double lowest, double highest) {
+    double value = 0.0;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (text.empty() || stop != end || error != std::errc() || !(value >= lowest && value <= highest))
+        fail("%s takes a number from %g to %g, not '%s'", flag.c_str(), lowest, highest, text.c_str());
+    return static_cast<float>(value);
+}
+
+// One of a few words; returns its index.
+inline int parse_choice(const std::string& flag, const std::string& text,
+                        const std::vector<std::string>& choices) {
+    std::string all;
+    for (size_t i = 0; i < choices.size(); i++) {
+        if (text == choices[i]) return static_cast<int>(i);
+        all += (i == 0 ? "" : i + 1 == choices.size() ? " or " : ", ") + choices[i];
+    }
+    fail("%s takes %s, not '%s'", flag.c_str(), all.c_str(), text.c_str());
+}
+
+// Sets everything that argv names, in order. Throws Error on anything that is not in the table.
+inline void parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
+    std::string letters = ":";
+    std::vector<option> options;
+    for (const Flag& f : flags) {
+        if (f.letter) letters += std::string(1, f.letter) + (f.argument.empty() ? "" : ":");
+        options.push_back({f.name.c_str(), f.argument.empty() ? no_argument : required_argument, nullptr, 0});
+    }
+    options.push_back({nullptr, 0, nullptr, 0});
+    opterr = 0;
+    optind = 0;  // so that tests can parse more than once
+    for (;;) {
+        const int word = optind ? optind : 1;
+        int index = -1;
+        const int letter = getopt_long(argc, argv, letters.c_str(), options.data(), &index);
+        if (letter == -1) break;
+        const std::string given = word < argc ? argv[word] : "";
+        if (letter == ':') fail("%s needs a value: see --help", given.c_str());
+        if (letter == '?')
+            fail("there is no flag %s, or its short form is ambiguous: see --help", given.c_str());
+        for (size_t i = 0; i < flags.size(); i++)
+            if (letter ? flags[i].letter == letter : static_cast<int>(i) == index)
+                flags[i].set(optarg ? optarg : "");
+    }
+    if (optind < argc) fail("'%s' belongs to no flag: see --help", argv[optind]);
+}
+
+// Lines of at most 100 columns, the second column aligned.
+inline std::string flags_help(const std::vector<Flag>& flags) {
+    const size_t column = 34, width = 100;
+    std::string text;
+    for (const Flag& f : flags) {
+        std::string line = "  " + f.title();
+        line += line.size() + 1 < column ? std::string(column - line.size(), ' ')
+                                         : "\n" + std::string(column, ' ');
+        size_t used = column;
+        std::string words = f.help + (f.default_text.empty() ? "" : " [" + f.default_text + "]");
+        for (size_t at = 0; at < words.size();) {
+            const size_t end = std::min(words.find(' ', at), words.size());
+            if (used + end - at > width) {
+                line += "\n" + std::string(column, ' ');
+                used = column;
+            }
+            line += words.substr(at, end - at) + " ";
+            used += end - at + 1;
+            at = end + 1;
+        }
+        while (line.back() == ' ') line.pop_back();
+        text += line + "\n";
+    }
+    return text;
+}
+
+// The same table in Markdown, as it stands in the README.
+inline std::string flags_markdown(const std::vector<Flag>& flags) {
+    std::string text = "| flag | default | meaning |\n|---|---|---|\n";
+    for (const Flag& f : flags) {
+        std::string title = f.title();
+        title.erase(0, title.find_first_not_of(' '));
+        for (size_t at = 0; (at = title.find('|', at)) != std::string::npos; at += 2) title.insert(at, "\\");
+        text += "| `" + title + "` | " + f.default_text + " | " + f.help + " |\n";
+    }
+    return text;
+}

@@ -1,0 +1,1279 @@
+// Trains GPT-2 with the attention top-k regularizer. This file holds the model and its training loop, read
+// from top to bottom: configuration, parameters, activations, forward, backward, update, then validation,
+// sampling, checkpoints and the loop itself. Each layer's formula and kernels are in its header under llmc/.
+//
+// Shapes: B micro-batch rows, T positions, C channels, NH heads, hs = C / NH, L layers, V vocabulary, Vp the
+// vocabulary padded to a multiple of 128. Float is bf16 or float: weights, activations and their gradients;
+// weight gradients, AdamW's moments and the master weights are always float.
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llmc/adamw.cuh"
+#include "llmc/attention.cuh"
+#include "llmc/checkpoint.h"
+#include "llmc/classifier.cuh"
+#include "llmc/context.h"
+#include "llmc/dataloader.h"
+#include "llmc/encoder.cuh"
+#include "llmc/flags.h"
+#include "llmc/gelu.cuh"
+#include "llmc/grad_norm.cuh"
+#include "llmc/layernorm.cuh"
+#include "llmc/matmul.cuh"
+#include "llmc/metrics.h"
+#include "llmc/params.h"
+#include "llmc/residual.cuh"
+#include "llmc/sampler.h"
+#include "llmc/schedule.h"
+#include "llmc/tokenizer.h"
+#include "llmc/topk.h"
+
+#ifndef GIT_COMMIT
+#define GIT_COMMIT "unknown"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// configuration
+
+enum class Precision { automatic, bf16, fp32 };
+enum class Device { automatic, cpu, cuda };
+
+// What the flags set. A value of -1 (or an empty text) is filled in by resolve_defaults(), which knows the
+// device, the model and the data.
+struct TrainConfig {
+    float lambda = 0.1f;
+    int topk = 8;
+    Reg reg = Reg::tail;
+    std::string lambda_warmup = "70%";
+    std::string lambda_layers = "1";
+
+    std::string from;  // -e
+    std::string train_data, val_data;
+    std::string out;
+    int64_t checkpoint_every = 500;
+    bool resume = false;
+
+    int B = -1, T = -1;
+    int64_t tokens_per_update = -1, updates = -1;
+    float lr = -1;
+    Schedule schedule = Schedule::cosine;
+    std::string warmup = "5%";
+    float final_lr = 0.1f, weight_decay = 0.1f, clip = 1.0f;
+
+    int64_t validate_every = 250, val_batches = 20, sample_every = 500, sample_tokens = 160;
+    bool overfit = false;
+    int recompute = 0;
+    uint64_t seed = 1337;
+    Device device = Device::automatic;
+    Precision precision = Precision::automatic;
+    std::string debug_state;
+
+    // filled in by resolve_defaults()
+    int64_t warmup_updates = 0, lambda_warmup_updates = 0;
+    std::vector<float> layer_lambda;  // each layer's factor on lambda
+};
+
+// The one table of flags.
+std::vector<Flag> train_flags(TrainConfig& c) {
+    const std::string llmc_l = "-l (--lambda)", llmc_k = "-k (--topk)";
+    return {
+        {'l', "lambda", "X", "0.1", "weight of the attention top-k regularizer; 0 is plain GPT-2",
+         [&c, llmc_l](auto& v) { c.lambda = parse_float(llmc_l, v, 0, 1e6); }},
+        {'k', "topk", "K", "8",
+         "keys that each attention row should put its mass on; 0 (with -l 0): do not even measure",
+         [&c, llmc_k](auto& v) {
+             for (const char* word : {"cosine", "linear", "constant", "wsd"})
+                 if (v == word)
+                     fail(
+                         "-k takes the number of keys, not '%s': the learning-rate schedule, which is -k in llm.c, is --schedule here",
+                         word);
+             c.topk = (int)parse_int(llmc_k, v, 0, 65536);
+         }},
+        {0, "reg", "tail|kl", "tail",
+         "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass",
+         [&c](auto& v) {
+             c.reg = (Reg)parse_choice("--reg", v, {"tail", "kl"});
+         }},
+        {0, "lambda-warmup", "N|P%", c.lambda_warmup,
+         "updates, or share of the run, over which lambda rises linearly from 0",
+         [&c](auto& v) { parse_updates("--lambda-warmup", c.lambda_warmup = v, 1); }},
+        {0, "lambda-layers", "X[,X...]", c.lambda_layers,
+         "factor on lambda for all layers, or one for each (0,1,1,1 leaves layer 0 alone)",
+         [&c](auto& v) { c.lambda_layers = v; }},
+        {'i', "train-data", "GLOB", "what make prepared", "token shards to train on",
+         [&c](auto& v) { c.train_data = v; }},
+        {'j', "val-data", "GLOB", "what make prepared", "token shards to validate on",
+         [&c](auto& v) { c.val_data = v; }},
+        {'e', "from", "WHAT", "tiny on a CPU, GPT-2 124M on a GPU",
+         "start from scratch (tiny, d6 ... d48: the depth) or from weights (a checkpoint, run or Hugging Face folder, or a .safetensors file)",
+         [&c](auto& v) { c.from = v; }},
+        {'o', "out", "DIR", "log/run1, log/run2, ...", "run folder: metrics.jsonl and checkpoints",
+         [&c](auto& v) { c.out = v; }},
+        {'n', "checkpoint-every", "N", std::to_string(c.checkpoint_every),
+         "updates between checkpoints, one more at the end; 0 = never",
+         [&c](auto& v) { c.checkpoint_every = parse_int("-n (--checkpoint-every)", v, 0, INT64_MAX); }},
+        {'y', "resume", "", "",
+         "go on from the latest checkpoint in the run folder (-o, or the newest in log/)",
+         [&c](auto&) { c.resume = true; }},
+        {'b', "batch", "N", "12 on a CPU, what fits (up to 64) on a GPU",
+         "micro-batch: rows of a forward and backward pass",
+         [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
+        {'t', "context", "N", "128 for tiny, else 1024", "context length T in tokens",
+         [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 1, 65536); }},
+        {'d', "tokens-per-update", "N", "one micro-batch on a CPU, 65536 on a GPU",
+         "tokens of an update, a multiple of batch times context; more than one micro-batch accumulates gradients",
+         [&c](auto& v) {
+             c.tokens_per_update = parse_int("-d (--tokens-per-update)", v, 1, int64_t{1} << 32);
+         }},
+        {'x', "updates", "N", "1200 on a CPU, 500 on a GPU", "updates of the whole run",
+         [&c](auto& v) { c.updates = parse_int("-x (--updates)", v, 1, int64_t{1} << 40); }},
+        {0, "lr", "X", "2e-3 for tiny, 6e-4 from scratch, 5e-5 from weights", "peak learning rate",
+         [&c](auto& v) { c.lr = parse_float("--lr", v, 0, 100); }},
+        {0, "schedule", "NAME", "cosine",
+         "cosine, linear, constant or wsd (stable, then down over the last fifth)",
+         [&c](auto& v) {
+             c.schedule = (Schedule)parse_choice("--schedule", v, {"cosine", "linear", "constant", "wsd"});
+         }},
+        {'u', "warmup", "N|P%", c.warmup, "updates, or share of the run, over which the learning rate rises",
+         [&c](auto& v) { parse_updates("-u (--warmup)", c.warmup = v, 1); }},
+        {'q', "final-lr", "X", "0.1", "learning rate at the end, as a fraction of the peak",
+         [&c](auto& v) { c.final_lr = parse_float("-q (--final-lr)", v, 0, 1); }},
+        {'c', "weight-decay", "X", "0.1", "AdamW's weight decay, on matrices only",
+         [&c](auto& v) { c.weight_decay = parse_float("-c (--weight-decay)", v, 0, 100); }},
+        {0, "clip", "X", "1", "largest global gradient norm; 0 = no clipping",
+         [&c](auto& v) { c.clip = parse_float("--clip", v, 0, 1e30); }},
+        {'v', "validate-every", "N", std::to_string(c.validate_every),
+         "updates between validations, also before the first and after the last; 0 = never",
+         [&c](auto& v) { c.validate_every = parse_int("-v (--validate-every)", v, 0, INT64_MAX); }},
+        {'m', "val-batches", "N", std::to_string(c.val_batches), "micro-batches of a validation",
+         [&c](auto& v) { c.val_batches = parse_int("-m (--val-batches)", v, 1, INT64_MAX); }},
+        {'s', "sample-every", "N", std::to_string(c.sample_every),
+         "updates between samples, one more at the end; 0 = never",
+         [&c](auto& v) { c.sample_every = parse_int("-s (--sample-every)", v, 0, INT64_MAX); }},
+        {'g', "sample-tokens", "N", std::to_string(c.sample_tokens), "tokens of a sample",
+         [&c](auto& v) { c.sample_tokens = parse_int("-g (--sample-tokens)", v, 1, 1 << 20); }},
+        {'a', "overfit", "", "", "train on the first batch alone: the loss must go to nearly zero",
+         [&c](auto&) { c.overfit = true; }},
+        {'r', "recompute", "0|1|2", "0",
+         "activations made again in the backward to save memory: 1 layernorms and GELU, 2 whole layers",
+         [&c](auto& v) { c.recompute = (int)parse_int("-r (--recompute)", v, 0, 2); }},
+        {0, "seed", "N", "1337", "for initialization, data order and samples",
+         [&c](auto& v) { c.seed = (uint64_t)parse_int("--seed", v, 0, INT64_MAX); }},
+        {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
+         [&c](auto& v) {
+             c.device = (Device)parse_choice("--device", v, {"auto", "cpu", "cuda"});
+         }},
+        {0, "precision", "auto|bf16|fp32", "auto",
+         "auto is bf16 on a GPU (sums, moments and master weights in fp32), fp32 on a CPU",
+         [&c](auto& v) {
+             c.precision = (Precision)parse_choice("--precision", v, {"auto", "bf16", "fp32"});
+         }},
+        {0, "debug-state", "FILE", "",
+         "write the first micro-step's tensors and gradients as safetensors, then exit",
+         [&c](auto& v) { c.debug_state = v; }},
+        {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
+         [&c](auto&) {
+             fputs(
+                 "Trains GPT-2 with the attention top-k regularizer.\n\n    ./train_gpt2cu -l 0.1 -k 8        lambda 0.1, k = 8\n\n",
+                 stdout);
+             TrainConfig defaults;
+             fputs(flags_help(train_flags(defaults)).c_str(), stdout);
+             exit(0);
+         }},
+    };
+}
+
+// The folder of this program: data/ and the CPU program are beside it, wherever it is called from.
+std::string program_folder() {
+    std::error_code error;
+    const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+    return error ? "." : self.parent_path().string();
+}
+
+// What -e names when it is not a file: "tiny", or "dN" for a depth of N. False if it is neither.
+// Between GPT-2's own depths (12, 24, 36, 48) and d6, the number of heads of 64 channels is interpolated.
+bool preset_config(const std::string& name, GPT2Config& config) {
+    if (name == "tiny") {
+        config = {.max_seq_len = 128, .num_layers = 4, .num_heads = 2, .channels = 128};
+        return true;
+    }
+    if (name.size() < 2 || name.size() > 3 || name[0] != 'd' ||
+        name.find_first_not_of("0123456789", 1) != name.npos)
+        return false;
+    const int depth = std::stoi(name.substr(1));
+    if (depth < 6 || depth > 48) fail("-e (--from) takes depths from d6 to d48, not '%s'", name.c_str());
+    constexpr int known[][2] = {{6, 6}, {12, 12}, {24, 16}, {36, 20}, {48, 25}};  // depth, heads
+    int i = 0;
+    while (known[i + 1][0] < depth) i++;
+    const auto [d0, h0] = known[i];
+    const auto [d1, h1] = known[i + 1];
+    config.num_layers = depth;
+    config.num_heads = h0 + ((h1 - h0) * (depth - d0) + (d1 - d0) / 2) / (d1 - d0);
+    config.channels = 64 * config.num_heads;
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// parameters
+
+template <class T>
+struct LayerParams {
+    T *ln1_w, *ln1_b;          // [C]
+    T *qkv_w, *qkv_b;          // [3C,C], [3C]
+    T *attproj_w, *attproj_b;  // [C,C], [C]
+    T *ln2_w, *ln2_b;          // [C]
+    T *fc_w, *fc_b;            // [4C,C], [4C]
+    T *fcproj_w, *fcproj_b;    // [C,4C], [C]
+};
+template <class T>
+struct Params {
+    T *wte, *wpe;  // [Vp,C], [maxT,C]
+    std::vector<LayerParams<T>> layers;
+    T *lnf_w, *lnf_b;  // [C]
+};
+
+// Pointers into one array that is laid out by the table in llmc/params.h. The table's order is this order.
+template <class T>
+Params<T> point_to_params(T* base, const GPT2Config& config) {
+    const std::vector<ParamTensor> table = gpt2_params(config);
+    size_t i = 0;
+    auto next = [&] { return base + table[i++].offset; };
+    Params<T> p;
+    p.wte = next();
+    p.wpe = next();
+    p.layers.resize(config.num_layers);
+    for (LayerParams<T>& l : p.layers)
+        for (T** tensor : {&l.ln1_w, &l.ln1_b, &l.qkv_w, &l.qkv_b, &l.attproj_w, &l.attproj_b, &l.ln2_w,
+                           &l.ln2_b, &l.fc_w, &l.fc_b, &l.fcproj_w, &l.fcproj_b})
+            *tensor = next();
+    p.lnf_w = next();
+    p.lnf_b = next();
+    assert(i == table.size());
+    return p;
+}
+
+// GPT-2's initialization, on the host, by the table. The same seed gives the same model on every machine.
+std::vector<float> init_params(const GPT2Config& config, uint64_t seed) {
+    std::vector<float> params(num_parameters(config), 0.0f);
+    const std::vector<ParamTensor> table = gpt2_params(config);
+    const double residual_std = 0.02 / sqrt(2.0 * config.num_layers);
+    for (size_t t = 0; t < table.size(); t++) {
+        const ParamTensor& p = table[t];
+        float* out = params.data() + p.offset;
+        if (p.init == Init::ones) std::fill(out, out + p.size(), 1.0f);
+        if (p.init != Init::normal && p.init != Init::residual) continue;
+        const double std = p.init == Init::residual ? residual_std : 0.02;
+#pragma omp parallel for
+        for (int64_t i = 0; i < (int64_t)p.size_on_disk(); i++)  // the vocabulary's padding stays zero
+            out[i] = (float)(std * random_normal(seed, t, (uint64_t)i));
+    }
+    return params;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// activations
+
+// Hands out pieces of one allocation. Everything is laid out twice: first without memory, to learn the size.
+struct Arena {
+    char* base = nullptr;
+    size_t used = 0;
+
+    template <class T>
+    T* take(size_t n) {
+        used = ceil_div(used, size_t{256}) * 256;
+        T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += n * sizeof(T);
+        return piece;
+    }
+};
+
+// What a layer's forward leaves for its backward. With -r 1 the pieces marked [1] are shared by all layers
+// and made again in the backward; with -r 2 all are but the layer's output and the attention rows.
+template <class Float>
+struct LayerActs {
+    Float* ln1;                  // [B,T,C] [1]
+    float *ln1_mean, *ln1_rstd;  // [B,T]
+    Float* qkv;                  // [B,T,3C]
+    Float* att;                  // [B,T,C]
+    AttentionRows rows;          // [B,NH,T] each
+    Float* residual_mid;         // [B,T,C] residual stream after attention
+    Float* ln2;                  // [B,T,C] [1]
+    float *ln2_mean, *ln2_rstd;  // [B,T]
+    Float* fch;                  // [B,T,4C] before GELU
+    Float* fch_gelu;             // [B,T,4C] [1]
+    Float* residual;             // [B,T,C] residual stream after the layer
+};
+
+template <class Float>
+struct Acts {
+    int *inputs, *targets;                            // [B,T]
+    int *bucket_order, *bucket_token, *bucket_begin;  // TokenBuckets: [B*T], [min(B*T,V)], that + 1
+    Float* encoded;                                   // [B,T,C]
+    std::vector<LayerActs<Float>> layers;
+    Float* lnf;                  // [B,T,C]
+    float *lnf_mean, *lnf_rstd;  // [B,T]
+    Float* logits;               // [B,T,Vp], then their gradient
+    float* losses;               // [B,T]
+    float* mass_sums;            // [L,B*NH,2]
+    float* sink_sums;            // [L,B*NH,4]
+    Float* branch;               // [B,T,C] what attention or MLP adds to the residual stream
+    // gradients
+    Float* dresidual;  // [B,T,C]
+    Float* dbranch;    // [B,T,C] of a layernorm's or the attention's output
+    Float* dqkv;       // [B,T,3C]
+    Float* dfch;       // [B,T,4C]
+    float* scratch;    // column sums, attention's row gradients
+    double* norm;
+};
+
+template <class Float>
+Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& config, int B, int T,
+                         int recompute) {
+    const size_t BT = (size_t)B * T, C = config.channels, rows = BT * config.num_heads;
+    const size_t BNH = (size_t)B * config.num_heads, L = config.num_layers;
+    Acts<Float> a;
+    a.inputs = arena.take<int>(BT);
+    a.targets = arena.take<int>(BT);
+    a.bucket_order = arena.take<int>(BT);
+    a.bucket_token = arena.take<int>(BT);
+    a.bucket_begin = arena.take<int>(BT + 1);
+    a.encoded = arena.take<Float>(BT * C);
+    a.layers.resize(L);
+    for (size_t l = 0; l < L; l++) {
+        LayerActs<Float>& y = a.layers[l];
+        if (l > 0) y = a.layers[0];
+        if (l == 0 || recompute < 1) {
+            y.ln1 = arena.take<Float>(BT * C);
+            y.ln2 = arena.take<Float>(BT * C);
+            y.fch_gelu = arena.take<Float>(BT * 4 * C);
+        }
+        if (l == 0 || recompute < 2) {
+            y.ln1_mean = arena.take<float>(BT);
+            y.ln1_rstd = arena.take<float>(BT);
+            y.qkv = arena.take<Float>(BT * 3 * C);
+            y.att = arena.take<Float>(BT * C);
+            y.residual_mid = arena.take<Float>(BT * C);
+            y.ln2_mean = arena.take<float>(BT);
+            y.ln2_rstd = arena.take<float>(BT);
+            y.fch = arena.take<Float>(BT * 4 * C);
+        }
+        y.rows = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows),
+                  arena.take<float>(rows)};
+        y.residual = arena.take<Float>(BT * C);
+    }
+    a.lnf = arena.take<Float>(BT * C);
+    a.lnf_mean = arena.take<float>(BT);
+    a.lnf_rstd = arena.take<float>(BT);
+    a.logits = arena.take<Float>(BT * config.padded_vocab_size);
+    a.losses = arena.take<float>(BT);
+    a.mass_sums = arena.take<float>(L * BNH * 2);
+    a.sink_sums = arena.take<float>(L * BNH * 4);
+    a.branch = arena.take<Float>(BT * C);
+    a.dresidual = arena.take<Float>(BT * C);
+    a.dbranch = arena.take<Float>(BT * C);
+    a.dqkv = arena.take<Float>(BT * 3 * C);
+    a.dfch = arena.take<Float>(BT * 4 * C);
+    a.scratch = arena.take<float>(
+        std::max(column_sum_scratch(ctx, 4 * C), std::max(2 * rows, (size_t)kGradNormBlocks)));
+    a.norm = arena.take<double>(1);
+    return a;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// the model
+
+template <class Float>
+struct GPT2 {
+    GPT2Config config;
+    int B = 0, T = 0;  // what the activations have room for
+    int recompute = 0;
+    size_t num_params = 0;
+    void* memory = nullptr;  // everything below lies in this one allocation
+    Params<Float> params = {};
+    Params<float> grads = {};
+    Float* params_base = nullptr;                             // [num_params]
+    float* master = nullptr;                                  // [num_params]; in fp32 params_base itself
+    float *grads_base = nullptr, *m = nullptr, *v = nullptr;  // [num_params]
+    Acts<Float> acts = {};
+};
+
+template <class Float>
+void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
+    model.num_params = num_parameters(model.config);
+    model.params_base = arena.take<Float>(model.num_params);
+    if constexpr (sizeof(Float) == 4)
+        model.master = model.params_base;
+    else
+        model.master = arena.take<float>(model.num_params);
+    model.grads_base = arena.take<float>(model.num_params);
+    model.m = arena.take<float>(model.num_params);
+    model.v = arena.take<float>(model.num_params);
+    model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute);
+}
+
+// Bytes that a model and its training take.
+template <class Float>
+size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute) {
+    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute};
+    Arena arena;
+    lay_out_model(model, arena, ctx);
+    return arena.used;
+}
+
+template <class T>
+void to_device(T* device, const T* host, size_t n) {
+    CUDA_CHECK(cudaMemcpy(device, host, n * sizeof(T), cudaMemcpyHostToDevice));
+}
+template <class T>
+std::vector<T> to_host(const Context& ctx, const T* device, size_t n) {
+    std::vector<T> host(n);
+    CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    CUDA_CHECK(cudaMemcpy(host.data(), device, n * sizeof(T), cudaMemcpyDeviceToHost));
+    return host;
+}
+
+// Master weights, and in bf16 their rounded copy.
+template <class Float>
+void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
+    assert(host.size() == model.num_params);
+    to_device(model.master, host.data(), host.size());
+    if constexpr (sizeof(Float) == 2) {
+        const std::vector<Float> rounded(host.begin(), host.end());
+        to_device(model.params_base, rounded.data(), rounded.size());
+    }
+}
+
+template <class Float>
+GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
+                         const std::vector<float>& host_params) {
+    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute};
+    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute);
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    if (bytes > free_bytes || cudaMalloc(&model.memory, bytes) != cudaSuccess)
+        fail("this run needs %s, and %s has %s free: lower -b (%d) or -t (%d), or raise -r (%d)",
+             pretty_bytes((double)bytes).c_str(), ctx.device_name.c_str(),
+             pretty_bytes((double)free_bytes).c_str(), B, T, recompute);
+    Arena arena{.base = static_cast<char*>(model.memory), .used = 0};
+    lay_out_model(model, arena, ctx);
+    model.params = point_to_params(model.params_base, config);
+    model.grads = point_to_params(model.grads_base, config);
+    upload_params(model, host_params);
+    CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
+    CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
+    CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
+    return model;
+}
+
+template <class Float>
+void free_model(GPT2<Float>& model) {
+    CUDA_CHECK(cudaFree(model.memory));
+    model.memory = nullptr;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// forward
+
+// One layer: residual stream in, residual stream out. topk > 0 also finds each row's threshold and mass.
+//   mid = inp + attproj(attention(qkv(ln1(inp))))          out = mid + fcproj(gelu(fc(ln2(mid))))
+template <class Float>
+void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
+                   int topk) {
+    const LayerParams<Float>& p = model.params.layers[l];
+    const LayerActs<Float>& a = model.acts.layers[l];
+    Float* branch = model.acts.branch;
+    const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
+
+    layernorm_forward<Float>(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, nullptr, nullptr, inp, p.ln1_w, p.ln1_b, BT,
+                             C);
+    matmul_forward(ctx, a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
+    attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, hs, topk);
+    matmul_forward(ctx, branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
+    layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, branch, p.ln2_w,
+                             p.ln2_b, BT, C);
+    matmul_forward(ctx, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
+    gelu_forward(ctx, a.fch_gelu, a.fch, (size_t)BT * 4 * C);
+    matmul_forward(ctx, branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
+    add_forward(ctx, a.residual, a.residual_mid, branch, (size_t)BT * C);
+}
+
+// The residual stream that layer l reads: [B,T,C].
+template <class Float>
+const Float* layer_input(const GPT2<Float>& model, int l) {
+    return l == 0 ? model.acts.encoded : model.acts.layers[l - 1].residual;
+}
+
+// Everything up to the last layernorm, acts.lnf [B,T,C], of the tokens in acts.inputs [B,T]. topk > 0
+// measures each layer's mass; sinks also measures where it lies.
+template <class Float>
+void forward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk, Reg reg,
+             bool sinks = false) {
+    const Acts<Float>& a = model.acts;
+    const int C = model.config.channels, NH = model.config.num_heads, L = model.config.num_layers;
+    encoder_forward(ctx, a.encoded, a.inputs, model.params.wte, model.params.wpe, B, T, C);
+    for (int l = 0; l < L; l++) {
+        layer_forward(ctx, model, l, layer_input(model, l), B, T, topk);
+        const LayerActs<Float>& y = a.layers[l];
+        if (topk > 0)
+            attention_mass_sums(ctx, a.mass_sums + (size_t)l * B * NH * 2, y.rows.mass, reg, B, T, NH, topk);
+        if (topk > 0 && sinks)
+            attention_sink_sums(ctx, a.sink_sums + (size_t)l * B * NH * 4, y.rows, y.qkv, B, T, NH, C / NH,
+                                topk);
+    }
+    layernorm_forward<Float>(ctx, a.lnf, a.lnf_mean, a.lnf_rstd, nullptr, nullptr, a.layers[L - 1].residual,
+                             model.params.lnf_w, model.params.lnf_b, B * T, C);
+}
+
+// Logits of `rows` rows of acts.lnf, from `first` on, into acts.logits.
+template <class Float>
+void logits_forward(const Context& ctx, const GPT2<Float>& model, int first, int rows) {
+    const int C = model.config.channels;
+    matmul_forward<Float>(ctx, model.acts.logits, model.acts.lnf + (size_t)first * C, model.params.wte,
+                          nullptr, rows, C, model.config.padded_vocab_size);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// backward
+
+// dresidual holds the gradient of the layer's output and leaves with that of its input; the layer's parameter
+// gradients are added to. reg_weight: lambda / N of this layer.
+template <class Float>
+void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
+                    int topk, Reg reg, float reg_weight) {
+    const LayerParams<Float>& p = model.params.layers[l];
+    const LayerParams<float>& g = model.grads.layers[l];
+    const LayerActs<Float>& a = model.acts.layers[l];
+    const Acts<Float>& s = model.acts;
+    const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
+
+    if (model.recompute == 2) {
+        layer_forward(ctx, model, l, inp, B, T, topk);
+    } else if (model.recompute == 1) {
+        layernorm_forward<Float>(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, nullptr, nullptr, inp, p.ln1_w, p.ln1_b,
+                                 BT, C);
+        layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, nullptr, nullptr, a.residual_mid,
+                                 p.ln2_w, p.ln2_b, BT, C);
+        gelu_forward(ctx, a.fch_gelu, a.fch, (size_t)BT * 4 * C);
+    }
+
+    // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
+    // MLP
+    matmul_backward(ctx, s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual, a.fch_gelu, p.fcproj_w, BT,
+                    4 * C, C);
+    gelu_backward(ctx, s.dfch, s.dfch, a.fch, (size_t)BT * 4 * C);
+    matmul_backward(ctx, s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C, 4 * C);
+    layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, s.scratch, s.dbranch, a.residual_mid, p.ln2_w,
+                       a.ln2_mean, a.ln2_rstd, BT, C);
+    // mid = inp + attproj(attention(qkv(ln1(inp))))
+    matmul_backward(ctx, s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual, a.att, p.attproj_w, BT,
+                    C, C);
+    attention_backward(ctx, s.dqkv, s.scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight, B, T, NH, hs,
+                       topk);
+    matmul_backward(ctx, s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w, BT, C, 3 * C);
+    layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, s.scratch, s.dbranch, inp, p.ln1_w, a.ln1_mean,
+                       a.ln1_rstd, BT, C);
+}
+
+// From acts.logits, which hold their gradient, to every parameter's gradient, which is added to.
+template <class Float>
+void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int num_buckets, int topk, Reg reg,
+              const std::vector<float>& reg_weight) {
+    const Acts<Float>& a = model.acts;
+    const int C = model.config.channels, L = model.config.num_layers, BT = B * T;
+    matmul_backward<Float>(ctx, a.dbranch, model.grads.wte, nullptr, nullptr, a.logits, a.lnf,
+                           model.params.wte, BT, C, model.config.padded_vocab_size);
+    CUDA_CHECK(cudaMemsetAsync(a.dresidual, 0, (size_t)BT * C * sizeof(Float), ctx.stream));
+    layernorm_backward(ctx, a.dresidual, model.grads.lnf_w, model.grads.lnf_b, a.scratch, a.dbranch,
+                       a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean, a.lnf_rstd, BT, C);
+    for (int l = L - 1; l >= 0; l--)
+        layer_backward(ctx, model, l, layer_input(model, l), B, T, topk, reg, reg_weight[l]);
+    encoder_backward(ctx, model.grads.wte, model.grads.wpe, a.dresidual, a.bucket_order, a.bucket_token,
+                     a.bucket_begin, num_buckets, B, T, C);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// loss
+
+// What one or more micro-steps measured, as means over them.
+struct LossStats {
+    double ce = 0;             // cross-entropy a token, nats
+    double reg = 0, mass = 0;  // R without lambda; top-k mass: NaN where they were not measured
+};
+
+// Sums of acts.mass_sums over heads and batch rows: R (with the layers' factors) and the mean mass. Where no
+// row is long enough to be regularized, R is 0 and the mass 1.
+template <class Float>
+void add_mass_stats(const Context& ctx, const GPT2<Float>& model, int B, int T, const TrainConfig& c,
+                    double share, LossStats& stats) {
+    const int L = model.config.num_layers, BNH = B * model.config.num_heads;
+    const double rows = (double)regularized_rows(B, T, model.config.num_heads, c.topk) * L;
+    if (rows == 0) {
+        stats.mass += share;
+        return;
+    }
+    const std::vector<float> sums = to_host(ctx, model.acts.mass_sums, (size_t)L * BNH * 2);
+    for (int l = 0; l < L; l++)
+        for (int bh = 0; bh < BNH; bh++) {
+            stats.mass += share * sums[((size_t)l * BNH + bh) * 2] / rows;
+            stats.reg += share * c.layer_lambda[l] * sums[((size_t)l * BNH + bh) * 2 + 1] / rows;
+        }
+}
+
+template <class Float>
+double mean_loss(const Context& ctx, const GPT2<Float>& model, int rows) {
+    double sum = 0.0;
+    for (float loss : to_host(ctx, model.acts.losses, rows)) sum += loss;
+    return sum / rows;
+}
+
+// Puts a batch on the device: x, y [B,T].
+template <class Float>
+int upload_batch(const GPT2<Float>& model, const int* x, const int* y, int BT) {
+    to_device(model.acts.inputs, x, BT);
+    to_device(model.acts.targets, y, BT);
+    const TokenBuckets buckets = bucket_tokens(x, BT, model.config.vocab_size);
+    to_device(model.acts.bucket_order, buckets.order.data(), buckets.order.size());
+    to_device(model.acts.bucket_token, buckets.token.data(), buckets.token.size());
+    to_device(model.acts.bucket_begin, buckets.begin.data(), buckets.begin.size());
+    return (int)buckets.token.size();
+}
+
+// lambda / N of each layer, N being all the rows that R averages.
+std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, int B, int T, float lambda,
+                               float share) {
+    const int64_t rows = regularized_rows(B, T, config.num_heads, c.topk) * config.num_layers;
+    std::vector<float> weights(config.num_layers, 0.0f);
+    if (rows > 0 && c.topk > 0)
+        for (int l = 0; l < config.num_layers; l++)
+            weights[l] = share * lambda * c.layer_lambda[l] / (float)rows;
+    return weights;
+}
+
+// One micro-step: forward, loss, backward of x, y [B,T]. Its gradient is added to, times `share` (1 / the
+// number of micro-steps of an update), and what it measured is added to stats.
+template <class Float>
+void micro_step(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y,
+                const TrainConfig& c, float lambda, float share, bool measure, LossStats& stats) {
+    const int B = c.B, T = c.T, BT = B * T, topk = measure || lambda > 0 ? c.topk : 0;
+    const int num_buckets = upload_batch(model, x, y, BT);
+    forward(ctx, model, B, T, topk, c.reg);
+    logits_forward(ctx, model, 0, BT);
+    classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, share / (float)BT, BT,
+               model.config.vocab_size, model.config.padded_vocab_size, true);
+    backward(ctx, model, B, T, num_buckets, topk, c.reg, reg_weights(c, model.config, B, T, lambda, share));
+    stats.ce += share * mean_loss(ctx, model, BT);
+    if (measure) add_mass_stats(ctx, model, B, T, c, share, stats);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// update
+
+// The name of the first parameter whose gradient is not finite.
+template <class Float>
+std::string first_bad_gradient(const Context& ctx, const GPT2<Float>& model) {
+    const std::vector<float> grads = to_host(ctx, model.grads_base, model.num_params);
+    for (const ParamTensor& p : gpt2_params(model.config))
+        for (size_t i = 0; i < p.size(); i++)
+            if (!std::isfinite(grads[p.offset + i])) return "grad." + p.name;
+    return "the gradient norm, which overflows";
+}
+
+// Clips the gradient to norm c.clip and takes AdamW's step number t (from 1). Returns the norm before
+// clipping. Nothing is changed when the gradient is not finite: the weights stay those of the last good
+// update.
+template <class Float>
+float update(const Context& ctx, GPT2<Float>& model, const TrainConfig& c, float lr, int64_t t) {
+    grad_norm(ctx, model.acts.norm, model.acts.scratch, model.grads_base, model.num_params);
+    const double norm = to_host(ctx, model.acts.norm, 1)[0];
+    if (!std::isfinite(norm))
+        fail(
+            "update %lld: %s is not finite; training stops, the last checkpoint stays good (lower --lr or -l?)",
+            (long long)t, first_bad_gradient(ctx, model).c_str());
+    AdamW a{.lr = lr,
+            .beta1 = 0.9f,
+            .beta2 = 0.95f,
+            .eps = 1e-8f,
+            .decay = 0.0f,
+            .grad_scale = 1.0f,
+            .correction1 = 1.0f,
+            .correction2 = 1.0f};
+    if (c.clip > 0 && norm > c.clip) a.grad_scale = (float)(c.clip / norm);
+    for (const ParamTensor& p : gpt2_params(model.config)) {
+        a.decay = p.decay ? c.weight_decay : 0.0f;
+        adamw_update(ctx, model.params_base + p.offset, model.master + p.offset, model.m + p.offset,
+                     model.v + p.offset, model.grads_base + p.offset, p.size(), a, t);
+    }
+    return (float)norm;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// validation and samples
+
+struct Validation {
+    double ce = 0;
+    double mass = NAN;         // top-k mass, mean over the rows with more than k keys
+    double mass_nosink = NAN;  // of the attention that does not go to position 0, the share within the top k
+    double sink = NAN;         // mean attention to position 0
+    double self = NAN;         // and to the query's own position
+};
+
+template <class Float>
+Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c) {
+    const int B = c.B, T = c.T, L = model.config.num_layers, BNH = B * model.config.num_heads;
+    const int64_t batches = std::min(c.val_batches, std::max<int64_t>(1, data.windows() / B));
+    Validation v;
+    LossStats stats;
+    double sinks[4] = {};  // p_i0, p_ii, top-k mass without key 0, mass without key 0
+    data.reset();
+    for (int64_t i = 0; i < batches; i++) {
+        data.next_batch();
+        upload_batch(model, data.inputs(), data.targets(), B * T);
+        forward(ctx, model, B, T, c.topk, c.reg, true);
+        logits_forward(ctx, model, 0, B * T);
+        classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 0.0f, B * T,
+                   model.config.vocab_size, model.config.padded_vocab_size, false);
+        v.ce += mean_loss(ctx, model, B * T) / (double)batches;
+        if (c.topk == 0) continue;
+        add_mass_stats(ctx, model, B, T, c, 1.0 / (double)batches, stats);
+        const std::vector<float> sums = to_host(ctx, model.acts.sink_sums, (size_t)L * BNH * 4);
+        for (size_t s = 0; s < sums.size(); s++) sinks[s % 4] += sums[s];
+    }
+    if (c.topk == 0) return v;
+    const double rows = (double)regularized_rows(B, T, model.config.num_heads, c.topk) * L * (double)batches;
+    v.mass = stats.mass;
+    v.mass_nosink = sinks[3] > 0 ? sinks[2] / sinks[3] : 1.0;
+    v.sink = rows > 0 ? sinks[0] / rows : NAN;
+    v.self = rows > 0 ? sinks[1] / rows : NAN;
+    return v;
+}
+
+// Continues `prompt` by c.sample_tokens tokens. Each token is a forward over all before it; what lies more
+// than T tokens back is forgotten.
+template <class Float>
+std::vector<uint16_t> generate(const Context& ctx, const GPT2<Float>& model,
+                               const std::vector<uint16_t>& prompt, const TrainConfig& c, int64_t step) {
+    std::vector<uint16_t> tokens = prompt;
+    for (int64_t i = 0; i < c.sample_tokens; i++) {
+        const int n = (int)std::min<size_t>(tokens.size(), c.T);
+        const std::vector<int> window(tokens.end() - n, tokens.end());
+        to_device(model.acts.inputs, window.data(), window.size());
+        forward(ctx, model, 1, n, 0, c.reg);
+        logits_forward(ctx, model, n - 1, 1);
+        const std::vector<Float> last = to_host(ctx, model.acts.logits, model.config.vocab_size);
+        const std::vector<float> logits(last.begin(), last.end());
+        const double uniform = random_uniform(c.seed, ~(uint64_t)step, (uint64_t)i);
+        tokens.push_back((uint16_t)sample_token(logits.data(), model.config.vocab_size, 1.0f, uniform));
+    }
+    return std::vector<uint16_t>(tokens.begin() + prompt.size(), tokens.end());
+}
+
+// The first tokens of a validation window as the prompt, and what the model makes of them.
+template <class Float>
+std::string sample_text(const Context& ctx, const GPT2<Float>& model, DataLoader& data,
+                        const Tokenizer* tokenizer, const TrainConfig& c, int64_t step) {
+    data.reset();
+    data.next_batch();
+    const int prompt_tokens = std::max(1, std::min(32, c.T / 4));
+    const std::vector<uint16_t> prompt(data.inputs(), data.inputs() + prompt_tokens);
+    const std::vector<uint16_t> made = generate(ctx, model, prompt, c, step);
+    std::string text = format("sample after %lld updates (the prompt is in brackets):\n", (long long)step);
+    if (tokenizer) return text + "[" + tokenizer->decode(prompt) + "]" + tokenizer->decode(made) + "\n";
+    for (uint16_t t : made) text += std::to_string(t) + " ";
+    return text + "\n";
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// checkpoints
+
+// The settings that change the mathematics of a run: a resumed run must have the same ones.
+std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2Config& config,
+                                                const DataLoader& train, const char* precision) {
+    std::string layers;
+    for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + format("%g", f);
+    return {{"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers,
+                             config.num_heads, config.channels, config.vocab_size)},
+            {"training data",
+             format("%lld tokens in %d shards", (long long)train.num_tokens(), train.num_shards())},
+            {"lambda", format("%g", c.lambda)},
+            {"topk", std::to_string(c.topk)},
+            {"reg", reg_name(c.reg)},
+            {"lambda-warmup", std::to_string(c.lambda_warmup_updates) + " updates"},
+            {"lambda-layers", layers},
+            {"batch", std::to_string(c.B)},
+            {"context", std::to_string(c.T)},
+            {"tokens-per-update", std::to_string(c.tokens_per_update)},
+            {"updates", std::to_string(c.updates)},
+            {"lr", format("%g", c.lr)},
+            {"schedule", schedule_name(c.schedule)},
+            {"warmup", std::to_string(c.warmup_updates) + " updates"},
+            {"final-lr", format("%g", c.final_lr)},
+            {"weight-decay", format("%g", c.weight_decay)},
+            {"clip", format("%g", c.clip)},
+            {"overfit", c.overfit ? "yes" : "no"},
+            {"seed", std::to_string(c.seed)},
+            {"precision", precision}};
+}
+
+template <class Float>
+void save(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, const DataLoader& train,
+          int64_t step, const std::map<std::string, std::string>& settings) {
+    const std::vector<float> params = to_host(ctx, model.master, model.num_params);
+    const std::vector<float> m = to_host(ctx, model.m, model.num_params),
+                             v = to_host(ctx, model.v, model.num_params);
+    RunState state;
+    state.step = step;
+    state.seed = c.seed;
+    state.epoch = train.state().epoch;
+    state.position = train.state().position;
+    state.settings = settings;
+    save_checkpoint(c.out, model.config, params.data(), m.data(), v.data(), state);
+}
+
+template <class Float>
+int64_t resume(GPT2<Float>& model, DataLoader& train, const std::string& folder,
+               const std::map<std::string, std::string>& settings) {
+    const RunState state = load_run_state(folder);
+    check_settings(folder, state, settings);
+    std::vector<float> host(model.num_params), other(model.num_params);
+    load_weights(folder, model.config, host.data());
+    upload_params(model, host);
+    load_optimizer(folder, model.config, host.data(), other.data());
+    to_device(model.m, host.data(), host.size());
+    to_device(model.v, other.data(), other.size());
+    train.restore({state.epoch, state.position});
+    return state.step;
+}
+
+// --debug-state: the first micro-step with lambda in full, and everything an outsider needs to check it.
+template <class Float>
+void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& train, const TrainConfig& c) {
+    const int B = c.B, T = c.T, BT = B * T, V = model.config.vocab_size, Vp = model.config.padded_vocab_size;
+    train.next_batch();
+    const int num_buckets = upload_batch(model, train.inputs(), train.targets(), BT);
+    forward(ctx, model, B, T, c.topk, c.reg);
+    logits_forward(ctx, model, 0, BT);
+    const std::vector<Float> stored_logits = to_host(ctx, model.acts.logits, (size_t)BT * Vp);
+    const std::vector<float> logits(stored_logits.begin(), stored_logits.end());
+    classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 1.0f / (float)BT, BT, V, Vp,
+               true);
+    LossStats stats;
+    stats.ce = mean_loss(ctx, model, BT);
+    std::vector<float> mass, theta;
+    const size_t rows = (size_t)BT * model.config.num_heads;
+    if (c.topk > 0) add_mass_stats(ctx, model, B, T, c, 1.0, stats);
+    for (const LayerActs<Float>& a : model.acts.layers) {
+        const auto layer_mass = c.topk > 0 ? to_host(ctx, a.rows.mass, rows) : std::vector<float>(rows, 1.0f);
+        const auto layer_theta =
+            c.topk > 0 ? to_host(ctx, a.rows.theta, rows) : std::vector<float>(rows, -INFINITY);
+        mass.insert(mass.end(), layer_mass.begin(), layer_mass.end());
+        theta.insert(theta.end(), layer_theta.begin(), layer_theta.end());
+    }
+    backward(ctx, model, B, T, num_buckets, c.topk, c.reg,
+             reg_weights(c, model.config, B, T, c.lambda, 1.0f));
+    const std::vector<Float> stored_params = to_host(ctx, model.params_base, model.num_params);
+    const std::vector<float> params(stored_params.begin(), stored_params.end());
+    const std::vector<float> grads = to_host(ctx, model.grads_base, model.num_params);
+
+    DebugState s;
+    s.B = B;
+    s.T = T;
+    s.x = train.inputs();
+    s.y = train.targets();
+    s.ce = (float)stats.ce;
+    s.reg = (float)stats.reg;
+    s.total = (float)(stats.ce + c.lambda * stats.reg);
+    s.logits = logits.data();
+    s.logits_stride = Vp;
+    s.topk_mass = mass.data();
+    s.topk_threshold = theta.data();
+    s.params = params.data();
+    s.grads = grads.data();
+    s.metadata = {
+        {"topk", std::to_string(c.topk)}, {"lambda", format("%.9g", c.lambda)}, {"reg", reg_name(c.reg)}};
+    write_debug_state(c.debug_state, model.config, s);
+    printf("wrote the first micro-step to %s: loss %.6f = %.6f + %g * %.6f\n", c.debug_state.c_str(), s.total,
+           s.ce, c.lambda, s.reg);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// setting up
+
+// The default data set that make prepared: data/default_dataset holds its name.
+std::string default_data(const std::string& tokens, const char* part) {
+    const std::string folder = program_folder() + "/data/";
+    std::ifstream file(folder + "default_dataset");
+    std::string name;
+    if (!(file >> name))
+        fail("there is no training data yet: run data/prepare, or give token shards with -i and -j");
+    return folder + name + "_" + tokens + "_" + part + "_*.bin";
+}
+
+// log/run1, log/run2, ...: the first that is not there yet; to resume, the last that is.
+std::string default_run_folder(bool resume) {
+    int n = 1;
+    while (std::filesystem::exists("log/run" + std::to_string(n))) n++;
+    if (resume && n == 1) fail("there is no run to resume in log/: name the run folder with -o");
+    return "log/run" + std::to_string(resume ? n - 1 : n);
+}
+
+// Factors on lambda: one for all layers, or one for each.
+std::vector<float> parse_layer_lambda(const std::string& text, int num_layers) {
+    std::vector<float> factors;
+    for (size_t at = 0; at <= text.size();) {
+        const size_t end = std::min(text.find(',', at), text.size());
+        factors.push_back(parse_float("--lambda-layers", text.substr(at, end - at), 0, 1e6));
+        at = end + 1;
+    }
+    if (factors.size() == 1) factors.resize(num_layers, factors[0]);
+    if ((int)factors.size() != num_layers)
+        fail(
+            "--lambda-layers has %zu factors, and the model has %d layers: give one for all, or one for each",
+            factors.size(), num_layers);
+    return factors;
+}
+
+// What the run starts from, before its vocabulary and context are known.
+struct Start {
+    GPT2Config config;
+    bool from_scratch;
+};
+
+Start find_start(TrainConfig& c) {
+    if (c.from.empty()) {
+        const std::string weights = program_folder() + "/data/gpt2-124M";
+        c.from = kOnCpu ? "tiny" : std::filesystem::exists(weights + "/config.json") ? weights : "d12";
+    }
+    Start start{{}, true};
+    if (preset_config(c.from, start.config)) return start;
+    if (!std::filesystem::exists(c.from))
+        fail("-e (--from) takes tiny, d6 ... d48, or a checkpoint's folder or file; there is no '%s'",
+             c.from.c_str());
+    start.config = config_for_weights(c.from);
+    start.from_scratch = false;
+    return start;
+}
+
+// The vocabulary of the default data that suits the model: bytes for tiny, GPT-2's for the rest.
+void choose_data(TrainConfig& c, const Start& start) {
+    const bool bytes = start.from_scratch ? c.from == "tiny" : start.config.vocab_size == kByteVocab;
+    const char* tokens = bytes ? "bytes" : "gpt2";
+    if (c.train_data.empty()) {
+        if (!c.val_data.empty())
+            fail("-j (--val-data) is given without -i (--train-data): give both, or neither");
+        c.train_data = default_data(tokens, "train");
+        c.val_data = default_data(tokens, "val");
+    }
+    if (c.val_data.empty() && (c.validate_every > 0 || c.sample_every > 0))
+        fail("-i (--train-data) is given without -j (--val-data): give validation shards, or -v 0 -s 0");
+}
+
+// The largest micro-batch that fits on the device and divides an update's tokens.
+template <class Float>
+int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
+    if (kOnCpu) return 12;
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    for (int B = 64; B > 1; B /= 2)
+        if (c.tokens_per_update % ((int64_t)B * c.T) == 0 &&
+            (double)model_bytes<Float>(ctx, config, B, c.T, c.recompute) < 0.9 * (double)free_bytes)
+            return B;
+    return 1;
+}
+
+template <class Float>
+void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, const Context& ctx) {
+    if (c.T < 0) c.T = from_scratch ? config.max_seq_len : std::min(1024, config.max_seq_len);
+    if (from_scratch) config.max_seq_len = c.T;
+    if (c.T > config.max_seq_len)
+        fail("-t (--context) is %d, and %s has %d positions: give at most that", c.T, c.from.c_str(),
+             config.max_seq_len);
+    if (!kOnCpu && c.tokens_per_update < 0) c.tokens_per_update = ceil_div(65536, c.T) * (int64_t)c.T;
+    if (c.B < 0) c.B = choose_batch<Float>(ctx, config, c);
+    if ((int64_t)c.B * config.num_heads > 65535)
+        fail("-b (--batch) times the number of heads is %lld, and a launch takes 65535: lower -b",
+             (long long)c.B * config.num_heads);
+    if ((int64_t)c.B * c.T * config.num_heads > INT32_MAX / 2)
+        fail("-b times -t is too large: lower -b (%d) or -t (%d)", c.B, c.T);
+    const int64_t micro = (int64_t)c.B * c.T;
+    if (c.tokens_per_update < 0) c.tokens_per_update = micro;
+    if (c.tokens_per_update % micro)
+        fail("-d (--tokens-per-update) is %lld, which is not a multiple of -b times -t (%d * %d = %lld)",
+             (long long)c.tokens_per_update, c.B, c.T, (long long)micro);
+    if (c.updates < 0) c.updates = kOnCpu ? 1200 : 500;
+    if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
+    c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
+    c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
+    c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
+    if (c.topk == 0 && c.lambda > 0)
+        fail("-k 0 measures nothing, so it goes with -l 0 only: give -k 1 or more");
+    if (c.topk > kMaxListed && c.T > max_select_context(ctx))
+        fail("-k (--topk) above %d works up to -t %d here: lower one of them", kMaxListed,
+             max_select_context(ctx));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// the loop
+
+static volatile sig_atomic_t g_interrupted = 0;
+static void on_interrupt(int sig) {
+    g_interrupted = 1;
+    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
+}
+
+std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig& c, const GPT2Config& config,
+                                                               const Context& ctx, const DataLoader& train,
+                                                               size_t bytes, const char* precision) {
+    const std::string micro = format("%d x %d", c.B, c.T);
+    const int64_t accumulate = c.tokens_per_update / ((int64_t)c.B * c.T);
+    return {
+        {"device", ctx.device_name + ", " + precision},
+        {"model", format("%s: %d layers, %d heads, %d channels, vocabulary %d, %s parameters", c.from.c_str(),
+                         config.num_layers, config.num_heads, config.channels, config.vocab_size,
+                         pretty_count((double)num_parameters(config)).c_str())},
+        {"regularizer",
+         c.topk == 0
+             ? "off, and not measured"
+             : format("%s, lambda %g%s, top %d keys", reg_name(c.reg), c.lambda,
+                      c.lambda > 0 && c.lambda_warmup_updates > 0
+                          ? format(" (rising over %lld updates)", (long long)c.lambda_warmup_updates).c_str()
+                          : "",
+                      c.topk)},
+        {"data",
+         format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train.num_tokens()).c_str())},
+        {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
+                          (long long)accumulate, accumulate == 1 ? "" : "es", micro.c_str())},
+        {"run", format("%lld updates, %s tokens, %.2f epochs", (long long)c.updates,
+                       pretty_count((double)c.updates * (double)c.tokens_per_update).c_str(),
+                       (double)c.updates * (double)c.tokens_per_update / (double)train.num_tokens())},
+        {"learning rate",
+         format("%g, %s, warm-up %lld updates, down to %g of it; weight decay %g, clip %g", c.lr,
+                schedule_name(c.schedule), (long long)c.warmup_updates, c.final_lr, c.weight_decay, c.clip)},
+        {"memory", format("%s, recompute %d", pretty_bytes((double)bytes).c_str(), c.recompute)},
+        {"run folder", c.out + (c.resume ? " (resumed)" : "")},
+    };
+}
+
+template <class Float>
+void train(TrainConfig c) {
+    const Context ctx = make_context();
+    const char* precision = sizeof(Float) == 2 ? "bf16" : "fp32";
+
+    // model and data
+    Start start = find_start(c);
+    choose_data(c, start);
+    GPT2Config& config = start.config;
+    {
+        const DataLoader probe(c.train_data, 1, 1, false,
+                               0);  // the vocabulary, before batch and context are known
+        if (start.from_scratch) {
+            config.vocab_size = probe.vocab_size();
+            config.padded_vocab_size = pad_vocab(config.vocab_size);
+        } else if (probe.vocab_size() != config.vocab_size) {
+            fail(
+                "%s has a vocabulary of %d tokens, and the shards of %s one of %d: they do not belong together",
+                c.from.c_str(), config.vocab_size, c.train_data.c_str(), probe.vocab_size());
+        }
+    }
+    resolve_defaults<Float>(c, config, start.from_scratch, ctx);
+    DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
+    std::unique_ptr<DataLoader> val_data;
+    if (!c.val_data.empty()) {
+        val_data = std::make_unique<DataLoader>(c.val_data, c.B, c.T, false, 0);
+        if (val_data->vocab_size() != config.vocab_size)
+            fail("the shards of %s have a vocabulary of %d tokens, and those of %s one of %d",
+                 c.val_data.c_str(), val_data->vocab_size(), c.train_data.c_str(), config.vocab_size);
+    }
+    std::vector<float> host_params;
+    if (start.from_scratch) {
+        host_params = init_params(config, c.seed);
+    } else {
+        host_params.resize(num_parameters(config));
+        load_weights(c.from, config, host_params.data());
+    }
+    GPT2<Float> model = create_model<Float>(ctx, config, c.B, c.T, c.recompute, host_params);
+    host_params = {};
+
+    if (!c.debug_state.empty()) {
+        write_first_step(ctx, model, train_data, c);
+        free_model(model);
+        return;
+    }
+
+    // samples are text where the tokenizer is known, numbers where it is not
+    std::unique_ptr<Tokenizer> tokenizer;
+    if (c.sample_every > 0) try {
+            tokenizer = std::make_unique<Tokenizer>(
+                Tokenizer::for_vocab(config.vocab_size, program_folder() + "/data/gpt2"));
+        } catch (const Error& e) {
+            printf("samples will be token numbers: %s\n", e.what());
+        }
+
+    // run folder, and where to begin
+    if (c.out.empty()) c.out = default_run_folder(c.resume);
+    const auto settings = run_settings(c, config, train_data, precision);
+    const std::string checkpoint = open_run_folder(c.out, c.resume);
+    int64_t step = 0;
+    if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings);
+    c.resume = !checkpoint.empty();
+    const size_t bytes = model_bytes<Float>(ctx, config, c.B, c.T, c.recompute);
+    const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision);
+    fputs(settings_table(rows).c_str(), stdout);
+    nlohmann::json first_line = {{"commit", GIT_COMMIT}, {"device", ctx.device_name}};
+    for (const auto& [name, value] : settings) first_line["settings"][name] = value;
+    for (const auto& [name, value] :
+         {std::pair{"from", c.from}, {"train_data", c.train_data}, {"val_data", c.val_data}})
+        first_line[name] = value;
+    MetricsLog metrics(c.out, first_line, c.resume ? step : -1);
+    Progress progress(c.updates, step);
+
+    const auto due = [&](int64_t every) { return every > 0 && (step % every == 0 || step == c.updates); };
+    const auto validate_now = [&] {
+        const Validation v = validate(ctx, model, *val_data, c);
+        metrics.validation(step, (float)v.ce, (float)v.mass, (float)v.mass_nosink);
+        std::string text = format("validation after %lld updates: loss %.4f", (long long)step, v.ce);
+        if (std::isfinite(v.mass))
+            text += format(", top-%d mass %.4f (%.4f without position 0)", c.topk, v.mass, v.mass_nosink);
+        if (std::isfinite(v.sink))
+            text += format("; attention to position 0 %.3f, to itself %.3f", v.sink, v.self);
+        progress.message(text);
+    };
+    const auto sample_now = [&] {
+        progress.message(sample_text(ctx, model, *val_data, tokenizer.get(), c, step));
+    };
+
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+    if (step < c.updates && step == 0 && c.validate_every > 0) validate_now();
+
+    const int64_t micro_steps = c.tokens_per_update / ((int64_t)c.B * c.T);
+    const float share = 1.0f / (float)micro_steps;
+    if (c.overfit) train_data.next_batch();
+    int64_t saved = step;
+    while (step < c.updates && !g_interrupted) {
+        const auto begin = std::chrono::steady_clock::now();
+        const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
+        const float lambda = lambda_at(step, c.lambda, c.lambda_warmup_updates);
+
+        CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
+        LossStats stats;
+        for (int64_t i = 0; i < micro_steps; i++) {
+            if (!c.overfit) train_data.next_batch();
+            // plain GPT-2 measures its mass on the first micro-step only: the others cost nothing extra
+            const bool measure = c.topk > 0 && (lambda > 0 || i == 0);
+            LossStats one;
+            micro_step(ctx, model, train_data.inputs(), train_data.targets(), c, lambda, share, measure, one);
+            stats.ce += one.ce;
+            const float weight = lambda > 0 ? 1.0f : (float)micro_steps;
+            stats.reg += weight * one.reg;
+            stats.mass += weight * one.mass;
+        }
+        if (!std::isfinite(stats.ce) || (c.topk > 0 && !std::isfinite(stats.reg)))
+            fail(
+                "update %lld: %s is not finite; training stops, the last checkpoint stays good (lower --lr or -l?)",
+                (long long)step + 1, std::isfinite(stats.ce) ? "loss.reg" : "loss.ce");
+        const float norm = update(ctx, model, c, lr, step + 1);
+        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+        step++;
+
+        const double seconds =
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        UpdateMetrics m;
+        m.step = step;
+        m.ce = (float)stats.ce;
+        m.reg = c.topk > 0 ? (float)stats.reg : NAN;
+        m.mass = c.topk > 0 ? (float)stats.mass : NAN;
+        m.loss = (float)(stats.ce + (c.topk > 0 ? lambda * stats.reg : 0.0));
+        m.lambda = lambda;
+        m.lr = lr;
+        m.norm = norm;
+        m.ms = (float)(seconds * 1e3);
+        m.tok_s = (float)((double)c.tokens_per_update / seconds);
+        metrics.update(m);
+        progress.update(m);
+
+        if (due(c.validate_every)) validate_now();
+        if (due(c.sample_every)) sample_now();
+        if (due(c.checkpoint_every) || (g_interrupted && c.checkpoint_every > 0)) {
+            metrics.sync();
+            save(ctx, model, c, train_data, step, settings);
+            saved = step;
+        }
+    }
+    progress.finish();
+    if (g_interrupted && step < c.updates)
+        printf("stopped after %lld updates%s\n", (long long)step,
+               saved == step ? format(": go on with -y -o %s and the same settings", c.out.c_str()).c_str()
+                             : "");
+    else
+        printf("done: %lld updates; metrics and checkpoints are in %s\n", (long long)step, c.out.c_str());
+    free_model(model);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// main
+
+#ifndef CUDA_CPU
+// Where there is no GPU, the CPU program that was built beside this one takes over, with the same arguments.
+void run_cpu_program_instead(char** argv) {
+    const std::string program = program_folder() + "/train_gpt2cpu";
+    fflush(stdout);
+    setenv("TRAIN_GPT2_DEVICE_SAID", "1", 1);
+    execv(program.c_str(), argv);
+    fail("cannot start %s: build it with make train_gpt2cu", program.c_str());
+}
+#endif
+
+void choose_device(const TrainConfig& c, char** argv) {
+#ifdef CUDA_CPU
+    (void)argv;
+    if (c.device == Device::cuda)
+        fail(
+            "--device cuda needs a program built with the CUDA Toolkit (nvcc), and this one was built without");
+    if (c.device == Device::automatic && !getenv("TRAIN_GPT2_DEVICE_SAID"))
+        printf("running on the CPU: this program was built without the CUDA Toolkit\n");
+#else
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    const char* why = error != cudaSuccess ? cudaGetErrorString(error) : "there is none";
+    const bool found = error == cudaSuccess && count > 0;
+    if (c.device == Device::cuda && !found)
+        fail("--device cuda needs an NVIDIA GPU, and none can be used: %s", why);
+    if (c.device == Device::automatic && !found)
+        printf("running on the CPU: no NVIDIA GPU can be used (%s)\n", why);
+    if (c.device == Device::cpu || !found) run_cpu_program_instead(argv);
+#endif
+}
+
+#ifndef NO_MAIN
+int main(int argc, char** argv) {
+    try {
+        TrainConfig config;
+        std::vector<Flag> flags = train_flags(config);
+        if (argc == 2 && !strcmp(argv[1], "--help-markdown")) {
+            fputs(flags_markdown(flags).c_str(), stdout);
+            return 0;
+        }
+        parse_flags(argc, argv, flags);
+        choose_device(config, argv);
+        const bool bf16 =
+            config.precision == Precision::bf16 || (config.precision == Precision::automatic && !kOnCpu);
+        if (bf16)
+            train<__nv_bfloat16>(config);
+        else
+            train<float>(config);
+        return 0;
+    } catch (const std::exception& e) {
+        fprintf(stderr, "error: %s\n", e.what());
+        return 1;
+    }
+}
+#endif

@@ -37,9 +37,7 @@
 #include "llmc/tokenizer.h"
 #include "llmc/topk.h"
 
-#ifndef GIT_COMMIT
-#define GIT_COMMIT "unknown"
-#endif
+extern const char* const kGitCommit;  // written by make
 
 // ---------------------------------------------------------------------------------------------------------
 // configuration
@@ -1127,7 +1125,7 @@ void train(TrainConfig c) {
     const size_t bytes = model_bytes<Float>(ctx, config, c.B, c.T, c.recompute);
     const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision);
     fputs(settings_table(rows).c_str(), stdout);
-    nlohmann::json first_line = {{"commit", GIT_COMMIT}, {"device", ctx.device_name}};
+    nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};
     for (const auto& [name, value] : settings) first_line["settings"][name] = value;
     for (const auto& [name, value] :
          {std::pair{"from", c.from}, {"train_data", c.train_data}, {"val_data", c.val_data}})

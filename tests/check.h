@@ -12,15 +12,15 @@
 
 // n elements on the device, with guard bands on both sides so that an overrun by a pack is seen.
 template <class T>
-class Device {
+class DeviceArray {
   public:
-    explicit Device(size_t n) : n_(n) {
+    explicit DeviceArray(size_t n) : n_(n) {
         CUDA_CHECK(cudaMalloc(&base_, (n + 2 * kGuard) * sizeof(T)));
         CUDA_CHECK(cudaMemset(base_, kGuardByte, (n + 2 * kGuard) * sizeof(T)));
     }
-    explicit Device(const std::vector<T>& values) : Device(values.size()) { set(values); }
-    Device(const Device&) = delete;
-    ~Device() { cudaFree(base_); }
+    explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) { set(values); }
+    DeviceArray(const DeviceArray&) = delete;
+    ~DeviceArray() { cudaFree(base_); }
 
     operator T*() { return base_ + kGuard; }
     void set(const std::vector<T>& values) {

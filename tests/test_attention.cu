@@ -21,8 +21,8 @@ template <class Float>
 Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vector<Float>& dout, Shape s,
                Reg reg, float weight) {
     const int C = s.NH * s.hs, rows = s.B * s.NH * s.T;
-    Device<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
-    Device<float> lse(rows), theta(rows), mass(rows), tie(rows), scratch(2 * rows);
+    DeviceArray<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
+    DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), scratch(2 * rows);
     const AttentionRows saved{lse, theta, mass, tie};
     attention_forward<Float>(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k);
     attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg, weight, s.B, s.T, s.NH,
@@ -108,9 +108,10 @@ TEST_CASE("the list and the selection agree on theta, mass and ties, bit for bit
     const Context ctx = make_context();
     const int T = 200, hs = 64, rows = T;
     const auto qkv = normal_values<float>(T * 3 * hs, 5);
-    Device<float> d_qkv(qkv), out(T * hs);
+    DeviceArray<float> d_qkv(qkv), out(T * hs);
     for (int k : {1, 7, 64}) {
-        Device<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows), tie2(rows);
+        DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows),
+            tie2(rows);
         attention_forward<float>(ctx, out, {lse, theta, mass, tie}, d_qkv, 1, T, 1, hs, k);
         launch_attention(ctx, attention_select_kernel<float>, dim3(T, 1), T * sizeof(float),
                          AttentionRows{lse, theta2, mass2, tie2}, (const float*)d_qkv, T, 1, hs, k);
@@ -227,12 +228,12 @@ TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
     const Context ctx = make_context();
     const int B = 2, T = 75, NH = 2, hs = 64, C = NH * hs, rows = B * NH * T;
     const auto qkv = normal_values<float>(B * T * 3 * C, 31);
-    Device<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows);
+    DeviceArray<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows);
     for (int k : {1, 8, 80}) {
         const AttentionRows saved{lse, theta, mass, tie};
         attention_forward<float>(ctx, out, saved, d_qkv, B, T, NH, hs, k);
         for (Reg reg : {Reg::tail, Reg::kl}) {
-            Device<float> sums(B * NH * 2), sinks(B * NH * 4);
+            DeviceArray<float> sums(B * NH * 2), sinks(B * NH * 4);
             attention_mass_sums(ctx, sums, mass, reg, B, T, NH, k);
             attention_sink_sums<float>(ctx, sinks, saved, d_qkv, B, T, NH, hs, k);
             std::vector<double> want(B * NH * 2), want_sinks(B * NH * 4);

@@ -21,8 +21,8 @@ TEST_CASE_TEMPLATE("encoder", Float, float, bf16) {
         const auto tokens = random_ints(rows, V, 1);
         const auto wte = normal_values<Float>(V * C, 2), wpe = normal_values<Float>((T + 3) * C, 3);
         const auto dout = normal_values<Float>(rows * C, 4);
-        Device<int> d_tokens(tokens);
-        Device<Float> d_wte(wte), d_wpe(wpe), out(rows * C), d_dout(dout);
+        DeviceArray<int> d_tokens(tokens);
+        DeviceArray<Float> d_wte(wte), d_wpe(wpe), out(rows * C), d_dout(dout);
         encoder_forward<Float>(ctx, out, d_tokens, d_wte, d_wpe, B, T, C);
         CHECK(relative_error(out.get(), ref::encoder_forward(tokens, to_double(wte), to_double(wpe), B, T,
                                                              C)) < tolerance<Float>());
@@ -31,9 +31,9 @@ TEST_CASE_TEMPLATE("encoder", Float, float, bf16) {
                    start_wpe = normal_values<float>((T + 3) * C, 6);
         std::vector<double> want_wte = to_double(start_wte), want_wpe = to_double(start_wpe);
         ref::encoder_backward(want_wte.data(), want_wpe.data(), to_double(dout), tokens, B, T, C);
-        Device<float> dwte(start_wte), dwpe(start_wpe);
+        DeviceArray<float> dwte(start_wte), dwpe(start_wpe);
         const TokenBuckets buckets = bucket_tokens(tokens.data(), rows, V);
-        Device<int> order(buckets.order), token(buckets.token), begin(buckets.begin);
+        DeviceArray<int> order(buckets.order), token(buckets.token), begin(buckets.begin);
         encoder_backward<Float>(ctx, dwte, dwpe, d_dout, order, token, begin, (int)buckets.token.size(), B, T,
                                 C);
         CHECK(relative_error(dwte.get(), want_wte) < tolerance<float>());
@@ -68,8 +68,8 @@ TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf1
             const auto inp = normal_values<Float>(rows * C, 1, 1.0, 3.0),
                        res = normal_values<Float>(rows * C, 2);
             const auto w = normal_values<Float>(C, 3), b = normal_values<Float>(C, 4);
-            Device<Float> d_inp(inp), d_res(res), d_w(w), d_b(b), out(rows * C), sum(rows * C);
-            Device<float> mean(rows), rstd(rows);
+            DeviceArray<Float> d_inp(inp), d_res(res), d_w(w), d_b(b), out(rows * C), sum(rows * C);
+            DeviceArray<float> mean(rows), rstd(rows);
             const auto w64 = to_double(w), b64 = to_double(b);
 
             layernorm_forward<Float>(ctx, out, mean, rstd, nullptr, nullptr, d_inp, d_w, d_b, rows, C);
@@ -89,8 +89,8 @@ TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf1
             auto want = to_double(start), want_params = to_double(start_params);
             ref::layernorm_backward(want, want_params.data(), want_params.data() + C, to_double(dout),
                                     to_double(want_sum), w64.data(), rows, C);
-            Device<Float> dinp(start), d_dout(dout);
-            Device<float> dparams(start_params), scratch(column_sum_scratch(ctx, 2 * C));
+            DeviceArray<Float> dinp(start), d_dout(dout);
+            DeviceArray<float> dparams(start_params), scratch(column_sum_scratch(ctx, 2 * C));
             layernorm_backward<Float>(ctx, dinp, dparams, dparams + C, scratch, d_dout, sum, d_w, mean, rstd,
                                       rows, C);
             CHECK(relative_error(dinp.get(), want) < tolerance<Float>());
@@ -104,7 +104,7 @@ TEST_CASE_TEMPLATE("matmul: product, bias, and their gradients", Float, float, b
         CAPTURE(rows);
         const auto inp = normal_values<Float>(rows * IC, 1), w = normal_values<Float>(OC * IC, 2, 0.1);
         const auto b = normal_values<Float>(OC, 3), dout = normal_values<Float>(rows * OC, 4);
-        Device<Float> d_inp(inp), d_w(w), d_b(b), out(rows * OC), d_dout(dout), dinp(rows * IC);
+        DeviceArray<Float> d_inp(inp), d_w(w), d_b(b), out(rows * OC), d_dout(dout), dinp(rows * IC);
         const auto w64 = to_double(w), b64 = to_double(b);
         matmul_forward<Float>(ctx, out, d_inp, d_w, d_b, rows, IC, OC);
         CHECK(relative_error(out.get(), ref::matmul_forward(to_double(inp), w64.data(), b64.data(), rows, IC,
@@ -117,7 +117,7 @@ TEST_CASE_TEMPLATE("matmul: product, bias, and their gradients", Float, float, b
         auto want_w = to_double(start_w), want_b = to_double(start_b);
         const auto want = ref::matmul_backward(want_w.data(), want_b.data(), to_double(dout), to_double(inp),
                                                w64.data(), rows, IC, OC);
-        Device<float> dw(start_w), db(start_b), scratch(column_sum_scratch(ctx, OC));
+        DeviceArray<float> dw(start_w), db(start_b), scratch(column_sum_scratch(ctx, OC));
         matmul_backward<Float>(ctx, dinp, dw, db, scratch, d_dout, d_inp, d_w, rows, IC, OC);
         CHECK(relative_error(dinp.get(), want) < tolerance<Float>());
         CHECK(relative_error(dw.get(), want_w) < tolerance<float>());
@@ -133,7 +133,7 @@ TEST_CASE_TEMPLATE("gelu, from the flat tail to the straight part", Float, float
         inp[1] = (Float)80.0f;
         inp[2] = (Float)0.0f;
         const auto dout = normal_values<Float>(n, 2);
-        Device<Float> d_inp(inp), out(n), d_dout(dout);
+        DeviceArray<Float> d_inp(inp), out(n), d_dout(dout);
         gelu_forward<Float>(ctx, out, d_inp, n);
         auto want = to_double(inp);
         for (double& v : want) v = ref::gelu(v);
@@ -158,9 +158,9 @@ TEST_CASE_TEMPLATE("classifier: loss and gradient, in the logits' place", Float,
             auto targets = random_ints(rows, V, 2);
             targets[rows - 1] = V - 1;
             const auto want = ref::classifier(to_double(logits), targets, 0.125, rows, V, Vp);
-            Device<Float> d_logits(logits);
-            Device<int> d_targets(targets);
-            Device<float> loss(rows);
+            DeviceArray<Float> d_logits(logits);
+            DeviceArray<int> d_targets(targets);
+            DeviceArray<float> loss(rows);
             classifier<Float>(ctx, loss, d_logits, d_targets, 0.125f, rows, V, Vp, false);
             CHECK(relative_error(loss.get(), want.loss) < tolerance<float>());
             CHECK(largest_error(d_logits.get(), to_double(logits)) ==
@@ -175,12 +175,12 @@ TEST_CASE_TEMPLATE("AdamW: five updates, with clipping and decay", Float, float,
     const Context ctx = make_context();
     const size_t n = 1028;
     const auto start = normal_values<float>(n, 1);
-    Device<float> master(start), m(std::vector<float>(n, 0.0f)), v(std::vector<float>(n, 0.0f));
-    Device<Float> weight(n);
+    DeviceArray<float> master(start), m(std::vector<float>(n, 0.0f)), v(std::vector<float>(n, 0.0f));
+    DeviceArray<Float> weight(n);
     std::vector<double> w = to_double(start), m64(n), v64(n);
     for (int t = 1; t <= 5; t++) {
         const auto grad = normal_values<float>(n, 10 + t);
-        Device<float> d_grad(grad);
+        DeviceArray<float> d_grad(grad);
         const AdamW a{.lr = 0.01f,
                       .beta1 = 0.9f,
                       .beta2 = 0.95f,
@@ -217,15 +217,15 @@ TEST_CASE("gradient norm") {
         const auto grad = normal_values<float>(n, 1);
         double want = 0;
         for (float g : grad) want += (double)g * (double)g;
-        Device<float> d_grad(grad), scratch(kGradNormBlocks);
-        Device<double> norm(1);
+        DeviceArray<float> d_grad(grad), scratch(kGradNormBlocks);
+        DeviceArray<double> norm(1);
         grad_norm(ctx, norm, scratch, d_grad, n);
         CHECK(norm.get()[0] == doctest::Approx(std::sqrt(want)).epsilon(1e-6));
     }
     std::vector<float> bad(1024, 1.0f);
     bad[700] = NAN;
-    Device<float> d_bad(bad), scratch(kGradNormBlocks);
-    Device<double> norm(1);
+    DeviceArray<float> d_bad(bad), scratch(kGradNormBlocks);
+    DeviceArray<double> norm(1);
     grad_norm(ctx, norm, scratch, d_bad, bad.size());
     CHECK(std::isnan(norm.get()[0]));
 }

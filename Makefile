@@ -1,0 +1,153 @@
+# make train_gpt2cu     the trainer, for this machine's GPU if there is one and always for the CPU, and its data
+# make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
+# make gpu-compile      compile the GPU code for sm_80 and sm_90a, on a machine that need not have a GPU
+# make readme           put the table of flags into the README
+# make format / make clean
+#
+# What is missing is found by dev/deps, which installs it where it may and otherwise says what to install.
+
+CXX ?= g++
+NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+
+# ---- flags ----
+
+WARN = -Wall -Wextra -Werror
+# g++ 12 reports "literal" + std::string as overlapping copies (its bug 105651)
+WARN += -Wno-restrict
+CPU_FLAGS = -std=c++20 -O3 -march=native -fopenmp $(WARN)
+CPU_LIBS = -fopenmp -lopenblas -lpcre2-8
+
+# Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading.
+GPU_ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '),80)
+CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+NVCC_FLAGS = -std=c++20 -O3 -arch=sm_$(GPU_ARCH) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
+NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublas -lpcre2-8 -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
+
+# Tests are built with the CPU backend's checks; each kind of build has its own folder.
+ifdef SAN
+  BUILD = build/san
+  TEST_FLAGS = -std=c++20 -O1 -g -march=native -fopenmp $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all -DCUDA_CPU_CHECK
+  TEST_LIBS = $(CPU_LIBS) -fsanitize=address,undefined
+else
+  BUILD = build/test
+  TEST_FLAGS = $(CPU_FLAGS) -DCUDA_CPU_CHECK
+  TEST_LIBS = $(CPU_LIBS)
+endif
+RACE_FLAGS = -std=c++20 -O1 -g -march=native -fopenmp $(WARN) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
+
+# ---- the trainer ----
+
+.PHONY: all test race gpu-compile readme format clean FORCE
+.DELETE_ON_ERROR:
+all: train_gpt2cu
+
+ifneq ($(NVCC),)
+train_gpt2cu: build/train_gpt2_cuda.o build/commit.o | train_gpt2cpu data/default_dataset
+	$(NVCC) $(filter %.o,$^) $(NVCC_LIBS) -o $@
+else
+train_gpt2cu: train_gpt2cpu build/no_nvcc | data/default_dataset
+	cp $< $@
+build/no_nvcc:
+	@echo "no nvcc was found: building for the CPU alone (install the CUDA Toolkit for the GPU)"
+	@touch $@
+endif
+
+train_gpt2cpu: build/train_gpt2_cpu.o build/commit.o
+	$(CXX) $^ $(CPU_LIBS) -o $@
+
+build/train_gpt2_cpu.o: train_gpt2.cu build/deps Makefile
+	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
+
+build/train_gpt2_cuda.o: train_gpt2.cu build/deps build/gpu_arch Makefile
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+
+# Rewritten only when the architecture changes, so that a new GPU means a new build.
+build/gpu_arch: FORCE | build/deps
+	@echo '$(NVCC_FLAGS)' | cmp -s - $@ || echo '$(NVCC_FLAGS)' >$@
+
+# The commit that runs record; linked in, so that a commit does not recompile the kernels.
+build/commit.cpp: FORCE | build/deps
+	@commit=$$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown); \
+	 printf 'extern const char* const kGitCommit;\nconst char* const kGitCommit = "%s";\n' "$$commit" | cmp -s - $@ || \
+	 printf 'extern const char* const kGitCommit;\nconst char* const kGitCommit = "%s";\n' "$$commit" >$@
+build/commit.o: build/commit.cpp
+	$(CXX) -c $< -o $@
+
+build/tokenize: data/tokenize.cpp build/deps Makefile
+	$(CXX) $(CPU_FLAGS) -MMD -MF build/tokenize.d $< -lpcre2-8 -o $@
+
+data/default_dataset: | build/tokenize
+	data/prepare
+
+build/deps: dev/deps
+	@mkdir -p build
+	@CXX="$(CXX)" dev/deps
+	@touch $@
+
+# ---- tests ----
+
+HOST_TESTS = $(basename $(notdir $(wildcard tests/test_*.cpp)))
+KERNEL_TESTS = test_layers test_attention
+CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
+FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
+SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
+
+$(BUILD)/%.o: tests/%.cpp build/deps Makefile
+	@mkdir -p $(BUILD)
+	$(CXX) $(TEST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+$(BUILD)/%.o: tests/%.cu build/deps Makefile
+	@mkdir -p $(BUILD)
+	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
+$(BUILD)/%: $(BUILD)/%.o build/commit.o
+	$(CXX) $^ $(TEST_LIBS) -o $@
+
+# The race checker takes the place of ThreadSanitizer's run-time library: instrument, but do not link it.
+build/race/%.o: tests/%.cu build/deps Makefile
+	@mkdir -p build/race
+	llmc/cpu/cpu_nvcc $< -o $@ $(RACE_FLAGS) -fsanitize=thread
+build/race/race_check.o: llmc/cpu/race_check.cpp build/deps Makefile
+	@mkdir -p build/race
+	$(CXX) $(RACE_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+build/race/%: build/race/%.o build/race/race_check.o
+	$(CXX) $^ $(CPU_LIBS) -ldl -o $@
+
+# The same kernel tests on the GPU, where there is one.
+build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/commit.o
+	@mkdir -p build/gpu
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
+GPU_TESTS = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
+
+ifdef RACE
+test: $(addprefix build/race/,$(KERNEL_TESTS))
+	tests/run $^
+else ifdef SAN
+test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
+	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
+else
+test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) \
+      train_gpt2cpu train_gpt2cu build/tokenize
+	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
+	    $(foreach s,backward random,$(addprefix CUDA_CPU_SCHEDULE=$(s):$(BUILD)/,$(KERNEL_TESTS))) \
+	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) $(addprefix tests/,$(SCRIPTS))
+endif
+
+gpu-compile: build/deps build/commit.o
+	@mkdir -p build/gpu
+	for arch in 80 90a; do for source in train_gpt2.cu $(addprefix tests/,$(addsuffix .cu,$(KERNEL_TESTS))); do \
+	    echo "nvcc sm_$$arch $$source"; \
+	    $(NVCC) $(subst sm_$(GPU_ARCH),sm_$$arch,$(NVCC_FLAGS)) -c $$source -o build/gpu/$$(basename $$source)_$$arch.o || exit 1; \
+	done; done
+
+# ---- housekeeping ----
+
+readme: train_gpt2cpu
+	./train_gpt2cpu --help-markdown | dev/put_table README.md flags
+
+FORMATTED = $(wildcard *.cu llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
+format:
+	clang-format -i $(FORMATTED)
+
+clean:
+	rm -rf build train_gpt2cu train_gpt2cpu
+
+-include $(wildcard build/*.d build/*/*.d)

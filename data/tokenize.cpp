@@ -1,0 +1,618 @@
+// Turns text files into token shards for training and validation: build/tokenize --help.
+//
+// The text streams through in batches of about 1 MB, which the threads tokenize in parallel and the main
+// thread writes in order, so that memory stays bounded and the result does not depend on the number of
+// threads. A long document is cut only before white space that follows something else: GPT-2's pattern ends a
+// piece there whatever comes before or after, so the tokens are those of the whole document. (A document
+// without any such place is held in memory whole.)
+//
+// The tokens go to an unnamed temporary file first, because the place of the validation split is known only
+// when all are counted. <|endoftext|> stands between documents and nowhere else, so it is also how that place
+// is found.
+#include <fcntl.h>
+#include <getopt.h>
+#include <omp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../llmc/dataloader.h"
+#include "../llmc/error.h"
+#include "../llmc/tokenizer.h"
+
+namespace fs = std::filesystem;
+
+static volatile std::sig_atomic_t interrupted = 0;
+
+struct Options {
+    std::vector<std::string> inputs;
+    std::string tokenizer = "gpt2";
+    std::string gpt2_dir = "data/gpt2";
+    std::string output;
+    double val_fraction = 0.1;
+    int64_t shard_tokens = 100'000'000;
+    bool lines = false;
+    std::string jsonl;
+    std::string delimiter;
+    int threads = 0;
+};
+
+static void print_help() {
+    const Options defaults;
+    printf(
+        "Usage: tokenize -o PREFIX [flags] FILE|FOLDER...\n"
+        "\n"
+        "Writes the text of the files, and of the text files in the folders, as token shards\n"
+        "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag "
+        "below\n"
+        "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out.\n"
+        "\n"
+        "  -o, --output PREFIX       where the shards go (required)\n"
+        "  --tokenizer bytes|gpt2    what a token is (default %s)\n"
+        "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s)\n"
+        "  --val-fraction F          share of the tokens for validation, from the end of the text, split "
+        "between\n"
+        "                            documents where there are several; 0 = no validation shard (default "
+        "%g)\n"
+        "  --shard-tokens N          tokens in a shard, with K, M or G if you like (default %lldM)\n"
+        "  --lines                   each line is a document\n"
+        "  --jsonl FIELD             each line is a JSON object whose FIELD is a document\n"
+        "  --delimiter TEXT          TEXT separates the documents of a file\n"
+        "  --threads N               threads; 0 = one for each core (default %d)\n"
+        "  -h, --help                this text\n",
+        defaults.tokenizer.c_str(), defaults.gpt2_dir.c_str(), defaults.val_fraction,
+        static_cast<long long>(defaults.shard_tokens / 1'000'000), defaults.threads);
+}
+
+static double parse_number(const char* flag, const char* text, double least, double most) {
+    char* end = nullptr;
+    const double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(value >= least && value <= most)) {
+        fail("%s takes a number from %.10g to %.10g, not \"%s\"", flag, least, most, text);
+    }
+    return value;
+}
+
+static int64_t parse_count(const char* flag, const std::string& text, int64_t least, int64_t most) {
+    int64_t value = 0;
+    size_t at = 0;
+    for (; at < text.size() && text[at] >= '0' && text[at] <= '9' && value <= most; at++) {
+        value = value * 10 + (text[at] - '0');
+    }
+    const std::string unit = text.substr(at);
+    const bool ok = at > 0 && value <= most && (unit.empty() || unit == "K" || unit == "M" || unit == "G");
+    if (ok && !unit.empty()) value *= unit == "K" ? 1'000 : unit == "M" ? 1'000'000 : 1'000'000'000;
+    if (!ok || value < least || value > most) {
+        fail("%s takes a whole number from %lld to %lld, not \"%s\"", flag, static_cast<long long>(least),
+             static_cast<long long>(most), text.c_str());
+    }
+    return value;
+}
+
+static Options parse_options(int argc, char** argv) {
+    Options o;
+    enum { kTokenizer = 256, kGpt2Dir, kValFraction, kShardTokens, kLines, kJsonl, kDelimiter, kThreads };
+    const option flags[] = {{"output", required_argument, nullptr, 'o'},
+                            {"tokenizer", required_argument, nullptr, kTokenizer},
+                            {"gpt2-dir", required_argument, nullptr, kGpt2Dir},
+                            {"val-fraction", required_argument, nullptr, kValFraction},
+                            {"shard-tokens", required_argument, nullptr, kShardTokens},
+                            {"lines", no_argument, nullptr, kLines},
+                            {"jsonl", required_argument, nullptr, kJsonl},
+                            {"delimiter", required_argument, nullptr, kDelimiter},
+                            {"threads", required_argument, nullptr, kThreads},
+                            {"help", no_argument, nullptr, 'h'},
+                            {nullptr, 0, nullptr, 0}};
+    opterr = 0;
+    for (int flag; (flag = getopt_long(argc, argv, ":o:h", flags, nullptr)) != -1;) {
+        switch (flag) {
+            case 'o':
+                o.output = optarg;
+                break;
+            case kTokenizer:
+                o.tokenizer = optarg;
+                break;
+            case kGpt2Dir:
+                o.gpt2_dir = optarg;
+                break;
+            case kValFraction:
+                o.val_fraction = parse_number("--val-fraction", optarg, 0, 0.999);
+                break;
+            case kShardTokens:
+                o.shard_tokens = parse_count("--shard-tokens", optarg, 1, kMaxShardTokens);
+                break;
+            case kLines:
+                o.lines = true;
+                break;
+            case kJsonl:
+                o.jsonl = optarg;
+                if (o.jsonl.empty()) fail("--jsonl takes the name of a field");
+                break;
+            case kDelimiter:
+                o.delimiter = optarg;
+                if (o.delimiter.empty()) fail("--delimiter takes a text that is not empty");
+                break;
+            case kThreads:
+                o.threads = static_cast<int>(parse_count("--threads", optarg, 0, 1024));
+                break;
+            case 'h':
+                print_help();
+                exit(0);
+            case ':':
+                fail("%s takes a value; --help lists the flags", argv[optind - 1]);
+            default:
+                fail("there is no flag %s, or it takes no value; --help lists the flags", argv[optind - 1]);
+        }
+    }
+    for (int i = optind; i < argc; i++) o.inputs.emplace_back(argv[i]);
+    if (o.tokenizer != "bytes" && o.tokenizer != "gpt2") {
+        fail("--tokenizer is bytes or gpt2, not \"%s\"", o.tokenizer.c_str());
+    }
+    if (o.lines + !o.jsonl.empty() + !o.delimiter.empty() > 1) {
+        fail("--lines, --jsonl and --delimiter exclude one another");
+    }
+    if (o.inputs.empty()) fail("no text was given: name the files or folders to tokenize");
+    if (o.output.empty()) fail("-o PREFIX is missing: it says where the shards go");
+    return o;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Input files
+
+struct Input {
+    std::string path;
+    int64_t size;
+};
+
+// Binary formats have control characters, and zeros above all, in their first bytes.
+static bool looks_like_text(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    char head[8192];
+    file.read(head, sizeof(head));
+    for (std::streamsize i = 0; i < file.gcount(); i++) {
+        const auto c = static_cast<unsigned char>(head[i]);
+        const bool control = c < 32 && !(c >= '\b' && c <= '\r') && c != 27;
+        if (control || c == 127) return false;
+    }
+    return file.gcount() > 0;
+}
+
+static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
+    std::vector<Input> inputs;
+    std::vector<std::string> skipped;
+    for (const std::string& name : names) {
+        std::error_code error;
+        const fs::file_status status = fs::status(name, error);
+        if (!fs::exists(status)) fail("there is no file or folder %s", name.c_str());
+        if (!fs::is_directory(status)) {
+            if (!fs::is_regular_file(status)) fail("%s is neither a file nor a folder", name.c_str());
+            inputs.push_back({name, static_cast<int64_t>(fs::file_size(name))});
+            continue;
+        }
+        std::vector<std::string> found;
+        auto entry = fs::recursive_directory_iterator(name, error);
+        for (; !error && entry != fs::end(entry); entry.increment(error)) {
+            std::error_code gone;  // a broken link is no regular file
+            if (entry->is_regular_file(gone)) found.push_back(entry->path().string());
+        }
+        if (error) fail("cannot read the folder %s: %s", name.c_str(), error.message().c_str());
+        std::sort(found.begin(), found.end());
+        const size_t before = inputs.size();
+        for (const std::string& path : found) {
+            if (looks_like_text(path)) {
+                inputs.push_back({path, static_cast<int64_t>(fs::file_size(path))});
+            } else {
+                skipped.push_back(path);
+            }
+        }
+        if (inputs.size() == before) fail("there is no text file in the folder %s", name.c_str());
+    }
+    constexpr size_t kNamed = 5;
+    if (!skipped.empty()) {
+        fprintf(stderr, "skipped %zu files that are empty or do not look like text:\n", skipped.size());
+        for (size_t i = 0; i < std::min(kNamed, skipped.size()); i++)
+            fprintf(stderr, "  %s\n", skipped[i].c_str());
+        if (skipped.size() > kNamed) fprintf(stderr, "  and %zu more\n", skipped.size() - kNamed);
+    }
+    return inputs;
+}
+
+// A bar on a terminal, a line every ten percent elsewhere.
+class Progress {
+  public:
+    explicit Progress(int64_t total) : total_(std::max<int64_t>(total, 1)) {}
+
+    void show(int64_t done) {
+        const double share = std::min(1.0, static_cast<double>(done) / static_cast<double>(total_));
+        const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+        const double mb = static_cast<double>(done) / 1e6;
+        const int step = static_cast<int>(share * (terminal_ ? 1000 : 10));
+        if (step == last_) return;
+        last_ = step;
+        if (!terminal_) {
+            fprintf(stderr, "%3d%%  %.0f MB  %.1f MB/s\n", step * 10, mb, mb / std::max(seconds, 1e-3));
+            return;
+        }
+        constexpr int kWidth = 40;
+        const int filled = static_cast<int>(share * kWidth);
+        fprintf(stderr, "\r[%s%s] %5.1f%%  %.0f MB  %.1f MB/s  %.0f s left  ",
+                std::string(filled, '#').c_str(), std::string(kWidth - filled, '.').c_str(), 100 * share, mb,
+                mb / std::max(seconds, 1e-3), share > 0 ? seconds * (1 - share) / share : 0.0);
+        if (share == 1) fputc('\n', stderr);
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    int64_t total_;
+    Clock::time_point start_ = Clock::now();
+    bool terminal_ = isatty(STDERR_FILENO) != 0;
+    int last_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Tokens on their way to the shards
+
+// A file of tokens beside the shards that no name leads to: it is gone however the program ends.
+class TokenFile {
+  public:
+    explicit TokenFile(const std::string& prefix) {
+        std::string name = prefix + "_tokens.XXXXXX";
+        fd_ = mkstemp(name.data());
+        if (fd_ < 0) fail("cannot write a temporary file %s: %s", name.c_str(), strerror(errno));
+        unlink(name.c_str());
+    }
+    TokenFile(const TokenFile&) = delete;
+    ~TokenFile() { close(fd_); }
+
+    int64_t size() const { return size_; }
+
+    void append(std::span<const uint16_t> tokens) {
+        const char* from = reinterpret_cast<const char*>(tokens.data());
+        auto left = static_cast<int64_t>(tokens.size_bytes());
+        int64_t offset = 2 * size_;
+        while (left > 0) {
+            const ssize_t n = pwrite(fd_, from, static_cast<size_t>(left), offset);
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail("cannot write the temporary file of tokens: %s", strerror(errno));
+            from += n;
+            left -= n;
+            offset += n;
+        }
+        size_ += static_cast<int64_t>(tokens.size());
+    }
+
+    // The tokens from `first` on, up to `count` of them or the end.
+    std::span<const uint16_t> read(int64_t first, int64_t count) {
+        block_.resize(static_cast<size_t>(std::min(count, size_ - first)));
+        char* to = reinterpret_cast<char*>(block_.data());
+        auto left = static_cast<int64_t>(block_.size() * 2);
+        for (int64_t offset = 2 * first; left > 0;) {
+            const ssize_t n = pread(fd_, to, static_cast<size_t>(left), offset);
+            if (n < 0 && errno == EINTR) continue;
+            if (n <= 0) fail("cannot read the temporary file of tokens: %s", strerror(n < 0 ? errno : EIO));
+            to += n;
+            left -= n;
+            offset += n;
+        }
+        return block_;
+    }
+
+  private:
+    int fd_;
+    int64_t size_ = 0;
+    std::vector<uint16_t> block_;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Documents, cut into parts, gathered into batches, tokenized in parallel
+
+// Whether the text ends in bytes that are, or could be, white space of the pattern.
+static bool ends_in_space(std::string_view text) {
+    const auto c = static_cast<unsigned char>(text.back());
+    if (c < 0x80) return c <= ' ';
+    if (c == 0x85 || c == 0xA0) return true;  // the end of U+0085, U+00A0, and of letters: a place not cut at
+    for (const std::string_view lead : {"\xE1\x9A", "\xE2\x80", "\xE2\x81", "\xE3\x80"}) {
+        if (text.size() >= 3 && text.substr(text.size() - 3, 2) == lead) return true;
+    }
+    return false;
+}
+
+class Corpus {
+  public:
+    Corpus(const Tokenizer& tokenizer, TokenFile& out, Progress& progress)
+        : tokenizer_(tokenizer), out_(out), progress_(progress) {}
+
+    int64_t documents() const { return documents_; }
+    int64_t bytes() const { return bytes_; }
+
+    // More text of the current document.
+    void add(std::string_view text) {
+        pending_ += text;
+        if (pending_.size() < kBatchBytes) return;
+        const size_t cut = last_cut();
+        searched_ = pending_.size();
+        if (cut == 0) return;
+        emit(std::string_view(pending_).substr(0, cut));
+        pending_.erase(0, cut);
+        searched_ = pending_.size();
+    }
+
+    void end_document() {
+        if (!pending_.empty()) emit(pending_);
+        pending_.clear();
+        searched_ = 0;
+        inside_document_ = false;
+    }
+
+    void finish() {
+        batches_.push_back(std::move(batch_));
+        encode_batches();
+    }
+
+    void count_read(int64_t bytes) { read_ += bytes; }
+
+  private:
+    static constexpr size_t kBatchBytes = size_t{1} << 20;
+    static constexpr size_t kBatchesPerThread = 4;  // enough that threads rarely wait for the slowest batch
+
+    struct Part {
+        size_t begin, size;
+        bool after_document;  // its document is not the first: <|endoftext|> comes before it
+    };
+    struct Batch {
+        std::string text;
+        std::vector<Part> parts;
+        std::vector<uint16_t> tokens;
+    };
+
+    // The last place in the pending text where it may be cut, 0 where there is none. What an earlier call
+    // searched in vain is not searched again.
+    size_t last_cut() const {
+        const std::string_view text = pending_;
+        for (size_t at = text.size() - 1; at >= std::max<size_t>(searched_, 1); at--) {
+            const char c = text[at];
+            const bool space = c == ' ' || c == '\n' || c == '\t' || c == '\r';
+            if (space && !ends_in_space(text.substr(0, at))) return at;
+        }
+        return 0;
+    }
+
+    void emit(std::string_view text) {
+        bool after_document = false;
+        if (!inside_document_) {
+            after_document = documents_ > 0;
+            documents_++;
+            inside_document_ = true;
+        }
+        bytes_ += static_cast<int64_t>(text.size());
+        batch_.parts.push_back({batch_.text.size(), text.size(), after_document});
+        batch_.text += text;
+        if (batch_.text.size() < kBatchBytes) return;
+        batches_.push_back(std::move(batch_));
+        batch_ = {};
+        if (batches_.size() == kBatchesPerThread * static_cast<size_t>(omp_get_max_threads()))
+            encode_batches();
+    }
+
+    void encode_batches() {
+        std::exception_ptr problem;
+#pragma omp parallel for schedule(dynamic)
+        for (size_t b = 0; b < batches_.size(); b++) {
+            try {
+                Batch& batch = batches_[b];
+                for (const Part& part : batch.parts) {
+                    if (part.after_document) batch.tokens.push_back(static_cast<uint16_t>(tokenizer_.eot()));
+                    tokenizer_.append(std::string_view(batch.text).substr(part.begin, part.size),
+                                      batch.tokens);
+                }
+            } catch (...) {
+#pragma omp critical
+                problem = std::current_exception();
+            }
+        }
+        if (problem) std::rethrow_exception(problem);
+        for (const Batch& batch : batches_) out_.append(batch.tokens);
+        batches_.clear();
+        if (interrupted) fail("interrupted; nothing was written");
+        progress_.show(read_);
+    }
+
+    const Tokenizer& tokenizer_;
+    TokenFile& out_;
+    Progress& progress_;
+    std::string pending_;  // text of the current document that no batch has yet
+    size_t searched_ = 0;  // bytes of it that have no place to cut
+    bool inside_document_ = false;
+    Batch batch_;
+    std::vector<Batch> batches_;
+    int64_t documents_ = 0, bytes_ = 0, read_ = 0;
+};
+
+// Calls `more` with the file's text, block after block.
+template <typename F>
+static void read_blocks(const Input& input, Corpus& corpus, F&& more) {
+    std::ifstream file(input.path, std::ios::binary);
+    if (!file) fail("cannot open %s: %s", input.path.c_str(), strerror(errno));
+    std::string block(size_t{1} << 18, '\0');
+    while (file) {
+        file.read(block.data(), static_cast<std::streamsize>(block.size()));
+        corpus.count_read(file.gcount());
+        more(std::string_view(block).substr(0, static_cast<size_t>(file.gcount())));
+    }
+    if (file.bad()) fail("cannot read %s", input.path.c_str());
+}
+
+// Calls `add` with text between separators and `end` at each separator and at the end of the file.
+template <typename Add, typename End>
+static void read_separated(const Input& input, Corpus& corpus, const std::string& separator, Add&& add,
+                           End&& end) {
+    std::string text;  // what was read and not yet handed on: it may end in the beginning of a separator
+    read_blocks(input, corpus, [&](std::string_view block) {
+        text += block;
+        size_t at = 0;
+        for (size_t found; (found = text.find(separator, at)) != std::string::npos;) {
+            add(std::string_view(text).substr(at, found - at));
+            end();
+            at = found + separator.size();
+        }
+        const size_t keep = std::min(text.size() - at, separator.size() - 1);
+        add(std::string_view(text).substr(at, text.size() - keep - at));
+        text.erase(0, text.size() - keep);
+    });
+    add(text);
+    end();
+}
+
+static std::string json_field(const std::string& line, const std::string& field, const Input& input,
+                              int64_t number) {
+    const auto problem = [&](const char* what) {
+        fail("line %lld of %s %s", static_cast<long long>(number), input.path.c_str(), what);
+    };
+    const auto object = nlohmann::json::parse(line, nullptr, false);
+    if (object.is_discarded()) problem("is not valid JSON");
+    if (!object.is_object()) problem("is not a JSON object");
+    const auto found = object.find(field);
+    if (found == object.end()) problem(format("has no field \"%s\"", field.c_str()).c_str());
+    if (!found->is_string()) problem(format("has a field \"%s\" that is not a text", field.c_str()).c_str());
+    return found->get<std::string>();
+}
+
+static void read_documents(const Options& o, const Input& input, Corpus& corpus) {
+    const auto add = [&](std::string_view text) { corpus.add(text); };
+    const auto end = [&] { corpus.end_document(); };
+    if (!o.lines && o.jsonl.empty()) {
+        if (o.delimiter.empty()) {
+            read_blocks(input, corpus, add);
+            end();
+        } else {
+            read_separated(input, corpus, o.delimiter, add, end);
+        }
+        return;
+    }
+    std::string line;
+    int64_t number = 0;
+    read_separated(
+        input, corpus, "\n", [&](std::string_view text) { line += text; },
+        [&] {
+            number++;
+            if (line.ends_with('\r')) line.pop_back();
+            if (!line.empty()) corpus.add(o.lines ? line : json_field(line, o.jsonl, input, number));
+            end();
+            line.clear();
+        });
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Shards
+
+// Where validation begins: where it would by its share of the tokens in a single document, and otherwise
+// after the
+// <|endoftext|> nearest to that.
+static int64_t find_split(TokenFile& tokens, double val_fraction, int64_t documents, int eot) {
+    const int64_t n = tokens.size();
+    const int64_t ideal =
+        std::clamp<int64_t>(n - std::llround(static_cast<double>(n) * val_fraction), 1, n - 1);
+    if (documents == 1) return ideal;
+    constexpr int64_t kBlock = int64_t{1} << 20;
+    int64_t before = -1, after = -1;  // the nearest splits on either side
+    for (int64_t end = ideal; end > 0 && before < 0; end -= std::min(end, kBlock)) {
+        const int64_t first = std::max<int64_t>(end - kBlock, 0);
+        const auto block = tokens.read(first, end - first);
+        for (size_t i = block.size(); i-- > 0 && before < 0;) {
+            if (block[i] == eot) before = first + static_cast<int64_t>(i) + 1;
+        }
+    }
+    for (int64_t first = ideal; first < n && after < 0; first += kBlock) {
+        const auto block = tokens.read(first, kBlock);
+        for (size_t i = 0; i < block.size() && after < 0; i++) {
+            if (block[i] == eot) after = first + static_cast<int64_t>(i) + 1;
+        }
+    }
+    if (before < 0) return after;
+    return after < 0 || ideal - before <= after - ideal ? before : after;
+}
+
+// Writes the tokens from `first` up to `end` as the shards of one kind ("train" or "val").
+static void write_shards(TokenFile& tokens, int64_t first, int64_t end, const Options& o, const char* kind,
+                         int vocab_size) {
+    const auto name = [&](int64_t i) {
+        return format("%s_%s_%06lld.bin", o.output.c_str(), kind, static_cast<long long>(i));
+    };
+    constexpr int64_t kBlock = int64_t{1} << 20;
+    int64_t shards = 0;
+    while (first < end) {
+        const std::string path = name(shards++);
+        const int64_t count = std::min(end - first, o.shard_tokens), shard_end = first + count;
+        ShardWriter shard(path, count, vocab_size);
+        while (first < shard_end) {
+            if (interrupted) fail("interrupted; the shards are not complete");
+            const auto block = tokens.read(first, std::min(kBlock, shard_end - first));
+            shard.append(block);
+            first += static_cast<int64_t>(block.size());
+        }
+        shard.finish();
+        printf("%-12s%s, %lld tokens\n", shards == 1 ? kind : "", path.c_str(),
+               static_cast<long long>(count));
+    }
+    // An earlier run with the same prefix and more shards would otherwise add its last ones to this set.
+    while (unlink(name(shards).c_str()) == 0)
+        printf("removed     %s, left by an earlier run\n", name(shards++).c_str());
+}
+
+static void run(const Options& o) {
+    if (o.threads > 0) omp_set_num_threads(o.threads);
+    const Tokenizer tokenizer = o.tokenizer == "bytes" ? Tokenizer::bytes() : Tokenizer::gpt2(o.gpt2_dir);
+    const std::vector<Input> inputs = find_inputs(o.inputs);
+    int64_t total = 0;
+    for (const Input& input : inputs) total += input.size;
+
+    TokenFile tokens(o.output);
+    Progress progress(total);
+    Corpus corpus(tokenizer, tokens, progress);
+    for (const Input& input : inputs) read_documents(o, input, corpus);
+    corpus.finish();
+
+    const int64_t n = tokens.size();
+    if (n == 0) fail("there is no text in what was given");
+    int64_t split = n;
+    if (o.val_fraction > 0) {
+        if (n < 2) fail("one token cannot be split into training and validation: use --val-fraction 0");
+        split = find_split(tokens, o.val_fraction, corpus.documents(), tokenizer.eot());
+    }
+    printf("tokenizer   %s, a vocabulary of %d\n", tokenizer.name(), tokenizer.vocab_size());
+    printf("documents   %lld\n", static_cast<long long>(corpus.documents()));
+    printf("bytes       %lld\n", static_cast<long long>(corpus.bytes()));
+    printf("tokens      %lld, %.2f%% of them for validation\n", static_cast<long long>(n),
+           100.0 * static_cast<double>(n - split) / static_cast<double>(n));
+    printf("bytes/token %.3f\n", static_cast<double>(corpus.bytes()) / static_cast<double>(n));
+    write_shards(tokens, 0, split, o, "train", tokenizer.vocab_size());
+    if (o.val_fraction > 0) write_shards(tokens, split, n, o, "val", tokenizer.vocab_size());
+}
+
+int main(int argc, char** argv) {
+    struct sigaction on_signal = {};
+    on_signal.sa_handler = [](int) { interrupted = 1; };
+    sigaction(SIGINT, &on_signal, nullptr);
+    sigaction(SIGTERM, &on_signal, nullptr);
+    try {
+        run(parse_options(argc, argv));
+    } catch (const std::bad_alloc&) {
+        fprintf(stderr, "tokenize: out of memory: a document without white space must fit into it\n");
+        return 1;
+    } catch (const std::exception& error) {
+        fprintf(stderr, "tokenize: %s\n", error.what());
+        return 1;
+    }
+}

@@ -1,0 +1,223 @@
+// Atomics, cache hints, bit casts and the fast maths functions. The compilers see through all of them, so a
+// kernel's inner loop vectorizes as a plain C++ loop would.
+#pragma once
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <type_traits>
+
+#include "types.h"
+
+// ---------------------------------------------------------------- atomics
+
+namespace cuda_cpu {
+// Every atomic is a compare-and-swap loop around a function of the old value, except addition of integers.
+template <class T, class F>
+T atomic_update(T* p, F f) {
+    std::atomic_ref<T> target(*p);
+    T old = target.load(std::memory_order_relaxed);
+    while (!target.compare_exchange_weak(old, f(old), std::memory_order_relaxed)) {
+    }
+    return old;
+}
+}  // namespace cuda_cpu
+
+template <class T>
+T atomicAdd(T* p, cuda_cpu::Same<T> v) {
+    static_assert(std::is_arithmetic_v<T> && sizeof(T) >= 4);
+    return std::atomic_ref<T>(*p).fetch_add(v, std::memory_order_relaxed);
+}
+template <class T>
+T atomicSub(T* p, cuda_cpu::Same<T> v) {
+    static_assert(std::is_integral_v<T> && sizeof(T) >= 4);
+    return std::atomic_ref<T>(*p).fetch_sub(v, std::memory_order_relaxed);
+}
+template <class T>
+T atomicMin(T* p, cuda_cpu::Same<T> v) {
+    static_assert(std::is_integral_v<T>);
+    return cuda_cpu::atomic_update(p, [v](T old) { return v < old ? v : old; });
+}
+template <class T>
+T atomicMax(T* p, cuda_cpu::Same<T> v) {
+    static_assert(std::is_integral_v<T>);
+    return cuda_cpu::atomic_update(p, [v](T old) { return old < v ? v : old; });
+}
+template <class T>
+T atomicAnd(T* p, cuda_cpu::Same<T> v) {
+    return std::atomic_ref<T>(*p).fetch_and(v, std::memory_order_relaxed);
+}
+template <class T>
+T atomicOr(T* p, cuda_cpu::Same<T> v) {
+    return std::atomic_ref<T>(*p).fetch_or(v, std::memory_order_relaxed);
+}
+inline unsigned atomicInc(unsigned* p, unsigned limit) {
+    return cuda_cpu::atomic_update(p, [limit](unsigned old) { return old >= limit ? 0u : old + 1; });
+}
+template <class T>
+T atomicExch(T* p, cuda_cpu::Same<T> v) {
+    return std::atomic_ref<T>(*p).exchange(v);
+}
+template <class T>
+T atomicCAS(T* p, cuda_cpu::Same<T> expected, cuda_cpu::Same<T> v) {
+    std::atomic_ref<T>(*p).compare_exchange_strong(expected, v);
+    return expected;  // what was there: compare_exchange stores it when it fails
+}
+inline void __threadfence() {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+inline void __threadfence_block() {}  // the threads of a block share one OS thread
+
+// ---------------------------------------------------------------- cache hints
+
+template <class T>
+T __ldg(const T* p) {
+    return *p;
+}
+template <class T>
+T __ldcs(const T* p) {
+    return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+    return *p;
+}
+template <class T>
+void __stcs(T* p, cuda_cpu::Same<T> v) {
+    *p = v;
+}
+template <class T>
+void __stcg(T* p, cuda_cpu::Same<T> v) {
+    *p = v;
+}
+
+// ---------------------------------------------------------------- bits
+
+inline int __float_as_int(float x) {
+    return std::bit_cast<int>(x);
+}
+inline unsigned __float_as_uint(float x) {
+    return std::bit_cast<unsigned>(x);
+}
+inline float __int_as_float(int x) {
+    return std::bit_cast<float>(x);
+}
+inline float __uint_as_float(unsigned x) {
+    return std::bit_cast<float>(x);
+}
+inline int __popc(unsigned x) {
+    return std::popcount(x);
+}
+inline int __popcll(unsigned long long x) {
+    return std::popcount(x);
+}
+inline int __clz(int x) {
+    return std::countl_zero(static_cast<unsigned>(x));
+}
+inline int __ffs(int x) {
+    return __builtin_ffs(x);
+}
+inline unsigned __brev(unsigned x) {
+    x = (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;
+    x = (x >> 2 & 0x33333333u) | (x & 0x33333333u) << 2;
+    x = (x >> 4 & 0x0f0f0f0fu) | (x & 0x0f0f0f0fu) << 4;
+    return __builtin_bswap32(x);
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+    return static_cast<unsigned>(uint64_t{a} * b >> 32);
+}
+
+// ---------------------------------------------------------------- maths
+
+using std::isfinite;
+using std::isinf;
+using std::isnan;
+
+namespace cuda_cpu {
+// fmaxf and fminf are one instruction on a GPU, and kernels use them freely; here they would be calls into
+// libm. Of a number and a NaN the number is the result.
+inline float max_number(float a, float b) {
+    return a < b || a != a ? b : a;
+}
+inline float min_number(float a, float b) {
+    return b < a || a != a ? b : a;
+}
+}  // namespace cuda_cpu
+#define fmaxf(a, b) ::cuda_cpu::max_number(a, b)
+#define fminf(a, b) ::cuda_cpu::min_number(a, b)
+
+template <class T, class U>
+constexpr std::common_type_t<T, U> max(T a, U b) {
+    if constexpr (std::is_floating_point_v<std::common_type_t<T, U>>) {
+        return a < b || a != a ? b : a;
+    } else {
+        using C = std::common_type_t<T, U>;
+        return static_cast<C>(a) < static_cast<C>(b) ? static_cast<C>(b) : static_cast<C>(a);
+    }
+}
+template <class T, class U>
+constexpr std::common_type_t<T, U> min(T a, U b) {
+    if constexpr (std::is_floating_point_v<std::common_type_t<T, U>>) {
+        return b < a || a != a ? b : a;
+    } else {
+        using C = std::common_type_t<T, U>;
+        return static_cast<C>(b) < static_cast<C>(a) ? static_cast<C>(b) : static_cast<C>(a);
+    }
+}
+
+// e^x within 1.02 ulp (measured on all floats), without a branch or a call, so that loops around it
+// vectorize. x = n ln 2 + r with |r| <= ln 2 / 2; e^r is a polynomial (coefficients: Cephes expf), and 2^n is
+// made from its exponent bits in two halves, because 2^128 and 2^-150 are not floats while the results near
+// them are.
+inline float __expf(float x) {
+    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    x = x < -104.0f ? -104.0f : x;         // rounds to 0; written so that a NaN passes
+    x = x > 89.0f ? 89.0f : x;             // rounds to infinity
+    float shifted = x * 1.44269504f + kMagic;
+    float n = shifted - kMagic;
+    float r = x - n * 0.693359375f;  // few bits: exact
+    r = r - n * -2.12194440e-4f;     // the rest of ln 2
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    int exponent = std::bit_cast<int>(shifted) - std::bit_cast<int>(kMagic);
+    int half = exponent >> 1;
+    float scale1 = std::bit_cast<float>(static_cast<unsigned>(half + 127) << 23);
+    float scale2 = std::bit_cast<float>(static_cast<unsigned>(exponent - half + 127) << 23);
+    return p * scale1 * scale2;
+}
+inline float __logf(float x) {
+    return logf(x);
+}
+inline float __sinf(float x) {
+    return sinf(x);
+}
+inline float __cosf(float x) {
+    return cosf(x);
+}
+inline float __powf(float x, float y) {
+    return powf(x, y);
+}
+inline float __fdividef(float a, float b) {
+    return a / b;
+}
+inline float __frcp_rn(float x) {
+    return 1.0f / x;
+}
+inline float __fsqrt_rn(float x) {
+    return sqrtf(x);
+}
+inline float __fmaf_rn(float a, float b, float c) {
+    return fmaf(a, b, c);
+}
+inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+inline void __trap() {
+    abort();
+}

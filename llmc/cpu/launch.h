@@ -1,0 +1,219 @@
+// Kernel launches: what launch.pl turns K<<<grid, block, shared, stream>>>(args) into. A launch returns when
+// the grid is done; streams order nothing more.
+#pragma once
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "scheduler.h"
+#include "types.h"
+
+namespace cuda_cpu {
+inline constexpr size_t kSharedLimit = 48 << 10;        // of a kernel that did not ask for more
+inline constexpr size_t kSharedOptInLimit = 227 << 10;  // an H100's
+
+struct Config {
+    dim3 grid, block;
+    size_t shared;
+    Config(dim3 grid_, dim3 block_, size_t shared_ = 0, cudaStream_t = nullptr)
+        : grid(grid_), block(block_), shared(shared_) {}
+};
+
+// The dynamic shared memory that each kernel asked for with cudaFuncSetAttribute, by the kernel's address.
+struct SharedOptIns {
+    std::mutex mutex;
+    std::map<const void*, size_t> bytes;
+};
+inline SharedOptIns shared_opt_ins;
+
+inline size_t shared_limit(const void* kernel) {
+    std::lock_guard lock(shared_opt_ins.mutex);
+    auto it = shared_opt_ins.bytes.find(kernel);
+    return it == shared_opt_ins.bytes.end() ? kSharedLimit : std::max(kSharedLimit, it->second);
+}
+
+struct Profile {  // time by kernel
+    struct Row {
+        double seconds = 0;
+        long calls = 0;
+    };
+    bool on = getenv("CUDA_CPU_PROFILE") && strcmp(getenv("CUDA_CPU_PROFILE"), "0");
+    std::mutex mutex;
+    std::map<std::string, Row> rows;
+
+    void add(const char* kernel, double seconds) {
+        std::lock_guard lock(mutex);
+        Row& row = rows[kernel];
+        row.seconds += seconds;
+        row.calls++;
+    }
+    ~Profile() {
+        std::vector<std::pair<std::string, Row>> sorted(rows.begin(), rows.end());
+        std::sort(sorted.begin(), sorted.end(),
+                  [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+        for (const auto& [kernel, row] : sorted)
+            fprintf(stderr, "%10.1f ms %8ld calls  %s\n", row.seconds * 1e3, row.calls, kernel.c_str());
+    }
+};
+inline Profile profile;
+
+// This OS thread's worker, made ready for blocks of this shape.
+inline Worker& begin_worker(const Config& config) {
+    if (!worker) {
+        static thread_local std::unique_ptr<Worker> owner;
+        owner = std::make_unique<Worker>();
+        worker = owner.get();
+    }
+    Worker& w = *worker;
+    blockDim = config.block;
+    gridDim = config.grid;
+    const dim3& block = config.block;
+    w.num_threads = static_cast<int>(block.x * block.y * block.z);
+    if (w.shape.x != block.x || w.shape.y != block.y || w.shape.z != block.z) {
+        w.shape = block;
+        int t = 0;
+        for (unsigned z = 0; z < block.z; z++)
+            for (unsigned y = 0; y < block.y; y++)
+                for (unsigned x = 0; x < block.x; x++) w.index[t++] = {x, y, z};
+    }
+    if (w.shared_bytes != config.shared) {  // exactly as large as asked for, so that ASan sees an overrun
+        free(w.shared);
+        void* p = nullptr;
+        if (config.shared && posix_memalign(&p, 128, config.shared)) {
+            fprintf(stderr, "CUDA on the CPU: no memory for %zu bytes of shared memory\n", config.shared);
+            abort();
+        }
+        w.shared = static_cast<char*>(p);
+        w.shared_bytes = config.shared;
+    }
+    return w;
+}
+
+// What `extern __shared__ T name[];` becomes a pointer to.
+inline void* dynamic_shared() {
+    return worker->shared;
+}
+
+template <class Call>
+struct Launch {
+    Config config;
+    const char* name;
+    Call call;           // calls the kernel for one thread
+    const void* kernel;  // its address, if known
+
+  protected:
+    template <class... A>
+    void run(const A&... args) const {
+        if (cudaError_t error = config_error(); error != cudaSuccess) {
+            result(error);
+            return;
+        }
+        auto thread = [&] { call(args...); };
+        double start = profile.on ? omp_get_wtime() : 0;
+        run_grid(&thread, run_threads<decltype(thread)>);
+        if (profile.on) profile.add(name, omp_get_wtime() - start);
+    }
+
+  private:
+    cudaError_t config_error() const {
+        const auto& [grid, block, shared] = config;
+        uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, threads = uint64_t{block.x} * block.y * block.z;
+        if (!blocks || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
+            return cudaErrorInvalidConfiguration;
+        if (!threads || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > 1024)
+            return cudaErrorInvalidConfiguration;
+        if (shared > kSharedLimit && shared > (kernel ? shared_limit(kernel) : kSharedOptInLimit))
+            return cudaErrorInvalidValue;
+        return cudaSuccess;
+    }
+
+    void run_grid(void* thread, void (*run_them)(void*)) const {
+        const dim3 grid = config.grid;
+        int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+        int64_t threads = blocks * config.block.x * config.block.y * config.block.z;
+        // Waking the other OS threads costs microseconds: as much as a few hundred short CUDA threads.
+        bool serial = race || (blocks < 8 && threads < 512);
+        int workers = serial ? 1 : static_cast<int>(std::min<int64_t>(blocks, omp_get_max_threads()));
+        int chunk = static_cast<int>(std::clamp<int64_t>(blocks / (workers * 16), 1, 64));
+        race_launch(true);
+#pragma omp parallel num_threads(workers) if (workers > 1)
+        {
+            Worker& w = begin_worker(config);
+            w.run = run_them;
+            w.kernel = thread;
+#pragma omp for schedule(dynamic, chunk)
+            for (int64_t i = 0; i < blocks; i++) {
+                int64_t b = schedule == Schedule::backward ? blocks - 1 - i : i;
+                blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                            static_cast<unsigned>(b / grid.x / grid.y)};
+                run_block(w, static_cast<uint64_t>(b));
+            }
+        }
+        race_launch(false);
+    }
+};
+
+// Arguments are converted to the kernel's parameters once, as a GPU launch does.
+template <class Call, class... P>
+struct TypedLaunch : Launch<Call> {
+    void operator()(P... args) const { this->run(args...); }
+
+    template <class... A>
+    requires(sizeof...(A) < sizeof...(P))  // the kernel has default arguments
+        void
+        operator()(A... args) const {
+        this->run(args...);
+    }
+};
+
+// Of a kernel template whose arguments the call deduces, neither the parameters nor the address are known.
+template <class Call>
+struct UntypedLaunch : Launch<Call> {
+    template <class... A>
+    void operator()(A... args) const {
+        this->run(args...);
+    }
+};
+
+template <class Call>
+struct MakeTypedLaunch {
+    Config config;
+    const char* name;
+    Call call;
+    template <class... P>
+    TypedLaunch<Call, P...> operator()(void (*kernel)(P...)) const {
+        return {{config, name, call, reinterpret_cast<const void*>(kernel)}};
+    }
+};
+
+// `give_kernel` calls what it is given with the kernel as the argument, which does not compile for a template
+// whose arguments are not known.
+template <class GiveKernel, class Call>
+auto launch(Config config, const char* name, GiveKernel give_kernel, Call call) {
+    MakeTypedLaunch<Call> typed{config, name, call};
+    if constexpr (requires { give_kernel(typed); })
+        return give_kernel(typed);
+    else
+        return UntypedLaunch<Call>{{config, name, call, nullptr}};
+}
+}  // namespace cuda_cpu
+
+enum cudaFuncAttribute {
+    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+    cudaFuncAttributePreferredSharedMemoryCarveout = 9,
+};
+template <class... A>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(A...), cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || static_cast<size_t>(value) > cuda_cpu::kSharedOptInLimit)
+        return cuda_cpu::result(cudaErrorInvalidValue);
+    std::lock_guard lock(cuda_cpu::shared_opt_ins.mutex);
+    cuda_cpu::shared_opt_ins.bytes[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
+    return cudaSuccess;
+}

@@ -1,0 +1,318 @@
+// The race checker. g++ -fsanitize=thread puts a call to __tsan_read4 and the like before every load and
+// store; the sanitizer's library would look for races between OS threads, and this file, linked in its place,
+// looks for races between CUDA threads: two accesses to the same memory, one of them a write, with no barrier
+// between them; and for reads of memory that nobody wrote. Only what kernels do to memory from cudaMalloc and
+// to shared memory counts. Compile this file without -fsanitize=thread.
+//
+// For each 2 bytes of such memory a Cell remembers the last write and the last read. So threads that write
+// neighbouring bytes would be reported, and of several readers only the last is named. Barriers and warp
+// barriers order accesses; shuffles and votes do not, as on a GPU; nothing orders the blocks of a grid, so a
+// kernel in which the last block to finish reads what the others wrote would be reported.
+#ifndef CUDA_CPU_RACE
+#error "race_check.cpp must be compiled with -DCUDA_CPU_RACE"
+#endif
+#include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "scheduler.h"
+
+namespace cuda_cpu {
+namespace {
+
+struct Access {
+    uint32_t block = 0;       // counted over the whole run; 0 is no access
+    uint32_t epoch = 0;       // barriers of the block before it
+    uint16_t warp_epoch = 0;  // and, since the last of them, warp barriers of the warp
+    uint16_t thread = 0;
+    uint8_t others = 0;  // for reads: who else read since the last barrier
+    bool atomic = false;
+    void* pc = nullptr;  // the code's address
+};
+enum Others : uint8_t { kSameWarp = 1, kOtherWarps = 2, kOtherBlocks = 4 };
+
+struct Cell {
+    Access write, read;
+};
+constexpr size_t kCellBytes = 2;
+
+// cudaMalloc takes from one large range of addresses, never twice the same, so that an address leads to its
+// cell by arithmetic and memory that was freed reads as uninitialised. Untouched pages cost nothing.
+constexpr size_t kArenaBytes = size_t{1} << 36;
+char *arena = nullptr, *arena_top = nullptr;
+Cell* arena_cells = nullptr;
+
+char *static_begin = nullptr,
+     *static_end = nullptr;  // static shared memory: the program's thread-local block
+std::vector<Cell> static_cells, dynamic_cells;
+
+uint32_t block = 1, first_block_of_grid = 1;
+uint32_t epoch = 0;
+uint16_t warp_epoch[32];
+bool in_kernel = false;
+int reports = 0;
+
+void* reserve(size_t bytes) {
+    void* p =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        perror("CUDA on the CPU: no address space for the race checker");
+        abort();
+    }
+    return p;
+}
+
+void reserve_arena() {
+    if (arena) return;
+    arena = arena_top = static_cast<char*>(reserve(kArenaBytes));
+    arena_cells = static_cast<Cell*>(reserve(kArenaBytes / kCellBytes * sizeof(Cell)));
+}
+
+int find_static_shared(dl_phdr_info* program, size_t, void*) {
+    for (int i = 0; i < program->dlpi_phnum; i++) {
+        if (program->dlpi_phdr[i].p_type != PT_TLS || !program->dlpi_tls_data) continue;
+        static_begin = static_cast<char*>(program->dlpi_tls_data);
+        static_end = static_begin + program->dlpi_phdr[i].p_memsz;
+    }
+    return 1;  // the first object is the program: stop there
+}
+
+// The emulator's own variables lie among the static shared ones.
+bool is_own_variable(const char* p) {
+    auto within = [p](const auto& v) {
+        const char* begin = reinterpret_cast<const char*>(&v);
+        return p >= begin && p < begin + sizeof v;
+    };
+    return within(threadIdx) || within(blockIdx) || within(blockDim) || within(gridDim) || within(worker) ||
+           within(last_error);
+}
+
+// ---------------------------------------------------------------- reports
+
+void print_place(void* pc) {
+    Dl_info object;
+    if (!dladdr(pc, &object)) return;
+    size_t offset = static_cast<size_t>(static_cast<char*>(pc) - static_cast<char*>(object.dli_fbase)) - 1;
+    char command[600];  // the inlined functions too, innermost first
+    snprintf(command, sizeof command, "addr2line -s -f -C -p -i -e '%s' %#zx | sed 's/^/    /' >&2",
+             object.dli_fname, offset);
+    if (system(command) != 0) fprintf(stderr, "    %s+%#zx\n", object.dli_fname, offset);
+}
+
+void exit_with_failure() {
+    fprintf(stderr, "CUDA on the CPU: the race checker reported %d errors\n", reports);
+    fflush(nullptr);
+    _exit(1);
+}
+
+[[gnu::noinline]] void report(const char* what, const char* space, int thread, void* pc,
+                              const Access* other) {
+    if (!reports++) atexit(exit_with_failure);
+    if (reports > 20) return;
+    uint3 t = worker->index[thread];
+    fprintf(stderr, "CUDA on the CPU: %s in %s memory by thread (%u,%u,%u) of block (%u,%u,%u)\n", what,
+            space, t.x, t.y, t.z, blockIdx.x, blockIdx.y, blockIdx.z);
+    print_place(pc);
+    if (!other) return;
+    t = worker->index[other->thread];
+    fprintf(stderr, "  the other access was by thread (%u,%u,%u) of %s block\n", t.x, t.y, t.z,
+            other->block == block ? "the same" : "another");
+    print_place(other->pc);
+}
+
+// ---------------------------------------------------------------- accesses
+
+// Whether nothing orders an earlier access and one by `thread` now.
+bool unordered(const Access& earlier, int thread, bool shared, bool atomic) {
+    if (earlier.block < (shared ? block : first_block_of_grid)) return false;
+    if (atomic && earlier.atomic) return false;
+    if (earlier.block != block || (earlier.others & kOtherBlocks)) return true;
+    if (earlier.epoch != epoch) return false;
+    if ((earlier.others & kOtherWarps) || earlier.thread / 32 != thread / 32) return true;
+    return earlier.warp_epoch == warp_epoch[thread / 32] && (earlier.thread != thread || earlier.others);
+}
+
+void remember_read(Cell& cell, Access now, bool shared) {
+    const Access& last = cell.read;
+    bool same_grid = !shared && last.block >= first_block_of_grid;
+    if (same_grid && (last.others & kOtherBlocks)) return;  // any later write conflicts already
+    if (same_grid && last.block != block) {
+        now.others = kOtherBlocks;
+    } else if (last.block == block && last.epoch == epoch) {
+        now.others = last.others;
+        if (last.thread / 32 != now.thread / 32)
+            now.others |= kOtherWarps;
+        else if (last.thread != now.thread && last.warp_epoch == now.warp_epoch)
+            now.others |= kSameWarp;
+    }
+    cell.read = now;
+}
+
+void access(const volatile void* address, size_t bytes, bool write, bool atomic, void* pc) {
+    if (!in_kernel) return;
+    char* p = const_cast<char*>(static_cast<const volatile char*>(address));
+    const Worker& w = *worker;
+    Cell* cell;
+    const char* space;
+    if (p >= arena && p < arena_top) {
+        cell = arena_cells + (p - arena) / kCellBytes;
+        space = "global";
+    } else if (w.shared_bytes && p >= w.shared && p < w.shared + w.shared_bytes) {
+        cell = &dynamic_cells[(p - w.shared) / kCellBytes];
+        space = "dynamic shared";
+    } else if (p >= static_begin && p < static_end && !is_own_variable(p)) {
+        cell = &static_cells[(p - static_begin) / kCellBytes];
+        space = "static shared";
+    } else {
+        return;
+    }
+    bool shared = *space != 'g';
+    int thread = w.current;
+    Access now{block, epoch, warp_epoch[thread / 32], static_cast<uint16_t>(thread), 0, atomic, pc};
+    for (Cell* end = cell + (bytes + kCellBytes - 1) / kCellBytes; cell < end; cell++) {
+        bool written = shared ? cell->write.block == block : cell->write.block != 0;
+        if (!write && !written) {
+            report("a read of what nobody wrote", space, thread, pc, nullptr);
+            cell->write = now;  // one report is enough
+            return;
+        }
+        if (unordered(cell->write, thread, shared, atomic)) {
+            report(write ? "two writes with no barrier between them" : "a read with no barrier after a write",
+                   space, thread, pc, &cell->write);
+            cell->write = now;
+            return;
+        }
+        if (!write) {
+            remember_read(*cell, now, shared);
+            continue;
+        }
+        if (unordered(cell->read, thread, shared, atomic)) {
+            report("a write with no barrier after a read", space, thread, pc, &cell->read);
+            cell->read = Access();
+        }
+        cell->write = now;
+    }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- what the emulator tells
+
+void race_launch(bool begins) {
+    in_kernel = begins;
+    if (!begins) return;
+    first_block_of_grid = block + 1;
+    dl_iterate_phdr(find_static_shared, nullptr);  // at every launch: each OS thread has its own
+    static_cells.resize(static_cast<size_t>(static_end - static_begin) / kCellBytes + 1);
+}
+void race_block() {
+    block++;
+    epoch = 0;
+    std::fill(warp_epoch, warp_epoch + 32, uint16_t{0});
+    if (size_t cells = worker->shared_bytes / kCellBytes + 1; dynamic_cells.size() < cells)
+        dynamic_cells.resize(cells);
+}
+void race_barrier() {
+    epoch++;
+    std::fill(warp_epoch, warp_epoch + 32, uint16_t{0});
+}
+void race_syncwarp(int warp) {
+    warp_epoch[warp]++;
+}
+void* race_malloc(size_t bytes) {
+    reserve_arena();
+    constexpr size_t kPage = 4096;
+    size_t taken = (bytes + kPage) / kPage * kPage;  // a whole page, to give back, and a gap to the next
+    if (taken > kArenaBytes - static_cast<size_t>(arena_top - arena)) return nullptr;
+    return std::exchange(arena_top, arena_top + taken);
+}
+void race_free(void* p, size_t bytes) {
+    Cell* cells = arena_cells + (static_cast<char*>(p) - arena) / kCellBytes;
+    madvise(p, bytes, MADV_DONTNEED);
+    madvise(cells, bytes / kCellBytes * sizeof(Cell), MADV_DONTNEED);
+}
+void race_initialized(void* p, size_t bytes) {
+    char* begin = static_cast<char*>(p);
+    if (!bytes || begin < arena || begin >= arena_top) return;
+    Cell* cell = arena_cells + (begin - arena) / kCellBytes;
+    for (Cell* end = arena_cells + (begin + bytes - 1 - arena) / kCellBytes; cell <= end; cell++)
+        if (!cell->write.block) cell->write.block = 1;
+}
+}  // namespace cuda_cpu
+
+// ---------------------------------------------------------------- what the compiler calls
+
+#define PC __builtin_return_address(0)
+#define READ_AND_WRITE(FUNCTION, BYTES)               \
+    void __tsan_##FUNCTION##read##BYTES(void* p) {    \
+        cuda_cpu::access(p, BYTES, false, false, PC); \
+    }                                                 \
+    void __tsan_##FUNCTION##write##BYTES(void* p) {   \
+        cuda_cpu::access(p, BYTES, true, false, PC);  \
+    }
+#define OF_ALL_SIZES(FUNCTION)  \
+    READ_AND_WRITE(FUNCTION, 1) \
+    READ_AND_WRITE(FUNCTION, 2) \
+    READ_AND_WRITE(FUNCTION, 4) \
+    READ_AND_WRITE(FUNCTION, 8) \
+    READ_AND_WRITE(FUNCTION, 16)
+
+#define ATOMIC_UPDATE(BITS, T, NAME)                          \
+    T __tsan_atomic##BITS##_##NAME(volatile T* p, T v, int) { \
+        cuda_cpu::access(p, sizeof(T), true, true, PC);       \
+        return __atomic_##NAME(p, v, __ATOMIC_SEQ_CST);       \
+    }
+#define ATOMIC_COMPARE_EXCHANGE(BITS, T, NAME, WEAK)                                                  \
+    int __tsan_atomic##BITS##_compare_exchange_##NAME(volatile T* p, T* expected, T v, int, int) {    \
+        cuda_cpu::access(p, sizeof(T), true, true, PC);                                               \
+        return __atomic_compare_exchange_n(p, expected, v, WEAK, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+    }
+#define ATOMICS(BITS, T)                                        \
+    T __tsan_atomic##BITS##_load(const volatile T* p, int) {    \
+        cuda_cpu::access(p, sizeof(T), false, true, PC);        \
+        return __atomic_load_n(p, __ATOMIC_SEQ_CST);            \
+    }                                                           \
+    void __tsan_atomic##BITS##_store(volatile T* p, T v, int) { \
+        cuda_cpu::access(p, sizeof(T), true, true, PC);         \
+        __atomic_store_n(p, v, __ATOMIC_SEQ_CST);               \
+    }                                                           \
+    T __tsan_atomic##BITS##_exchange(volatile T* p, T v, int) { \
+        cuda_cpu::access(p, sizeof(T), true, true, PC);         \
+        return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);     \
+    }                                                           \
+    ATOMIC_UPDATE(BITS, T, fetch_add)                           \
+    ATOMIC_UPDATE(BITS, T, fetch_sub)                           \
+    ATOMIC_UPDATE(BITS, T, fetch_and)                           \
+    ATOMIC_UPDATE(BITS, T, fetch_or)                            \
+    ATOMIC_UPDATE(BITS, T, fetch_xor)                           \
+    ATOMIC_COMPARE_EXCHANGE(BITS, T, strong, false)             \
+    ATOMIC_COMPARE_EXCHANGE(BITS, T, weak, true)
+
+extern "C" {
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+void __tsan_atomic_thread_fence(int) {}
+void __tsan_atomic_signal_fence(int) {}
+void __tsan_read_range(void* p, size_t bytes) {
+    cuda_cpu::access(p, bytes, false, false, PC);
+}
+void __tsan_write_range(void* p, size_t bytes) {
+    cuda_cpu::access(p, bytes, true, false, PC);
+}
+OF_ALL_SIZES()
+OF_ALL_SIZES(unaligned_)
+OF_ALL_SIZES(volatile_)
+ATOMICS(8, uint8_t)
+ATOMICS(16, uint16_t)
+ATOMICS(32, uint32_t)
+ATOMICS(64, uint64_t)
+}

@@ -1,0 +1,175 @@
+// Files: written whole or not at all, and read with distrust.
+//
+// A file that is written here appears under its name only when it is complete and on the disk: it is written
+// as NAME.tmp, synced, and renamed. Whatever stops the program on the way (a full disk, a kill, a power cut)
+// leaves what was there before. A file that is read is memory-mapped; text from it that ends up in a message
+// is made printable first.
+#pragma once
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "error.h"
+
+// A name from a file, fit for a message: control characters and other bytes outside ASCII become '?', and
+// what is too long is cut.
+inline std::string printable(const std::string& name) {
+    std::string text = name.substr(0, 100);
+    for (char& c : text)
+        if (c < 0x20 || c > 0x7e) c = '?';
+    return name.size() > text.size() ? text + "..." : text;
+}
+
+inline bool is_file(const std::string& path) {
+    struct stat info;
+    return stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
+}
+
+inline bool is_folder(const std::string& path) {
+    struct stat info;
+    return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+// "a/b/c" -> "a/b", "c" -> ".", "/c" -> "/".
+inline std::string folder_of(const std::string& path) {
+    size_t slash = path.rfind('/');
+    if (slash == std::string::npos) return ".";
+    return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// A whole file, mapped for reading.
+class MappedFile {
+  public:
+    explicit MappedFile(const std::string& path) : path_(path) {
+        // O_NONBLOCK so that a named pipe is refused below instead of waited for.
+        int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (fd < 0) fail("cannot open %s: %s", path.c_str(), strerror(errno));
+        struct stat info;
+        if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+            close(fd);
+            fail("%s is not a file", path.c_str());
+        }
+        size_ = static_cast<size_t>(info.st_size);
+        if (size_ > 0) {
+            void* at = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+            int error = errno;
+            close(fd);
+            if (at == MAP_FAILED) fail("cannot map %s into memory: %s", path.c_str(), strerror(error));
+            data_ = static_cast<const unsigned char*>(at);
+        } else {
+            close(fd);
+        }
+    }
+    MappedFile(MappedFile&& other) noexcept
+        : path_(std::move(other.path_)), data_(other.data_), size_(other.size_) {
+        other.data_ = nullptr;
+    }
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+    MappedFile& operator=(MappedFile&&) = delete;
+    ~MappedFile() {
+        if (data_) munmap(const_cast<unsigned char*>(data_), size_);
+    }
+
+    const std::string& path() const { return path_; }
+    const unsigned char* data() const { return data_; }
+    size_t size() const { return size_; }
+
+  private:
+    std::string path_;
+    const unsigned char* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// A file being written as PATH.tmp, which becomes PATH in commit(); without commit() it is removed.
+class OutputFile {
+  public:
+    explicit OutputFile(const std::string& path) : path_(path), temporary_(path + ".tmp") {
+        fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (fd_ < 0) fail("cannot create %s: %s", temporary_.c_str(), strerror(errno));
+    }
+    OutputFile(const OutputFile&) = delete;
+    OutputFile& operator=(const OutputFile&) = delete;
+    ~OutputFile() {
+        if (fd_ < 0) return;
+        close(fd_);
+        unlink(temporary_.c_str());
+    }
+
+    const std::string& path() const { return path_; }
+
+    void write(const void* data, size_t bytes) {
+        const char* at = static_cast<const char*>(data);
+        while (bytes > 0) {
+            ssize_t n = ::write(fd_, at, bytes);
+            if (n < 0 && errno == EINTR) continue;
+            if (n < 0) fail("cannot write %s: %s", path_.c_str(), strerror(errno));
+            at += n;
+            bytes -= static_cast<size_t>(n);
+        }
+    }
+
+    void commit() {
+        if (fsync(fd_) != 0) fail("cannot write %s to the disk: %s", path_.c_str(), strerror(errno));
+        int result = close(fd_);
+        fd_ = -1;
+        if (result != 0 || rename(temporary_.c_str(), path_.c_str()) != 0) {
+            int error = errno;
+            unlink(temporary_.c_str());
+            fail("cannot write %s: %s", path_.c_str(), strerror(error));
+        }
+    }
+
+  private:
+    std::string path_, temporary_;
+    int fd_ = -1;
+};
+
+inline void write_file(const std::string& path, const std::string& text) {
+    OutputFile file(path);
+    file.write(text.data(), text.size());
+    file.commit();
+}
+
+// Makes the names in a folder (files created, renamed, removed) survive a power cut.
+inline void sync_folder(const std::string& path) {
+    int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) fail("cannot open the folder %s: %s", path.c_str(), strerror(errno));
+    // Some network file systems sync names by themselves and answer EINVAL.
+    int error = fsync(fd) == 0 || errno == EINVAL ? 0 : errno;
+    close(fd);
+    if (error) fail("cannot write the folder %s to the disk: %s", path.c_str(), strerror(error));
+}
+
+// A small JSON file whose root is an object. The limits keep a hostile file from taking memory or stack that
+// is out of proportion.
+inline nlohmann::json read_json_object(const std::string& path) {
+    constexpr size_t max_bytes = 4 << 20;
+    constexpr int max_depth = 64;
+    MappedFile file(path);
+    if (file.size() > max_bytes)
+        fail("%s is too large to be a JSON file of ours (%zu bytes)", path.c_str(), file.size());
+    const char* text = reinterpret_cast<const char*>(file.data());
+    // The parser would take a zero byte for the end, and not look at what follows.
+    if (text && memchr(text, 0, file.size())) fail("%s is not valid JSON (it has a zero byte)", path.c_str());
+    nlohmann::json root;
+    try {
+        root = nlohmann::json::parse(
+            text, text + file.size(), [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+                if (depth > max_depth) fail("%s is nested more than %d levels deep", path.c_str(), max_depth);
+                return true;
+            });
+    } catch (const nlohmann::json::parse_error& e) {
+        fail("%s is not valid JSON (at byte %zu)", path.c_str(), e.byte);
+    } catch (const nlohmann::json::exception&) {
+        fail("%s is not valid JSON (a number is out of range)", path.c_str());
+    }
+    if (!root.is_object()) fail("%s must hold a JSON object", path.c_str());
+    return root;
+}

@@ -1,0 +1,210 @@
+// Mutates good files and reads them, for so many seconds (the argument; 5 without one) from a seed (the
+// second argument). The only outcomes allowed are success and Error: a crash, a hang, another exception or
+// memory out of proportion to the file ends the program with a failure. The file at fault stays in the folder
+// that is printed.
+//
+// Fuzzed: a .safetensors file, config.json, state.json and an index, each through everything that reads it,
+// and metrics.jsonl.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <random>
+
+#include "llmc/checkpoint.h"
+#include "llmc/metrics.h"
+#include "temp_folder.h"
+
+namespace {
+
+using Random = std::mt19937_64;
+
+// Pieces that such files are made of, and numbers at the edges of what is allowed.
+const char* const kPieces[] = {"{",
+                               "}",
+                               "[",
+                               "]",
+                               ",",
+                               ":",
+                               "\"",
+                               "0",
+                               "-1",
+                               "1e999",
+                               "1.5",
+                               "null",
+                               "true",
+                               "4294967296",
+                               "9223372036854775807",
+                               "9223372036854775808",
+                               "18446744073709551615",
+                               "99999999999999999999",
+                               "\"shape\"",
+                               "\"dtype\"",
+                               "\"data_offsets\"",
+                               "\"__metadata__\"",
+                               "\"F32\"",
+                               "\"BF16\"",
+                               "\"I64\"",
+                               "[[[[[[[[[[[[[[[[",
+                               "{\"a\":{\"a\":{\"a\":{\"a\":",
+                               "\"transformer.wte.weight\"",
+                               "65536",
+                               "16384",
+                               "256",
+                               "\"../x.safetensors\"",
+                               "\\u0000",
+                               "\xff"};
+
+size_t below(Random& random, size_t n) {
+    return n ? random() % n : 0;
+}
+
+// The digits around a random place become another number: what breaks offsets and shapes without breaking
+// JSON.
+void change_number(std::string& bytes, Random& random) {
+    size_t begin = bytes.find_first_of("0123456789", below(random, bytes.size()));
+    if (begin == std::string::npos) return;
+    while (begin > 0 && isdigit(static_cast<unsigned char>(bytes[begin - 1]))) begin--;
+    size_t end = std::min(bytes.find_first_not_of("0123456789", begin), bytes.size());
+    const uint64_t choices[] = {
+        0, 1, below(random, 100), below(random, 100'000), UINT64_MAX, uint64_t{1} << below(random, 64)};
+    bytes.replace(begin, end - begin, std::to_string(choices[below(random, 6)]));
+}
+
+// One to six changes to the first `reach` bytes. A header's length is put right again half of the time, so
+// that what lies behind that check is reached.
+std::string mutate(std::string bytes, Random& random, bool is_safetensors) {
+    uint64_t header = 0;
+    if (is_safetensors) memcpy(&header, bytes.data(), 8);
+    const size_t size = bytes.size();
+    for (size_t n = 1 + below(random, 6); n > 0; n--) {
+        const size_t reach =
+            is_safetensors && random() % 8 ? std::min<size_t>(bytes.size(), 8 + header) : bytes.size();
+        const size_t at = below(random, reach);
+        switch (random() % 8) {
+            case 0:
+                if (!bytes.empty()) bytes[at] = static_cast<char>(random());
+                break;
+            case 1:
+                if (!bytes.empty()) bytes[at] = static_cast<char>(bytes[at] ^ 1 << random() % 8);
+                break;
+            case 2:
+                bytes.resize(at);
+                break;
+            case 3:
+                bytes.insert(at, kPieces[below(random, std::size(kPieces))]);
+                break;
+            case 4:
+                bytes.erase(at, below(random, 40));
+                break;
+            case 5:
+                bytes.insert(at, bytes.substr(below(random, reach), below(random, 200)));
+                break;
+            default:
+                change_number(bytes, random);
+        }
+    }
+    if (is_safetensors && bytes.size() >= 8 && random() % 2) {
+        const int64_t grown = static_cast<int64_t>(bytes.size()) - static_cast<int64_t>(size);
+        header += static_cast<uint64_t>(grown);
+        memcpy(bytes.data(), &header, 8);
+    }
+    return bytes;
+}
+
+// Everything that a user could point at such a folder.
+void read_everything(const std::string& run) {
+    const std::string folder = latest_checkpoint(run, false);
+    for (const std::string& path : {run + "/step_00000007", run + "/sharded", run}) {
+        const GPT2Config config = config_for_weights(path);
+        std::vector<float> values(num_parameters(config)), other(values);
+        load_weights(path, config, values.data());
+        if (path == run) load_optimizer(folder, config, values.data(), other.data());
+    }
+    load_run_state(folder);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const double seconds = argc > 1 ? atof(argv[1]) : 5;
+    const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
+#if !defined(__SANITIZE_ADDRESS__)
+    // The sanitizer itself reserves terabytes of addresses.
+    const rlimit limit = {512 << 20, 512 << 20};
+    setrlimit(RLIMIT_AS, &limit);
+#endif
+    // In memory where that can be had: the log syncs its file, and the disk would set the pace.
+    std::string run = (is_folder("/dev/shm") ? "/dev/shm" : "/tmp") + std::string("/fuzz_files_XXXXXX");
+    if (!mkdtemp(run.data())) return 1;
+
+    GPT2Config config;
+    config.max_seq_len = 3;
+    config.vocab_size = 5;
+    config.padded_vocab_size = pad_vocab(5);
+    config.num_layers = config.num_heads = 1;
+    config.channels = 8;
+    const std::vector<float> values(num_parameters(config), 0.5f);
+    RunState state;
+    state.step = 7;
+    state.settings = {{"--lambda", "0.1"}};
+    std::vector<float> params = values;
+    for (size_t i = config.vocab_size * 8; i < static_cast<size_t>(config.padded_vocab_size) * 8; i++)
+        params[i] = 0;
+    save_checkpoint(run, config, params.data(), params.data(), params.data(), state);
+    const std::string step = run + "/step_00000007", sharded = run + "/sharded";
+    std::filesystem::create_directories(sharded);
+    std::filesystem::copy(step + "/config.json", sharded + "/config.json");
+    std::filesystem::copy(step + "/model.safetensors", sharded + "/a.safetensors");
+    nlohmann::json index;
+    for (const ParamTensor& p : gpt2_params(config))
+        index["weight_map"]["transformer." + p.name] = "a.safetensors";
+    write_text(sharded + "/model.safetensors.index.json", index.dump(2));
+    {
+        MetricsLog log(run, {{"lambda", 0.1}});
+        for (int64_t i = 1; i <= 5; i++) {
+            UpdateMetrics m;
+            m.step = i;
+            log.update(m);
+            log.validation(i, 1, 1, 1);
+        }
+    }
+    const std::string targets[] = {step + "/model.safetensors", step + "/optimizer.safetensors",
+                                   sharded + "/a.safetensors",  step + "/config.json",
+                                   step + "/state.json",        sharded + "/model.safetensors.index.json",
+                                   run + "/metrics.jsonl"};
+    std::vector<std::string> good;
+    for (const std::string& target : targets) good.push_back(read_text(target));
+    read_everything(run);
+
+    Random random(seed);
+    long tries = 0, accepted = 0;
+    const auto now = [] { return std::chrono::steady_clock::now(); };
+    const auto end = now() + std::chrono::duration<double>(seconds);
+    printf("mutating files in %s from seed %llu\n", run.c_str(), static_cast<unsigned long long>(seed));
+    fflush(stdout);
+    for (; now() < end; tries++) {
+        const size_t which = below(random, std::size(targets));
+        const bool is_safetensors = targets[which].ends_with(".safetensors");
+        write_text(targets[which], mutate(good[which], random, is_safetensors));
+        alarm(10);  // a hang
+        try {
+            if (which + 1 == std::size(targets))
+                MetricsLog(run, {{"lambda", 0.1}}, 3);
+            else
+                read_everything(run);
+            accepted++;
+        } catch (const Error&) {
+        } catch (const std::exception& e) {
+            printf("after %ld files: %s, reading %s\n", tries, e.what(), targets[which].c_str());
+            return 1;
+        }
+        alarm(0);
+        write_text(targets[which], good[which]);
+    }
+    std::filesystem::remove_all(run);
+    printf("%ld files read, %ld of them accepted, the others refused with an Error\n", tries, accepted);
+    // If none or all of them got through, the mutations missed their target.
+    return accepted > 0 && accepted < tries ? 0 : 1;
+}

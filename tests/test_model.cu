@@ -1,0 +1,366 @@
+// The whole model: its gradients, tensor by tensor and with the regularizer, against the plain-loop
+// reference; what must give the same bits; and what a training run relies on (initialization, clipping, bad
+// numbers, overfitting).
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#define NO_MAIN
+#include "../train_gpt2.cu"
+#include "check.h"
+#include "reference.h"
+
+using bf16 = __nv_bfloat16;
+
+static const GPT2Config kSmall{.max_seq_len = 40,
+                               .vocab_size = 37,
+                               .padded_vocab_size = 128,
+                               .num_layers = 3,
+                               .num_heads = 2,
+                               .channels = 48};
+
+static TrainConfig small_run(int B, int T, int topk, Reg reg) {
+    TrainConfig c;
+    c.B = B;
+    c.T = T;
+    c.topk = topk;
+    c.reg = reg;
+    c.tokens_per_update = B * T;
+    c.layer_lambda = {0.5f, 1.0f, 2.0f};
+    return c;
+}
+
+// Weights large enough that attention is not uniform and every tensor's gradient is of some size. Values are
+// rounded to Float, so that the reference sees the model's own.
+template <class Float>
+static std::vector<float> busy_params(const GPT2Config& config) {
+    std::vector<float> params = init_params(config, 3);
+    for (const ParamTensor& p : gpt2_params(config))
+        for (size_t i = 0; i < p.size_on_disk(); i++) {
+            float& w = params[p.offset + i];
+            w = p.is_vector ? w + 0.1f * (float)random_normal(4, p.offset, i) : w * 8.0f;
+            w = (float)(Float)w;
+        }
+    return params;
+}
+
+struct Batch {
+    std::vector<int> x, y;
+};
+static Batch random_batch(int n, int V, uint64_t seed) {
+    return {random_ints(n, V, seed), random_ints(n, V, seed + 1)};
+}
+
+template <class Float>
+static std::vector<float> gradients(const Context& ctx, const GPT2<Float>& model, const Batch& batch,
+                                    const TrainConfig& c, float lambda, float share = 1.0f, bool zero = true,
+                                    LossStats* stats = nullptr) {
+    LossStats unused;
+    if (zero) CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
+    micro_step(ctx, model, batch.x.data(), batch.y.data(), c, lambda, share, c.topk > 0,
+               stats ? *stats : unused);
+    return to_host(ctx, model.grads_base, model.num_params);
+}
+
+// Each tensor's relative error.
+static void compare_tensors(const GPT2Config& config, const std::vector<float>& got,
+                            const std::vector<double>& want, double bound) {
+    for (const ParamTensor& p : gpt2_params(config)) {
+        CAPTURE(p.name);
+        const std::vector<float> g(got.begin() + p.offset, got.begin() + p.offset + p.size());
+        const std::vector<double> w(want.begin() + p.offset, want.begin() + p.offset + p.size());
+        CHECK(relative_error(g, w) < bound);
+    }
+}
+
+TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
+    const Context ctx = make_context();
+    const int B = 2, T = 37;
+    const std::vector<float> params = busy_params<float>(kSmall);
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params);
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
+    for (Reg reg : {Reg::tail, Reg::kl})
+        for (int k : {1, 4, 36, 37, 100}) {
+            CAPTURE(k);
+            const TrainConfig c = small_run(B, T, k, reg);
+            LossStats stats;
+            const auto got = gradients(ctx, model, batch, c, 3.0f, 1.0f, true, &stats);
+            std::vector<double> want;
+            const ref::Loss loss =
+                ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, k, reg, {1.5, 3.0, 6.0}, &want);
+            CHECK(stats.ce == doctest::Approx(loss.ce).epsilon(1e-6));
+            CHECK(3.0 * stats.reg == doctest::Approx(loss.total - loss.ce).epsilon(1e-5));
+            CHECK(stats.mass == doctest::Approx(loss.mass).epsilon(1e-6));
+            compare_tensors(kSmall, got, want, 2e-5);
+        }
+    free_model(model);
+}
+
+TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradients") {
+    // so that a wrong regularizer cannot hide behind a large cross-entropy gradient
+    const Context ctx = make_context();
+    const int B = 2, T = 33;
+    const std::vector<float> params = busy_params<float>(kSmall);
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params);
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 6);
+    const TrainConfig c = small_run(B, T, 5, Reg::kl);
+    const float lambda = 100.0f;
+    const auto with = gradients(ctx, model, batch, c, lambda),
+               without = gradients(ctx, model, batch, c, 0.0f);
+    std::vector<double> want_with, want_without;
+    ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, 5, Reg::kl, {50, 100, 200}, &want_with);
+    ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, 5, Reg::kl, {0, 0, 0}, &want_without);
+    for (const ParamTensor& p : gpt2_params(kSmall)) {
+        if (p.name.starts_with("ln_f") || p.name.starts_with("h.2.mlp") || p.name.starts_with("h.2.ln_2") ||
+            p.name.starts_with("h.2.attn.c_proj"))
+            continue;  // behind the last attention: R does not depend on them
+        CAPTURE(p.name);
+        std::vector<double> got, want;
+        for (size_t i = p.offset; i < p.offset + p.size(); i++) {
+            got.push_back((double)with[i] - (double)without[i]);
+            want.push_back(want_with[i] - want_without[i]);
+        }
+        CHECK(relative_error(got, want) < 1e-4);
+    }
+    free_model(model);
+}
+
+TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's conditioning allows") {
+    // How much does a rounding error of bf16 (2^-9 relative, in every weight once) move each tensor's true
+    // gradient? The model rounds about as often in its activations, forward and backward, three to four times
+    // a layer each: the square root of some 10 independent roundings, so 4 times that movement, plus a
+    // rounding of the result itself.
+    const Context ctx = make_context();
+    const int B = 2, T = 37;
+    const std::vector<float> params = busy_params<bf16>(kSmall);
+    GPT2<bf16> model = create_model<bf16>(ctx, kSmall, B, T, 0, params);
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
+    const TrainConfig c = small_run(B, T, 4, Reg::kl);
+    LossStats stats;
+    const auto got = gradients(ctx, model, batch, c, 3.0f, 1.0f, true, &stats);
+    std::vector<double> want, moved_grads;
+    const auto reference = [&](const std::vector<double>& w, std::vector<double>& grads) {
+        return ref::gpt2(kSmall, w, batch.x, batch.y, B, T, 4, Reg::kl, {1.5, 3.0, 6.0}, &grads);
+    };
+    std::vector<double> moved = to_double(params);
+    const ref::Loss loss = reference(moved, want);
+    for (size_t i = 0; i < moved.size(); i++) moved[i] *= 1 + (2 * random_uniform(1, 2, i) - 1) / 512;
+    const ref::Loss moved_loss = reference(moved, moved_grads);
+    CHECK(std::fabs(stats.ce - loss.ce) < 4 * std::fabs(moved_loss.ce - loss.ce) + loss.ce / 256);
+    CHECK(std::fabs(stats.mass - loss.mass) < 4 * std::fabs(moved_loss.mass - loss.mass) + loss.mass / 256);
+    for (const ParamTensor& p : gpt2_params(kSmall)) {
+        CAPTURE(p.name);
+        const std::vector<double> w(want.begin() + p.offset, want.begin() + p.offset + p.size());
+        const std::vector<double> m(moved_grads.begin() + p.offset,
+                                    moved_grads.begin() + p.offset + p.size());
+        const std::vector<float> g(got.begin() + p.offset, got.begin() + p.offset + p.size());
+        CHECK(relative_error(g, w) < 4 * relative_error(m, w) + 1.0 / 256);
+    }
+    free_model(model);
+}
+
+TEST_CASE_TEMPLATE("recomputing activations changes no bit", Float, float, bf16) {
+    const Context ctx = make_context();
+    const int B = 2, T = 40;
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 8);
+    const TrainConfig c = small_run(B, T, 6, Reg::tail);
+    std::vector<float> first;
+    size_t bytes = SIZE_MAX;
+    for (int recompute : {0, 1, 2}) {
+        GPT2<Float> model = create_model<Float>(ctx, kSmall, B, T, recompute, busy_params<Float>(kSmall));
+        const auto grads = gradients(ctx, model, batch, c, 1.0f);
+        if (recompute == 0) first = grads;
+        CHECK(grads == first);
+        const size_t now = model_bytes<Float>(ctx, kSmall, B, T, recompute);
+        CHECK(now < bytes);
+        bytes = now;
+        free_model(model);
+    }
+}
+
+TEST_CASE_TEMPLATE("the same step twice gives the same bits", Float, float, bf16) {
+    const Context ctx = make_context();
+    const int B = 3, T = 40;
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 9);
+    GPT2<Float> model = create_model<Float>(ctx, kSmall, B, T, 0, busy_params<Float>(kSmall));
+    const TrainConfig c = small_run(B, T, 6, Reg::kl);
+    const auto a = gradients(ctx, model, batch, c, 1.0f), b = gradients(ctx, model, batch, c, 1.0f);
+    CHECK(a == b);
+    free_model(model);
+}
+
+TEST_CASE("measuring the mass at lambda = 0 changes no bit of plain GPT-2") {
+    const Context ctx = make_context();
+    const int B = 2, T = 40;
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 10);
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, busy_params<float>(kSmall));
+    const auto off = gradients(ctx, model, batch, small_run(B, T, 0, Reg::tail), 0.0f);
+    const auto measured = gradients(ctx, model, batch, small_run(B, T, 8, Reg::tail), 0.0f);
+    CHECK(off == measured);
+    free_model(model);
+}
+
+TEST_CASE("accumulated micro-steps are one large step") {
+    const Context ctx = make_context();
+    const int B = 2, T = 35;
+    const Batch batch = random_batch(2 * B * T, kSmall.vocab_size, 11);
+    const std::vector<float> params = busy_params<float>(kSmall);
+    GPT2<float> large = create_model<float>(ctx, kSmall, 2 * B, T, 0, params);
+    const auto want = gradients(ctx, large, batch, small_run(2 * B, T, 4, Reg::kl), 2.0f);
+    free_model(large);
+
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params);
+    const TrainConfig c = small_run(B, T, 4, Reg::kl);
+    const int half = B * T;
+    const Batch first{{batch.x.begin(), batch.x.begin() + half}, {batch.y.begin(), batch.y.begin() + half}};
+    const Batch second{{batch.x.begin() + half, batch.x.end()}, {batch.y.begin() + half, batch.y.end()}};
+    gradients(ctx, model, first, c, 2.0f, 0.5f);
+    const auto got = gradients(ctx, model, second, c, 2.0f, 0.5f, false);
+    compare_tensors(kSmall, got, to_double(want), 1e-5);
+    free_model(model);
+}
+
+TEST_CASE("a shorter batch than the activations have room for") {
+    const Context ctx = make_context();
+    const std::vector<float> params = busy_params<float>(kSmall);
+    GPT2<float> model = create_model<float>(ctx, kSmall, 4, 40, 0, params);
+    const Batch batch = random_batch(7, kSmall.vocab_size, 12);
+    const auto got = gradients(ctx, model, batch, small_run(1, 7, 3, Reg::tail), 1.0f);
+    std::vector<double> want;
+    ref::gpt2(kSmall, to_double(params), batch.x, batch.y, 1, 7, 3, Reg::tail, {0.5, 1.0, 2.0}, &want);
+    compare_tensors(kSmall, got, want, 2e-5);
+    free_model(model);
+}
+
+TEST_CASE("initialization: GPT-2's deviations, zero padding, the same numbers from any number of threads") {
+    GPT2Config config{.max_seq_len = 64,
+                      .vocab_size = 300,
+                      .padded_vocab_size = 384,
+                      .num_layers = 2,
+                      .num_heads = 2,
+                      .channels = 128};
+    const std::vector<float> params = init_params(config, 42);
+    omp_set_num_threads(1);
+    CHECK(init_params(config, 42) == params);
+    omp_set_num_threads(omp_get_num_procs());
+    CHECK(init_params(config, 43) != params);
+    for (const ParamTensor& p : gpt2_params(config)) {
+        CAPTURE(p.name);
+        double sum = 0, square = 0;
+        for (size_t i = 0; i < p.size_on_disk(); i++) {
+            sum += params[p.offset + i];
+            square += (double)params[p.offset + i] * params[p.offset + i];
+        }
+        const double n = (double)p.size_on_disk(), mean = sum / n, std = sqrt(square / n - mean * mean);
+        const double want = p.init == Init::normal     ? 0.02
+                            : p.init == Init::residual ? 0.01
+                                                       : 0.0;  // 0.02 / sqrt(4)
+        CHECK(mean == doctest::Approx(p.init == Init::ones ? 1.0 : 0.0).epsilon(6 * (want + 1e-9) / sqrt(n)));
+        CHECK(std::fabs(std - want) < 6 * (want + 1e-9) / sqrt(2 * n));
+        for (size_t i = p.size_on_disk(); i < p.size(); i++) CHECK(params[p.offset + i] == 0.0f);
+    }
+}
+
+TEST_CASE("GPT-2's sizes") {
+    const std::pair<const char*, size_t> sizes[] = {
+        {"d12", 124439808}, {"d24", 354823168}, {"d36", 774030080}, {"d48", 1557611200}};
+    for (const auto& [name, count] : sizes) {
+        GPT2Config config;
+        REQUIRE(preset_config(name, config));
+        size_t n = 0;
+        for (const ParamTensor& p : gpt2_params(config)) n += p.size_on_disk();
+        CHECK(n == count);
+    }
+    GPT2Config config;
+    for (int depth = 6; depth <= 48; depth++) {
+        REQUIRE(preset_config("d" + std::to_string(depth), config));
+        CHECK(config_problem(config) == "");
+    }
+    CHECK_THROWS_AS(preset_config("d5", config), Error);
+    CHECK_THROWS_AS(preset_config("d49", config), Error);
+    CHECK_FALSE(preset_config("d", config));
+    CHECK_FALSE(preset_config("d12x", config));
+    CHECK_FALSE(preset_config("gpt2", config));
+}
+
+TEST_CASE("a gradient that is not finite stops the update, names the tensor and leaves the weights") {
+    const Context ctx = make_context();
+    GPT2<float> model = create_model<float>(ctx, kSmall, 1, 8, 0, busy_params<float>(kSmall));
+    const TrainConfig c = small_run(1, 8, 4, Reg::tail);
+    gradients(ctx, model, random_batch(8, kSmall.vocab_size, 1), c, 1.0f);
+    const auto before = to_host(ctx, model.master, model.num_params);
+    const float bad = NAN;
+    to_device(model.grads.layers[1].fc_b + 5, &bad, 1);
+    std::string message;
+    try {
+        update(ctx, model, c, 1e-3f, 17);
+    } catch (const Error& e) {
+        message = e.what();
+    }
+    CHECK(message.find("update 17") != std::string::npos);
+    CHECK(message.find("grad.h.1.mlp.c_fc.bias") != std::string::npos);
+    CHECK(to_host(ctx, model.master, model.num_params) == before);
+    free_model(model);
+}
+
+TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay touches matrices only") {
+    const Context ctx = make_context();
+    const std::vector<float> params = busy_params<float>(kSmall);
+    const Batch batch = random_batch(16, kSmall.vocab_size, 2);
+    // AdamW's first step is lr * sign(g) whatever the gradient's scale: look at the first moment instead
+    for (float clip : {0.0f, 0.01f}) {
+        GPT2<float> model = create_model<float>(ctx, kSmall, 1, 16, 0, params);
+        TrainConfig c = small_run(1, 16, 4, Reg::tail);
+        c.clip = clip;
+        const auto grads = gradients(ctx, model, batch, c, 1.0f);
+        double norm = 0;
+        for (float g : grads) norm += (double)g * g;
+        norm = sqrt(norm);
+        CHECK(update(ctx, model, c, 1e-3f, 1) == doctest::Approx(norm).epsilon(1e-5));
+        std::vector<double> want;
+        for (float g : grads) want.push_back(0.1 * g * (clip > 0 ? clip / norm : 1.0));
+        CHECK(relative_error(to_host(ctx, model.m, model.num_params), want) < 1e-5);
+        free_model(model);
+    }
+    GPT2<float> model = create_model<float>(ctx, kSmall, 1, 16, 0, params);
+    TrainConfig c = small_run(1, 16, 4, Reg::tail);
+    c.weight_decay = 0.5f;
+    CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
+    update(ctx, model, c, 0.1f, 1);  // no gradient: what moves is the decay
+    const auto after = to_host(ctx, model.master, model.num_params);
+    for (const ParamTensor& p : gpt2_params(kSmall))
+        for (size_t i = p.offset; i < p.offset + p.size(); i++)
+            CHECK(after[i] == doctest::Approx(p.is_vector ? params[i] : params[i] * 0.95).epsilon(1e-6));
+    free_model(model);
+}
+
+TEST_CASE("one batch is learned by heart, and its attention condenses") {
+    const Context ctx = make_context();
+    const int B = 2, T = 24;
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, init_params(kSmall, 1));
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 20);
+    TrainConfig c = small_run(B, T, 4, Reg::tail);
+    c.layer_lambda = {1, 1, 1};
+    double ce = 0, mass = 0;
+    for (int t = 1; t <= 200; t++) {
+        LossStats stats;
+        gradients(ctx, model, batch, c, 0.3f, 1.0f, true, &stats);
+        update(ctx, model, c, 3e-3f, t);
+        ce = stats.ce;
+        mass = stats.mass;
+    }
+    CHECK(ce < 0.05);
+    CHECK(mass > 0.9);
+    free_model(model);
+}
+
+TEST_CASE("a model that cannot fit says how much it needs and what to lower") {
+    const Context ctx = make_context();
+    GPT2Config config;
+    preset_config("d48", config);
+    std::string message;
+    try {
+        create_model<float>(ctx, config, 4096, 1024, 0, {});
+    } catch (const Error& e) {
+        message = e.what();
+    }
+    CHECK(message.find("TB") != std::string::npos);
+    CHECK(message.find("-b (4096)") != std::string::npos);
+}

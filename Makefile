@@ -11,6 +11,8 @@ NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/c
 
 # ---- flags ----
 
+, := ,
+
 WARN = -Wall -Wextra -Werror
 # g++ 12 reports "literal" + std::string as overlapping copies (its bug 105651)
 WARN += -Wno-restrict
@@ -131,12 +133,11 @@ test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix bu
 	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) $(addprefix tests/,$(SCRIPTS))
 endif
 
+# test_model.cu includes the trainer, and so every kernel in both precisions.
 gpu-compile: build/deps build/commit.o
 	@mkdir -p build/gpu
-	for arch in 80 90a; do for source in train_gpt2.cu $(addprefix tests/,$(addsuffix .cu,$(KERNEL_TESTS))); do \
-	    echo "nvcc sm_$$arch $$source"; \
-	    $(NVCC) $(subst sm_$(GPU_ARCH),sm_$$arch,$(NVCC_FLAGS)) -c $$source -o build/gpu/$$(basename $$source)_$$arch.o || exit 1; \
-	done; done
+	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_80$(,)code=sm_80 -gencode arch=compute_90a$(,)code=sm_90a \
+	    --threads 2,$(NVCC_FLAGS)) -c tests/test_model.cu -o build/gpu/test_model_both.o
 
 # ---- housekeeping ----
 

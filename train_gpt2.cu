@@ -13,6 +13,7 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -1217,27 +1218,31 @@ void train(TrainConfig c) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// main
+// device
 
-#ifndef CUDA_CPU
-// Where there is no GPU, the CPU program that was built beside this one takes over, with the same arguments.
-void run_cpu_program_instead(char** argv) {
-    const std::string program = program_folder() + "/train_gpt2cpu";
+// Starts another program (or this one again) in this one's place, with the same arguments.
+[[noreturn]] void become(const std::string& program, char** argv) {
     fflush(stdout);
-    setenv("TRAIN_GPT2_DEVICE_SAID", "1", 1);
+    // Between two parallel regions OpenMP's threads spin by default, which on a machine that has anything
+    // else to do costs whole time slices: with two busy neighbours a step took 15 times as long. Let them
+    // sleep.
+    setenv("OMP_WAIT_POLICY", "passive", 0);
     execv(program.c_str(), argv);
-    fail("cannot start %s: build it with make train_gpt2cu", program.c_str());
+    fail("cannot start %s (%s): build it with make train_gpt2cu", program.c_str(), strerror(errno));
 }
-#endif
 
+// Where there is no GPU, the CPU program that was built beside this one takes over.
 void choose_device(const TrainConfig& c, char** argv) {
+    constexpr const char* said =
+        "TRAIN_GPT2_DEVICE_SAID";  // so that the second program does not say it again
 #ifdef CUDA_CPU
-    (void)argv;
     if (c.device == Device::cuda)
         fail(
             "--device cuda needs a program built with the CUDA Toolkit (nvcc), and this one was built without");
-    if (c.device == Device::automatic && !getenv("TRAIN_GPT2_DEVICE_SAID"))
+    if (c.device == Device::automatic && !getenv(said))
         printf("running on the CPU: this program was built without the CUDA Toolkit\n");
+    setenv(said, "1", 1);
+    if (!getenv("OMP_WAIT_POLICY")) become("/proc/self/exe", argv);
 #else
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
@@ -1247,9 +1252,13 @@ void choose_device(const TrainConfig& c, char** argv) {
         fail("--device cuda needs an NVIDIA GPU, and none can be used: %s", why);
     if (c.device == Device::automatic && !found)
         printf("running on the CPU: no NVIDIA GPU can be used (%s)\n", why);
-    if (c.device == Device::cpu || !found) run_cpu_program_instead(argv);
+    setenv(said, "1", 1);
+    if (c.device == Device::cpu || !found) become(program_folder() + "/train_gpt2cpu", argv);
 #endif
 }
+
+// ---------------------------------------------------------------------------------------------------------
+// main
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {

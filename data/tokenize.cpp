@@ -239,7 +239,7 @@ class Progress {
         const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
         const double mb = static_cast<double>(done) / 1e6;
         const int step = static_cast<int>(share * (terminal_ ? 1000 : 10));
-        if (step == last_) return;
+        if (step == last_ || (!terminal_ && seconds < 1)) return;  // short work needs no lines
         last_ = step;
         if (!terminal_) {
             fprintf(stderr, "%3d%%  %.0f MB  %.1f MB/s\n", step * 10, mb, mb / std::max(seconds, 1e-3));
@@ -318,17 +318,6 @@ class TokenFile {
 // ---------------------------------------------------------------------------------------------------------
 // Documents, cut into parts, gathered into batches, tokenized in parallel
 
-// Whether the text ends in bytes that are, or could be, white space of the pattern.
-static bool ends_in_space(std::string_view text) {
-    const auto c = static_cast<unsigned char>(text.back());
-    if (c < 0x80) return c <= ' ';
-    if (c == 0x85 || c == 0xA0) return true;  // the end of U+0085, U+00A0, and of letters: a place not cut at
-    for (const std::string_view lead : {"\xE1\x9A", "\xE2\x80", "\xE2\x81", "\xE3\x80"}) {
-        if (text.size() >= 3 && text.substr(text.size() - 3, 2) == lead) return true;
-    }
-    return false;
-}
-
 class Corpus {
   public:
     Corpus(const Tokenizer& tokenizer, TokenFile& out, Progress& progress)
@@ -380,11 +369,8 @@ class Corpus {
     // The last place in the pending text where it may be cut, 0 where there is none. What an earlier call
     // searched in vain is not searched again.
     size_t last_cut() const {
-        const std::string_view text = pending_;
-        for (size_t at = text.size() - 1; at >= std::max<size_t>(searched_, 1); at--) {
-            const char c = text[at];
-            const bool space = c == ' ' || c == '\n' || c == '\t' || c == '\r';
-            if (space && !ends_in_space(text.substr(0, at))) return at;
+        for (size_t at = pending_.size() - 1; at >= std::max<size_t>(searched_, 1); at--) {
+            if (Tokenizer::may_cut(pending_, at)) return at;
         }
         return 0;
     }

@@ -68,10 +68,22 @@ __device__ void load_tile(float* tile, const Float* x, size_t stride, int valid,
     }
 }
 
-// out[r][c] += sum over x of a[x][r] b[x][c], x in order: every product of tiles below, in registers.
+// out[r][c] += sum over x of a[x][r] b[x][c], each a chain of fmaf over x in order: every product of tiles
+// below, in registers. The CPU body holds a row of out in one vector register, which g++ does not find by
+// itself.
 template <int R, int C>
-__device__ void accumulate_tile(float (&out)[R][C], const float* a, int a_stride, const float* b,
-                                int b_stride, int n) {
+__device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float* a, int a_stride,
+                                                const float* b, int b_stride, int n) {
+#ifdef CUDA_CPU
+    typedef float Row __attribute__((vector_size(C * sizeof(float)), aligned(sizeof(float)), may_alias));
+    Row sum[R];
+    for (int r = 0; r < R; r++) sum[r] = *(const Row*)out[r];
+    for (int x = 0; x < n; x++) {
+        const Row bx = *(const Row*)(b + x * b_stride);
+        for (int r = 0; r < R; r++) sum[r] += a[x * a_stride + r] * bx;  // contracted to fma
+    }
+    for (int r = 0; r < R; r++) *(Row*)out[r] = sum[r];
+#else
     for (int x = 0; x < n; x++) {
         float ax[R], bx[C];
 #pragma unroll
@@ -83,6 +95,7 @@ __device__ void accumulate_tile(float (&out)[R][C], const float* a, int a_stride
 #pragma unroll
             for (int c = 0; c < C; c++) out[r][c] = fmaf(ax[r], bx[c], out[r][c]);
     }
+#endif
 }
 
 // The k + 1 largest scores of a row in descending order, and how many more there were that equal the

@@ -259,9 +259,9 @@ class DataLoader {
 
     State state() const { return state_; }
     void restore(const State& state) {
-        if (state.epoch < 0 || state.position < 0) {
-            fail("a data position cannot be negative (epoch %lld, window %lld)",
-                 static_cast<long long>(state.epoch), static_cast<long long>(state.position));
+        if (state.epoch < 0 || state.epoch > INT64_MAX / 2 || state.position < 0) {
+            fail("there is no window %lld of epoch %lld in any data", static_cast<long long>(state.position),
+                 static_cast<long long>(state.epoch));
         }
         const State before = state_;
         enter_epoch(state.epoch);

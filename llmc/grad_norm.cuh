@@ -31,8 +31,9 @@ inline constexpr int kGradNormBlocks = 1024;
 inline void grad_norm(const Context& ctx, double* norm, float* scratch, const float* grad, size_t n) {
     assert(n % 4 == 0);
     const size_t num_packs = n / 4;
-    const int blocks =
-        (int)(num_packs < 256 * kGradNormBlocks ? ceil_div(num_packs, (size_t)256) : kGradNormBlocks);
+    const size_t packs_per_block = 256 * 32;  // enough work for each thread to pay for the block's reduction
+    const size_t wanted = ceil_div(num_packs, packs_per_block);
+    const int blocks = (int)(wanted < kGradNormBlocks ? wanted : kGradNormBlocks);
     sum_of_squares_kernel<<<blocks, 256, 0, ctx.stream>>>(scratch, grad, num_packs);
     CUDA_CHECK(cudaGetLastError());
     norm_kernel<<<1, 1, 0, ctx.stream>>>(norm, scratch, blocks);

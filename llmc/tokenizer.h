@@ -81,7 +81,8 @@ inline size_t valid_prefix(std::string_view text) {
 // characters.
 struct ByteAlphabet {
     uint8_t byte_of_id[256];
-    int byte_of_char[512];  // -1 where the character stands for no byte
+    static constexpr int kChars = 324;  // U+0143 is the last of the 68
+    int byte_of_char[kChars];           // -1 where the character stands for no byte
 
     ByteAlphabet() {
         std::fill(std::begin(byte_of_char), std::end(byte_of_char), -1);
@@ -105,8 +106,8 @@ struct ByteAlphabet {
         for (size_t i = 0; i < word.size();) {
             const auto c = static_cast<unsigned char>(word[i]);
             const int n = utf8_length(word.data() + i, word.data() + word.size());
-            const int code = n == 1 ? c : n == 2 ? (c & 31) << 6 | (word[i + 1] & 63) : 511;
-            if (n == 0 || byte_of_char[code] < 0) return false;
+            const int code = n == 1 ? c : n == 2 ? (c & 31) << 6 | (word[i + 1] & 63) : kChars;
+            if (n == 0 || code >= kChars || byte_of_char[code] < 0) return false;
             out += static_cast<char>(byte_of_char[code]);
             i += static_cast<size_t>(n);
         }
@@ -574,6 +575,23 @@ class Tokenizer {
         } else {
             for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
         }
+    }
+
+    // Whether encode(text) is encode(text before `at`) and encode(the rest), with either tokenizer: so it is
+    // before ASCII white space that follows something else. The pattern ends a piece there whatever comes
+    // before or after, and has no piece whose end depends on what follows but white space.
+    static bool may_cut(std::string_view text, size_t at) {
+        if (at == 0 || at >= text.size()) return true;
+        const auto is_space = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
+        if (!is_space(text[at]) || is_space(text[at - 1])) return false;
+        const auto last = static_cast<unsigned char>(text[at - 1]);
+        if (last < 0x80) return true;
+        // Other white space ends in these bytes, as other characters do too: those places are passed over.
+        if (last == 0x85 || last == 0xA0) return false;
+        for (const std::string_view lead : {"\xE1\x9A", "\xE2\x80", "\xE2\x81", "\xE3\x80"}) {
+            if (at >= 3 && text.substr(at - 3, 2) == lead) return false;
+        }
+        return true;
     }
 
     std::string decode(std::span<const uint16_t> tokens) const {

@@ -372,7 +372,8 @@ TEST_CASE("states that cannot be") {
     DataLoader loader(pattern, 1, 7, false, 5);
     loader.next_batch();
     const DataLoader::State before = loader.state();
-    for (const DataLoader::State bad : {DataLoader::State{-1, 0}, {0, -1}, {0, 14}, {3, INT64_MAX}}) {
+    for (const DataLoader::State bad :
+         {DataLoader::State{-1, 0}, {0, -1}, {0, 14}, {3, INT64_MAX}, {INT64_MAX, 0}}) {
         CHECK(error_of([&] { loader.restore(bad); }) != "");
         CHECK(loader.state() == before);
         loader.next_batch();

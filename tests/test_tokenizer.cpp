@@ -194,6 +194,24 @@ TEST_CASE("bytes that are not valid UTF-8 are a piece of their own") {
     }
 }
 
+TEST_CASE("text may be cut where may_cut says so") {
+    const Tokenizer tokenizer = tiny();
+    std::mt19937_64 rng(5);
+    int cuts = 0;
+    for (int i = 0; i < 1000; i++) {
+        const std::string text = random_mixture(rng, rng() % 30) + random_bytes(rng, rng() % 5);
+        const Tokens whole = tokenizer.encode(text);
+        for (size_t at = 0; at <= text.size(); at++) {
+            if (!Tokenizer::may_cut(text, at)) continue;
+            cuts++;
+            Tokens parts = tokenizer.encode(std::string_view(text).substr(0, at));
+            tokenizer.append(std::string_view(text).substr(at), parts);
+            CHECK(parts == whole);
+        }
+    }
+    CHECK(cuts > 3000);
+}
+
 TEST_CASE("merging, short and long, is the plain merging") {
     const Tokenizer tokenizer = tiny();
     std::mt19937_64 rng(3);
@@ -351,6 +369,10 @@ TEST_CASE("bad vocabulary files are refused by name") {
     }
     SUBCASE("a character that is no byte") {
         copy.merges = replaced(merges, last, "\xE4\xBD\xA0 z\n");
+        CHECK_PROBLEM(copy, "vocab.bpe", "is not a merge");
+    }
+    SUBCASE("a character of two bytes that is no byte") {
+        copy.merges = replaced(merges, last, "\xDF\xBF z\n");
         CHECK_PROBLEM(copy, "vocab.bpe", "is not a merge");
     }
     SUBCASE("merges in another order") {

@@ -32,6 +32,14 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
+// What launch.pl puts in the place of __shared__. Without constinit, g++ asks at every use of an array of
+// __nv_bfloat16 whether it is initialized; clang++ never does, and does not accept it.
+#ifdef __clang__
+#pragma cuda_cpu_shared static thread_local
+#else
+#pragma cuda_cpu_shared static constinit thread_local
+#endif
+
 #include "bf16.h"
 #include "fibers.h"
 #include "intrinsics.h"

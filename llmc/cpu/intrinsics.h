@@ -12,31 +12,36 @@
 
 // ---------------------------------------------------------------- atomics
 
+// Compiler built-ins, not std::atomic_ref: behind its function parameters the memory order is no constant
+// when nothing is inlined, and then g++ hides the access from the race checker.
 namespace cuda_cpu {
-// Every atomic is a compare-and-swap loop around a function of the old value, except addition of integers.
+// Replaces *p by f(*p) and returns what it was.
 template <class T, class F>
 T atomic_update(T* p, F f) {
-    std::atomic_ref<T> target(*p);
-    T old = target.load(std::memory_order_relaxed);
-    while (!target.compare_exchange_weak(old, f(old), std::memory_order_relaxed)) {
-    }
-    return old;
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+    typedef std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t> Bits __attribute__((may_alias));
+    Bits* target = reinterpret_cast<Bits*>(p);
+    Bits old = __atomic_load_n(target, __ATOMIC_RELAXED), wanted;
+    do wanted = std::bit_cast<Bits>(f(std::bit_cast<T>(old)));
+    while (!__atomic_compare_exchange_n(target, &old, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return std::bit_cast<T>(old);
 }
 }  // namespace cuda_cpu
 
 template <class T>
 T atomicAdd(T* p, cuda_cpu::Same<T> v) {
-    static_assert(std::is_arithmetic_v<T> && sizeof(T) >= 4);
-    return std::atomic_ref<T>(*p).fetch_add(v, std::memory_order_relaxed);
+    if constexpr (std::is_integral_v<T>)
+        return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+    else
+        return cuda_cpu::atomic_update(p, [v](T old) { return old + v; });
 }
 template <class T>
 T atomicSub(T* p, cuda_cpu::Same<T> v) {
-    static_assert(std::is_integral_v<T> && sizeof(T) >= 4);
-    return std::atomic_ref<T>(*p).fetch_sub(v, std::memory_order_relaxed);
+    return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomicMin(T* p, cuda_cpu::Same<T> v) {
-    static_assert(std::is_integral_v<T>);
+    static_assert(std::is_integral_v<T>);  // CUDA has none for float
     return cuda_cpu::atomic_update(p, [v](T old) { return v < old ? v : old; });
 }
 template <class T>
@@ -46,23 +51,23 @@ T atomicMax(T* p, cuda_cpu::Same<T> v) {
 }
 template <class T>
 T atomicAnd(T* p, cuda_cpu::Same<T> v) {
-    return std::atomic_ref<T>(*p).fetch_and(v, std::memory_order_relaxed);
+    return __atomic_fetch_and(p, v, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomicOr(T* p, cuda_cpu::Same<T> v) {
-    return std::atomic_ref<T>(*p).fetch_or(v, std::memory_order_relaxed);
+    return __atomic_fetch_or(p, v, __ATOMIC_RELAXED);
 }
 inline unsigned atomicInc(unsigned* p, unsigned limit) {
     return cuda_cpu::atomic_update(p, [limit](unsigned old) { return old >= limit ? 0u : old + 1; });
 }
 template <class T>
 T atomicExch(T* p, cuda_cpu::Same<T> v) {
-    return std::atomic_ref<T>(*p).exchange(v);
+    return cuda_cpu::atomic_update(p, [v](T) { return v; });
 }
 template <class T>
 T atomicCAS(T* p, cuda_cpu::Same<T> expected, cuda_cpu::Same<T> v) {
-    std::atomic_ref<T>(*p).compare_exchange_strong(expected, v);
-    return expected;  // what was there: compare_exchange stores it when it fails
+    __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return expected;  // what was there: the built-in stores it when it fails
 }
 inline void __threadfence() {
     std::atomic_thread_fence(std::memory_order_seq_cst);

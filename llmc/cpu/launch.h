@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "scheduler.h"
@@ -164,10 +165,9 @@ template <class Call, class... P>
 struct TypedLaunch : Launch<Call> {
     void operator()(P... args) const { this->run(args...); }
 
-    template <class... A>
-    requires(sizeof...(A) < sizeof...(P))  // the kernel has default arguments
-        void
-        operator()(A... args) const {
+    // Fewer arguments: the kernel has default ones.
+    template <class... A, std::enable_if_t<(sizeof...(A) < sizeof...(P)), int> = 0>
+    void operator()(A... args) const {
         this->run(args...);
     }
 };

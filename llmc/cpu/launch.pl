@@ -4,7 +4,7 @@
 #
 #   K<<<CONFIG>>>(ARGS)          ->  launch(Config(CONFIG), "K", GIVE_KERNEL, CALL)(ARGS)  [launch.h]
 #   extern __shared__ T name[];  ->  T* name = (T*)dynamic_shared();
-#   __shared__ T name[N];        ->  static thread_local T name[N]; poison_once(name, [] {});
+#   __shared__ T name[N];        ->  static constinit thread_local T name[N]; poison_once(name, [] {});
 #   #pragma unroll N             ->  #pragma GCC unroll N, 64 where N is not a number
 #
 # K is an identifier, with any qualifiers and template arguments, or an expression in parentheses. A ">" inside
@@ -15,6 +15,7 @@ use warnings;
 
 local $/;
 my $text = <STDIN>;
+my $shared = $text =~ s/^#pragma cuda_cpu_shared (.*)$//m ? $1 : 'static thread_local';    # cuda_cpu.h
 
 # Literals, in which nothing is rewritten. The quote of 1'000'000 begins none.
 my $literal = qr/
@@ -111,7 +112,7 @@ sub config_end {
 # The declaration of a static __shared__ variable, or of several: "T a[2], b" and what poisons each.
 sub shared_declaration {
     my ($declaration) = @_;
-    my $out = "static thread_local$declaration;";
+    my $out = "$shared$declaration;";
     my $depth = 0;
     my @declarators = ('');
     for my $c (split //, $declaration) {

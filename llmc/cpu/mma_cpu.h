@@ -152,10 +152,13 @@ template <int N>
 void cp_async_wait() {
     if constexpr (cuda_cpu::check) {
         cuda_cpu::AsyncCopies& a = cuda_cpu::async_copies();
-        std::erase_if(a.copies, [&](const cuda_cpu::AsyncCopies::Copy& c) {
-            if (c.group >= a.groups - N) return false;
-            *static_cast<cuda_cpu::Bytes16*>(c.to) = *static_cast<const cuda_cpu::Bytes16*>(c.from);
-            return true;
-        });
+        size_t waiting = 0;
+        for (const cuda_cpu::AsyncCopies::Copy& c : a.copies) {
+            if (c.group >= a.groups - N)
+                a.copies[waiting++] = c;
+            else
+                *static_cast<cuda_cpu::Bytes16*>(c.to) = *static_cast<const cuda_cpu::Bytes16*>(c.from);
+        }
+        a.copies.resize(waiting);
     }
 }

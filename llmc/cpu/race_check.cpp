@@ -4,10 +4,10 @@
 // between them; and for reads of memory that nobody wrote. Only what kernels do to memory from cudaMalloc and
 // to shared memory counts. Compile this file without -fsanitize=thread.
 //
-// For each 2 bytes of such memory a Cell remembers the last write and the last read. So threads that write
-// neighbouring bytes would be reported, and of several readers only the last is named. Barriers and warp
-// barriers order accesses; shuffles and votes do not, as on a GPU; nothing orders the blocks of a grid, so a
-// kernel in which the last block to finish reads what the others wrote would be reported.
+// For each 2 bytes of such memory a Cell remembers the last write and the last read: of several readers only
+// the last is named, and of threads that share a cell by writing single bytes only the last is seen. Barriers
+// and warp barriers order accesses; shuffles and votes do not, as on a GPU; nothing orders the blocks of a
+// grid, so a kernel in which the last block to finish reads what the others wrote would be reported.
 #ifndef CUDA_CPU_RACE
 #error "race_check.cpp must be compiled with -DCUDA_CPU_RACE"
 #endif
@@ -16,9 +16,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "scheduler.h"
@@ -31,8 +34,9 @@ struct Access {
     uint32_t epoch = 0;       // barriers of the block before it
     uint16_t warp_epoch = 0;  // and, since the last of them, warp barriers of the warp
     uint16_t thread = 0;
-    uint8_t others = 0;  // for reads: who else read since the last barrier
+    uint8_t others = 0;  // for reads: who else read since the last barrier; then atomic means that all were
     bool atomic = false;
+    uint8_t bytes = 3;   // of the cell: 1, 2 or both
     void* pc = nullptr;  // the code's address
 };
 enum Others : uint8_t { kSameWarp = 1, kOtherWarps = 2, kOtherBlocks = 4 };
@@ -100,7 +104,9 @@ void print_place(void* pc) {
     if (!dladdr(pc, &object)) return;
     size_t offset = static_cast<size_t>(static_cast<char*>(pc) - static_cast<char*>(object.dli_fbase)) - 1;
     char command[600];  // the inlined functions too, innermost first
-    snprintf(command, sizeof command, "addr2line -s -f -C -p -i -e '%s' %#zx | sed 's/^/    /' >&2",
+    snprintf(command, sizeof command,
+             "addr2line -s -f -C -p -i -e '%s' %#zx | grep -v -e ' at launch.h:' -e ' at scheduler.h:' | sed "
+             "'s/^/    /' >&2",
              object.dli_fname, offset);
     if (system(command) != 0) fprintf(stderr, "    %s+%#zx\n", object.dli_fname, offset);
 }
@@ -113,8 +119,9 @@ void exit_with_failure() {
 
 [[gnu::noinline]] void report(const char* what, const char* space, int thread, void* pc,
                               const Access* other) {
+    static std::set<std::pair<void*, void*>> reported;  // a pair of places once
     if (!reports++) atexit(exit_with_failure);
-    if (reports > 20) return;
+    if (reported.size() == 20 || !reported.insert({pc, other ? other->pc : nullptr}).second) return;
     uint3 t = worker->index[thread];
     fprintf(stderr, "CUDA on the CPU: %s in %s memory by thread (%u,%u,%u) of block (%u,%u,%u)\n", what,
             space, t.x, t.y, t.z, blockIdx.x, blockIdx.y, blockIdx.z);
@@ -128,10 +135,12 @@ void exit_with_failure() {
 
 // ---------------------------------------------------------------- accesses
 
-// Whether nothing orders an earlier access and one by `thread` now.
-bool unordered(const Access& earlier, int thread, bool shared, bool atomic) {
+// Whether nothing orders an earlier access to a cell and the one now.
+bool unordered(const Access& earlier, const Access& now, bool shared) {
+    int thread = now.thread;
+    if (!(earlier.bytes & now.bytes)) return false;
     if (earlier.block < (shared ? block : first_block_of_grid)) return false;
-    if (atomic && earlier.atomic) return false;
+    if (now.atomic && earlier.atomic) return false;
     if (earlier.block != block || (earlier.others & kOtherBlocks)) return true;
     if (earlier.epoch != epoch) return false;
     if ((earlier.others & kOtherWarps) || earlier.thread / 32 != thread / 32) return true;
@@ -144,18 +153,25 @@ void remember_read(Cell& cell, Access now, bool shared) {
     if (same_grid && (last.others & kOtherBlocks)) return;  // any later write conflicts already
     if (same_grid && last.block != block) {
         now.others = kOtherBlocks;
-    } else if (last.block == block && last.epoch == epoch) {
+        now.atomic = now.atomic && last.atomic;
+    } else if (last.block == block && last.epoch == epoch && (last.bytes & now.bytes)) {
         now.others = last.others;
+        now.bytes |= last.bytes;
         if (last.thread / 32 != now.thread / 32)
             now.others |= kOtherWarps;
         else if (last.thread != now.thread && last.warp_epoch == now.warp_epoch)
             now.others |= kSameWarp;
+        if (now.atomic && !last.atomic) {  // more conflicts with the plain read: that is the one to name
+            uint8_t others = now.others;
+            now = last;
+            now.others = others;
+        }
     }
     cell.read = now;
 }
 
 void access(const volatile void* address, size_t bytes, bool write, bool atomic, void* pc) {
-    if (!in_kernel) return;
+    if (!in_kernel || !worker) return;
     char* p = const_cast<char*>(static_cast<const volatile char*>(address));
     const Worker& w = *worker;
     Cell* cell;
@@ -174,7 +190,8 @@ void access(const volatile void* address, size_t bytes, bool write, bool atomic,
     }
     bool shared = *space != 'g';
     int thread = w.current;
-    Access now{block, epoch, warp_epoch[thread / 32], static_cast<uint16_t>(thread), 0, atomic, pc};
+    uint8_t part = static_cast<uint8_t>(bytes > 1 ? 3 : 1 << reinterpret_cast<uintptr_t>(p) % 2);
+    Access now{block, epoch, warp_epoch[thread / 32], static_cast<uint16_t>(thread), 0, atomic, part, pc};
     for (Cell* end = cell + (bytes + kCellBytes - 1) / kCellBytes; cell < end; cell++) {
         bool written = shared ? cell->write.block == block : cell->write.block != 0;
         if (!write && !written) {
@@ -182,7 +199,7 @@ void access(const volatile void* address, size_t bytes, bool write, bool atomic,
             cell->write = now;  // one report is enough
             return;
         }
-        if (unordered(cell->write, thread, shared, atomic)) {
+        if (unordered(cell->write, now, shared)) {
             report(write ? "two writes with no barrier between them" : "a read with no barrier after a write",
                    space, thread, pc, &cell->write);
             cell->write = now;
@@ -192,7 +209,7 @@ void access(const volatile void* address, size_t bytes, bool write, bool atomic,
             remember_read(*cell, now, shared);
             continue;
         }
-        if (unordered(cell->read, thread, shared, atomic)) {
+        if (unordered(cell->read, now, shared)) {
             report("a write with no barrier after a read", space, thread, pc, &cell->read);
             cell->read = Access();
         }

@@ -1,0 +1,243 @@
+// A seeded mutation loop over token shards, data positions, vocabulary files and texts: fuzz_data [SECONDS
+// [SEED]]. Whatever a file holds, opening and using it must succeed or throw Error; anything else (another
+// exception, a crash, more memory than the limit below) is a failure. Prints how many inputs were taken and
+// how many refused.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <random>
+
+#include "../llmc/dataloader.h"
+#include "../llmc/tokenizer.h"
+
+namespace fs = std::filesystem;
+using Random = std::mt19937_64;
+
+// The address space of a sanitized program is terabytes of shadow, so there the peak of memory in use must
+// do.
+static constexpr rlim_t kMemoryLimit = rlim_t{512} << 20;
+
+static std::string read_file(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+static void write_text(const fs::path& path, const std::string& text) {
+    std::ofstream(path, std::ios::binary) << text;
+}
+
+// A few random edits: bytes, integers of interest, blocks removed, repeated, moved, or taken from a list of
+// words.
+static std::string mutate(std::string text, Random& rng, const std::vector<std::string>& words) {
+    const auto place = [&] { return text.empty() ? 0 : rng() % (text.size() + 1); };
+    for (size_t edits = rng() % 4 + 1; edits > 0; edits--) {
+        const size_t at = place(), length = std::min(text.size() - at, rng() % 40);
+        switch (rng() % 8) {
+            case 0:
+                if (at < text.size()) text[at] = static_cast<char>(rng());
+                break;
+            case 1:
+                if (at < text.size()) text[at] = static_cast<char>(text[at] ^ 1 << rng() % 8);
+                break;
+            case 2:
+                text.erase(at, length);
+                break;
+            case 3:
+                text.insert(at, text.substr(at, length));
+                break;
+            case 4:
+                text.insert(place(), text.substr(at, length));
+                break;
+            case 5:
+                text.resize(at);
+                break;
+            case 6:
+                text.insert(at, words[rng() % words.size()]);
+                break;
+            default: {
+                static const int32_t kIntegers[] = {0,     1,     -1,    2,     255,       256,      257,
+                                                    50256, 50257, 65535, 65536, INT32_MAX, INT32_MIN};
+                const int32_t value = kIntegers[rng() % std::size(kIntegers)];
+                const size_t word = rng() % 5 * 4;  // of the header
+                if (text.size() >= word + 4) std::memcpy(text.data() + word, &value, 4);
+            }
+        }
+    }
+    return text;
+}
+
+static std::string shard_bytes(int32_t tokens, int32_t vocab_size, Random& rng) {
+    int32_t header[256] = {20240520, 1, tokens, vocab_size};
+    std::string text(reinterpret_cast<const char*>(header), sizeof(header));
+    for (int32_t i = 0; i < tokens; i++) {
+        const auto token =
+            static_cast<uint16_t>(rng() % (vocab_size == 0 ? 50257 : static_cast<uint64_t>(vocab_size)));
+        text.append(reinterpret_cast<const char*>(&token), 2);
+    }
+    return text;
+}
+
+struct Fuzzer {
+    fs::path folder;
+    Random rng;
+    long taken = 0, refused = 0;
+
+    void attempt(const std::function<void()>& act) {
+        try {
+            act();
+            taken++;
+        } catch (const Error& error) {
+            if (std::strlen(error.what()) == 0 || std::strchr(error.what(), '\n') != nullptr) {
+                throw std::logic_error(format("this is not one sentence: %s", error.what()));
+            }
+            refused++;
+        }
+    }
+
+    void shards() {
+        const int count = 1 + static_cast<int>(rng() % 2);
+        for (int i = 0; i < 2; i++) fs::remove(folder / format("s_%d.bin", i));
+        const int vocab_size = rng() % 2 ? 257 : 0;
+        for (int i = 0; i < count; i++) {
+            std::string text =
+                shard_bytes(static_cast<int32_t>(rng() % 300), i == 0 || rng() % 8 ? vocab_size : 0, rng);
+            if (rng() % 4 != 0)
+                text = mutate(std::move(text), rng,
+                              {std::string(2, '\0'), std::string(1, '\xFF'), std::string(1024, '\0')});
+            // Half of the time the header's count is made to fit, so that what lies behind it is reached.
+            if (rng() % 2 && text.size() >= 1024) {
+                const auto tokens = static_cast<int32_t>((text.size() - 1024) / 2);
+                std::memcpy(text.data() + 8, &tokens, 4);
+                text.resize(1024 + 2 * static_cast<size_t>(tokens));
+            }
+            write_text(folder / format("s_%d.bin", i), text);
+        }
+        const int B = 1 + static_cast<int>(rng() % 5), T = 1 + static_cast<int>(rng() % 40);
+        attempt([&] {
+            DataLoader loader((folder / "s_*.bin").string(), B, T, rng() % 2 == 0, rng());
+            for (int i = 0; i < 20; i++) {
+                loader.next_batch();
+                for (int j = 0; j < B * T; j++) {
+                    if (loader.inputs()[j] >= loader.vocab_size() ||
+                        loader.targets()[j] >= loader.vocab_size()) {
+                        throw std::logic_error("a token outside the vocabulary came through");
+                    }
+                }
+            }
+            static const int64_t kPositions[] = {0, 0, 0, 0, 1, 2, 100, -1, INT64_MAX, INT64_MIN};
+            loader.restore({kPositions[rng() % 10], kPositions[rng() % 10]});
+            loader.next_batch();
+        });
+    }
+
+    void vocabulary(const std::string& encoder, const std::string& merges) {
+        static const std::vector<std::string> kWords = {"\"",
+                                                        "{",
+                                                        "}",
+                                                        "[",
+                                                        ":",
+                                                        ",",
+                                                        " ",
+                                                        "\n",
+                                                        "\"<|endoftext|>\"",
+                                                        "\\u0000",
+                                                        "\\ud800",
+                                                        "\xC4\xA0",
+                                                        "\xC4\xA0 t\n",
+                                                        "-1",
+                                                        "1e99",
+                                                        "99999999999999999999",
+                                                        "65536",
+                                                        "null",
+                                                        "a a\n",
+                                                        "aa aa\n",
+                                                        "#version\n",
+                                                        "\xFF",
+                                                        std::string(1000, '['),
+                                                        std::string(600, 'a') + " a\n"};
+        const auto which = rng() % 3;
+        write_text(folder / "encoder.json", which != 0 ? mutate(encoder, rng, kWords) : encoder);
+        write_text(folder / "vocab.bpe", which != 1 ? mutate(merges, rng, kWords) : merges);
+        attempt([&] {
+            const Tokenizer tokenizer =
+                Tokenizer::gpt2(folder.string(), rng() % 8 == 0 ? static_cast<int>(rng() % 70000) : 400);
+            round_trip(tokenizer);
+        });
+    }
+
+    void round_trip(const Tokenizer& tokenizer) {
+        static const std::vector<std::string> kWords = {" ",
+                                                        "\n",
+                                                        "'s",
+                                                        "the",
+                                                        "\xC3\xA9",
+                                                        "\xE4\xBD\xA0",
+                                                        "\xF0\x9F\x98\x80",
+                                                        "<|endoftext|>",
+                                                        "\xED\xA0\x80",
+                                                        "\xFF",
+                                                        "\xC2\xA0",
+                                                        "12",
+                                                        std::string(200, 'a'),
+                                                        std::string(200, ' ')};
+        std::string text;
+        for (size_t i = rng() % 20; i > 0; i--) text += kWords[rng() % kWords.size()];
+        text = mutate(std::move(text), rng, kWords);
+        if (tokenizer.decode(tokenizer.encode(text)) != text ||
+            tokenizer.decode(tokenizer.encode_special(text)) != text) {
+            throw std::logic_error("decode(encode(x)) is not x");
+        }
+        std::vector<uint16_t> tokens(rng() % 20);
+        for (uint16_t& token : tokens) token = static_cast<uint16_t>(rng());
+        attempt([&] { tokenizer.decode(tokens); });
+    }
+};
+
+int main(int argc, char** argv) {
+    const double seconds = argc > 1 ? std::atof(argv[1]) : 5;
+    const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+#if !defined(__SANITIZE_ADDRESS__)
+    const rlimit limit = {kMemoryLimit, kMemoryLimit};
+    setrlimit(RLIMIT_AS, &limit);
+#endif
+    const fs::path tiny = fs::path(__FILE__).parent_path() / "fixtures/tiny_bpe";
+    const std::string encoder = read_file(tiny / "encoder.json"), merges = read_file(tiny / "vocab.bpe");
+    Fuzzer fuzzer{fs::temp_directory_path() / format("fuzz_data_%d", getpid()), Random(seed)};
+    fs::create_directories(fuzzer.folder);
+
+    int failures = encoder.empty() || merges.empty();
+    long inputs = 0;
+    const auto start = std::chrono::steady_clock::now();
+    try {
+        const Tokenizer good = Tokenizer::gpt2(tiny.string(), 400), bytes = Tokenizer::bytes();
+        while (failures == 0 &&
+               std::chrono::steady_clock::now() - start < std::chrono::duration<double>(seconds)) {
+            inputs++;
+            fuzzer.shards();
+            fuzzer.vocabulary(encoder, merges);
+            fuzzer.round_trip(good);
+            fuzzer.round_trip(bytes);
+        }
+    } catch (const std::exception& error) {
+        printf("seed %llu, round %ld: %s\n", static_cast<unsigned long long>(seed), inputs, error.what());
+        failures++;
+    }
+    fs::remove_all(fuzzer.folder);
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+#if defined(__SANITIZE_ADDRESS__)
+    constexpr long kPeakLimit = 2048;
+#else
+    constexpr long kPeakLimit = 512;
+#endif
+    if (usage.ru_maxrss / 1024 > kPeakLimit) failures++;
+    printf("%ld rounds, %ld inputs taken, %ld refused, at most %ld MiB of memory\n", inputs, fuzzer.taken,
+           fuzzer.refused, usage.ru_maxrss / 1024);
+    printf("%d passed, %d failed\n", failures == 0, failures);
+    return failures != 0;
+}

@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# The tokenize program from outside: tests/test_tokenize_tool.sh [PROGRAM], which is build/tokenize otherwise.
+set -u
+tokenize=$(readlink -f "${1:-$(dirname "$0")/../build/tokenize}")
+[[ -x $tokenize ]] || { echo "there is no $tokenize: make build/tokenize"; exit 1; }
+fixtures=$(cd "$(dirname "$0")" && pwd)/fixtures
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+passed=0 failed=0
+
+ok() { # $1: what; the other arguments: a command that must succeed
+    local what=$1
+    shift
+    if "$@" >/dev/null 2>&1; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf 'FAILED: %s\n' "$what"
+    fi
+}
+
+# The command fails with exit code 1 and one line that contains $2.
+refuses() {
+    local what=$1 sentence=$2 rc
+    shift 2
+    "$@" >stdout 2>stderr </dev/null
+    rc=$?
+    if ((rc == 1)) && (($(wc -l <stderr) == 1)) && grep -qF -- "$sentence" stderr; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf 'FAILED: %s: exit %d, %s\n' "$what" "$rc" "$(head -n 3 stderr)"
+    fi
+}
+
+same() { # $1: what, $2: is, $3: should be
+    if [[ $2 == "$3" ]]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf 'FAILED: %s: "%s" instead of "%s"\n' "$1" "${2:0:200}" "${3:0:200}"
+    fi
+}
+
+bytes() { "$tokenize" --tokenizer bytes "$@" >stdout 2>stderr; }
+# The tokens of shards, one a line, and word $2 of a shard's header.
+tokens() { local f; for f in "$@"; do tail -c +1025 "$f" | od -An -v -t u2 -w2 | tr -d ' '; done; }
+header() { od -An -t d4 -j $((4 * $2)) -N 4 "$1" | tr -d ' '; }
+# The text of byte shards, with | for <|endoftext|>.
+text() { tokens "$@" | awk '{printf "%c", $1 == 256 ? "|" : $1 + 0}'; }
+eots() { tokens "$@" | grep -cx 256; }
+
+# --- help and bad flags
+ok "--help works" "$tokenize" --help
+for flag in --output --tokenizer --gpt2-dir --val-fraction --shard-tokens --lines --jsonl --delimiter --threads; do
+    ok "--help names $flag" grep -q -- "$flag" <("$tokenize" --help)
+done
+echo hello >a.txt
+refuses "no input" "no text was given" "$tokenize" -o x
+refuses "no output" "-o PREFIX is missing" "$tokenize" a.txt
+refuses "no such flag" "--bogus" "$tokenize" --bogus -o x a.txt
+refuses "a flag without its value" "-o takes a value" "$tokenize" a.txt -o
+refuses "a value that no flag takes" "--lines=1" "$tokenize" --lines=1 -o x a.txt
+refuses "a tokenizer that does not exist" "--tokenizer" "$tokenize" --tokenizer words -o x a.txt
+for value in -0.1 1 2 nan abc "" 0.1x; do refuses "--val-fraction $value" "--val-fraction" bash -c '"$0" --tokenizer bytes --val-fraction "$1" -o x a.txt' "$tokenize" "$value"; done
+for value in 0 -1 1.5 x "" 3G 99999999999999999999 10T; do refuses "--shard-tokens $value" "--shard-tokens" "$tokenize" --shard-tokens "$value" -o x a.txt; done
+for value in -1 x 5000; do refuses "--threads $value" "--threads" "$tokenize" --threads "$value" -o x a.txt; done
+refuses "an empty --delimiter" "--delimiter" "$tokenize" --delimiter "" -o x a.txt
+refuses "an empty --jsonl" "--jsonl" "$tokenize" --jsonl "" -o x a.txt
+refuses "--lines with --jsonl" "exclude one another" "$tokenize" --lines --jsonl text -o x a.txt
+refuses "a missing file" "missing.txt" "$tokenize" --tokenizer bytes -o x missing.txt
+refuses "a missing vocabulary" "nowhere" "$tokenize" --gpt2-dir nowhere -o x a.txt
+refuses "a missing output folder" "nowhere/x" "$tokenize" --tokenizer bytes -o nowhere/x a.txt
+refuses "a vocabulary that is not GPT-2's" "vocab.bpe" "$tokenize" --gpt2-dir "$fixtures/tiny_bpe" -o x a.txt
+mkdir empty
+refuses "a folder without text" "no text file in the folder empty" "$tokenize" --tokenizer bytes -o x empty
+: >empty.txt
+refuses "no text at all" "no text" "$tokenize" --tokenizer bytes -o x empty.txt
+printf a >one.txt
+refuses "one token to split" "--val-fraction 0" "$tokenize" --tokenizer bytes -o x one.txt
+same "failures leave nothing behind" "$(ls)" "$(printf '%s\n' a.txt empty empty.txt one.txt stderr stdout)"
+
+# --- one document: split inside
+printf '%s' 0123456789abcdefghij >digits.txt
+ok "one document" bytes -o one digits.txt
+same "train is the beginning" "$(text one_train_000000.bin)" 0123456789abcdefgh
+same "validation is the end" "$(text one_val_000000.bin)" ij
+same "magic" "$(header one_train_000000.bin 0)" 20240520
+same "version" "$(header one_train_000000.bin 1)" 1
+same "count" "$(header one_train_000000.bin 2)" 18
+same "vocabulary" "$(header one_train_000000.bin 3)" 257
+same "size" "$(stat -c %s one_train_000000.bin)" $((1024 + 36))
+ok "the summary counts documents" grep -qx 'documents   1' stdout
+ok "the summary counts bytes" grep -qx 'bytes       20' stdout
+ok "the summary counts tokens" grep -q '^tokens      20,' stdout
+ok "a validation fraction" bytes --val-fraction 0.5 -o half digits.txt
+same "half of it" "$(text half_val_000000.bin)" abcdefghij
+ok "no validation" bytes --val-fraction 0 -o all digits.txt
+same "all of it" "$(text all_train_000000.bin)" 0123456789abcdefghij
+ok "no validation shard" test ! -e all_val_000000.bin
+
+# --- several documents: one <|endoftext|> between two, split between them
+mkdir -p docs/sub
+for i in 1 2 3 4 5 6 7 8 9; do printf 'document %d.' $i >docs/$i.txt; done
+printf 'the last one' >docs/sub/z.txt
+: >docs/empty.txt
+head -c 100 /dev/zero >docs/binary.dat
+ok "a folder" bytes -o docs_ docs
+same "all documents, in order" "$(text docs__train_000000.bin docs__val_000000.bin)" \
+    "document 1.|document 2.|document 3.|document 4.|document 5.|document 6.|document 7.|document 8.|document 9.|the last one"
+same "the split is between documents" "$(text docs__val_000000.bin)" "the last one"
+same "N documents, N-1 <|endoftext|>" "$(eots docs__train_000000.bin docs__val_000000.bin)" 9
+ok "skipped files are noted" grep -q 'skipped 2 files' stderr
+ok "skipped files are named" grep -q 'docs/binary.dat' stderr
+ok "files in the order given" bytes --val-fraction 0 -o order docs/2.txt docs/1.txt
+same "files in the order given" "$(text order_train_000000.bin)" "document 2.|document 1."
+printf 'x\0y' >zero.dat
+ok "a file that is named is taken as it is" bytes --val-fraction 0 -o zero zero.dat
+same "a file that is named is taken as it is" "$(tokens zero_train_000000.bin | xargs)" "120 0 121"
+
+# --- lines, JSON lines, delimiters
+printf 'one\n\ntwo\r\nthree' >lines.txt
+ok "--lines" bytes --lines --val-fraction 0 -o lines lines.txt lines.txt
+same "--lines" "$(text lines_train_000000.bin)" "one|two|three|one|two|three"
+printf '{"id": 1, "text": "a\\nb"}\n\n{"text": ""}\n{"text": "\\u00e9<|endoftext|>"}\n' >j.jsonl
+ok "--jsonl" bytes --jsonl text --val-fraction 0 -o json j.jsonl
+same "--jsonl" "$(tokens json_train_000000.bin | xargs)" "97 10 98 256 195 169 60 124 101 110 100 111 102 116 101 120 116 124 62"
+printf '{"text": "fine"}\n{"text": 7}\n' >bad.jsonl
+refuses "a field of another type" "line 2 of bad.jsonl has a field" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
+refuses "a missing field" "line 1 of bad.jsonl has no field \"body\"" "$tokenize" --tokenizer bytes --jsonl body -o x bad.jsonl
+for line in '{"text": "cut' '["text"]' 'text' '{"text": "\ud800"}'; do
+    printf '%s\n' "$line" >bad.jsonl
+    refuses "JSON: $line" "line 1 of bad.jsonl" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
+done
+printf 'a=-=b=-=-=c=-==-=' >d.txt
+ok "--delimiter" bytes --delimiter '=-=' --val-fraction 0 -o delimited d.txt
+same "--delimiter" "$(text delimited_train_000000.bin)" "a|b|-=c"
+# Blocks of the file end inside delimiters.
+awk 'BEGIN {for (i = 0; i < 100000; i++) printf "%d<|endoftext|>", i}' >many.txt
+ok "many delimiters" bytes --delimiter '<|endoftext|>' --val-fraction 0 -o many many.txt
+same "many documents" "$(text many_train_000000.bin | md5sum)" "$(seq 0 99999 | paste -sd'|' | tr -d '\n' | md5sum)"
+
+# --- shards
+ok "--shard-tokens" bytes --shard-tokens 7 -o s docs
+same "shards in a row are the whole" "$(text s_train_*.bin s_val_*.bin)" "$(text docs__train_000000.bin docs__val_000000.bin)"
+same "shards have their size" "$(for f in s_train_0000{00,01}.bin s_val_000000.bin; do header $f 2; done | xargs)" "7 7 7"
+ok "a second run" bytes --shard-tokens 50 -o s docs
+same "shards of an earlier run are gone" "$(text s_train_*.bin s_val_*.bin)" "$(text docs__train_000000.bin docs__val_000000.bin)"
+ok "a second run says what it removed" grep -q '^removed ' stdout
+ok "--shard-tokens with a unit" bytes --shard-tokens 1K -o unit many.txt
+same "1K is 1000" "$(header unit_train_000000.bin 2)" 1000
+
+# --- the same whatever the threads and wherever a long text is cut on its way (batches are of about 1 MB)
+for i in 1 2 3; do awk -v i=$i 'BEGIN {srand(i); for (n = 0; n < 300000; n++) printf "%s%s", substr("thequickbrownfoxjumps1984!?", 1 + int(rand() * 20), 1 + int(rand() * 7)), substr(" \n\t  \n\n", 1 + int(rand() * 6), 1 + int(rand() * 2))}' >big$i.txt; done
+for threads in 1 2 5; do
+    ok "$threads threads" bytes --threads $threads -o t$threads big1.txt big2.txt big3.txt
+    ok "$threads threads: the same training tokens" cmp t1_train_000000.bin t${threads}_train_000000.bin
+    ok "$threads threads: the same validation tokens" cmp t1_val_000000.bin t${threads}_val_000000.bin
+done
+same "big documents arrive whole" "$(tail -c +1025 t1_train_000000.bin | cat - <(tail -c +1025 t1_val_000000.bin) | od -An -v -t u2 -w2 | awk '$1 != 256 {printf "%c", $1 + 0}' | md5sum)" "$(cat big?.txt | md5sum)"
+gpt2=
+for folder in "${DATA_MIRROR:-}" "$fixtures/../../data"; do
+    [[ -d $folder && -z $gpt2 ]] && gpt2=$(find -L "$folder" -name vocab.bpe -size +400k -printf '%h\n' 2>/dev/null | head -n 1)
+done
+if [[ -n $gpt2 ]]; then
+    for threads in 1 3; do ok "gpt2, $threads threads" "$tokenize" --gpt2-dir "$gpt2" --threads $threads --val-fraction 0 -o g$threads big1.txt big2.txt; done
+    ok "gpt2: threads change nothing" cmp g1_train_000000.bin g3_train_000000.bin
+    same "gpt2: the header's vocabulary" "$(header g1_train_000000.bin 3)" 50257
+    # Other text in front, of a token a word, moves the places where the rest is cut: its tokens must not notice.
+    moved() {
+        { yes word | head -n "$1" | paste -sd' ' | tr -d '\n' && printf '\n' && cat big1.txt; } >moved.txt
+        "$tokenize" --gpt2-dir "$gpt2" --val-fraction 0 -o moved moved.txt >stdout 2>stderr
+        tail -c +$((1025 + 2 * $1)) moved_train_000000.bin | md5sum
+    }
+    reference=$(moved 1)
+    for words in 3000 50001 100003; do same "gpt2: $words words in front" "$(moved $words)" "$reference"; done
+else
+    echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/"
+fi
+ok "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp$')"
+printf '%d passed, %d failed\n' $passed $failed
+((failed == 0))

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The trainer as a user runs it, on the CPU backend: training condenses attention at little cost, a killed run resumes
+# bit for bit, bad input is one sentence, and what is written can be read again.
+set -u
+cd "$(dirname "$0")/.."
+root=$PWD
+train=$root/train_gpt2cpu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0
+
+ok() { passed=$((passed + 1)); echo "ok    $1"; }
+bad() { failed=$((failed + 1)); echo "FAIL  $1"; [ -s "$work/log" ] && tail -n 20 "$work/log"; }
+check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
+run() { "$train" "$@" >"$work/log" 2>&1; }
+# The number that a key has in the last line of a metrics file that has that key.
+updates_in() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null; true; }
+last() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -n 1 | cut -d: -f2; }
+less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
+
+# Text to train on that every checkout has: this project's own sources.
+cat "$root"/llmc/*.h "$root"/llmc/*.cuh "$root"/*.cu "$root"/tests/*.cu >"$work/text.txt"
+"$root/build/tokenize" --tokenizer bytes -o "$work/text" "$work/text.txt" >"$work/log" 2>&1 || bad "tokenizing"
+data=(-i "$work/text_train_*.bin" -j "$work/text_val_*.bin")
+small=("${data[@]}" -e d6 -b 2 -t 32 -s 0 -v 0 -m 1)
+quick=("${data[@]}" -e tiny -b 2 -t 64 -s 0 -v 0 -m 2)
+
+# ---- the regularizer does what it is for
+run "${data[@]}" -e tiny -x 150 -v 150 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
+check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'
+run "${data[@]}" -e tiny -x 150 -v 150 -s 150 -g 20 -n 0 -m 10 -l 0.1 -k 8 -o "$work/reg"
+check "condensed GPT-2 trains and samples" '[ $? = 0 ] && grep -q "sample after 150 updates" "$work/log"'
+plain_mass=$(last "$work/plain" val_mass) reg_mass=$(last "$work/reg" val_mass)
+plain_ce=$(last "$work/plain" val_ce) reg_ce=$(last "$work/reg" val_ce)
+echo "      validation: plain loss $plain_ce mass $plain_mass, lambda 0.1 loss $reg_ce mass $reg_mass"
+check "its top-8 mass is clearly higher" 'less "$(awk "BEGIN { print $plain_mass + 0.1 }")" "$reg_mass"'
+check "its loss is close" 'less "$reg_ce" "$(awk "BEGIN { print $plain_ce + 0.1 }")"'
+check "every line of the metrics is an object with the keys it should have" '
+    [ "$(grep -c "^{\"step\":[0-9]*,\"loss\":[^,]*,\"ce\":[^,]*,\"reg\":[^,]*,\"mass\":[^,]*,\"lambda\":[^,]*,\"lr\":[^,]*,\"norm\":[^,]*,\"tok_s\":[^,]*,\"ms\":[^,]*}$" "$work/reg/metrics.jsonl")" = 150 ] &&
+    [ "$(grep -c "^{\"step\":[0-9]*,\"val_ce\":[^,]*,\"val_mass\":[^,]*,\"val_mass_nosink\":[^,]*}$" "$work/reg/metrics.jsonl")" = 2 ] &&
+    [ "$(wc -l <"$work/reg/metrics.jsonl")" = 153 ]'
+run "${quick[@]}" -x 150 -n 0 -a -l 0.1 -b 1 -u 10 --lr 3e-3 -o "$work/overfit"
+check "-a: one batch is learned by heart" '[ $? = 0 ] && less "$(last "$work/overfit" ce)" 0.1'
+
+# ---- resuming
+common=("${quick[@]}" -x 30 -n 10 -d 256 -v 10 --reg kl)
+run "${common[@]}" -o "$work/straight" || bad "a straight run"
+for moment in 3 8 14; do # killed while it computes, saves or validates: wherever it happens to be
+    rm -rf "$work/killed"
+    "$train" "${common[@]}" -o "$work/killed" >"$work/log" 2>&1 &
+    pid=$!
+    for _ in $(seq 600); do
+        [ "0$(updates_in "$work/killed")" -ge "$moment" ] && break
+        sleep 0.02
+    done
+    kill -9 $pid 2>/dev/null
+    wait $pid 2>/dev/null
+    run "${common[@]}" -y -o "$work/killed"
+    check "killed after about $moment of 30 updates and resumed: the same bits" '[ $? = 0 ] &&
+        cmp -s "$work/straight/step_00000030/model.safetensors" "$work/killed/step_00000030/model.safetensors" &&
+        cmp -s "$work/straight/step_00000030/optimizer.safetensors" "$work/killed/step_00000030/optimizer.safetensors" &&
+        diff -q <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/straight/metrics.jsonl") <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/killed/metrics.jsonl") >/dev/null'
+done
+rm -rf "$work/interrupted"
+"$train" "${common[@]}" -x 3000 -o "$work/interrupted" >"$work/log" 2>&1 &
+pid=$!
+for _ in $(seq 600); do
+    [ "0$(updates_in "$work/interrupted")" -ge 3 ] && break
+    sleep 0.02
+done
+kill -INT $pid
+wait $pid
+check "Ctrl-C finishes the update, saves and says how to go on" '[ $? = 0 ] && grep -q "go on with -y" "$work/log" &&
+    [ -f "$work/interrupted/step_$(printf %08d "$(last "$work/interrupted" step)")/model.safetensors" ]'
+run "${common[@]}" --lr 1e-5 -y -o "$work/straight"
+check "resuming with another setting is refused by name" '[ $? = 1 ] && grep -q "lr was" "$work/log"'
+run "${common[@]}" -o "$work/straight"
+check "a run folder is not overwritten" '[ $? = 1 ] && grep -q -- "-y" "$work/log"'
+run "${quick[@]}" -x 2 -n 0 -e "$work/straight" -o "$work/from_run"
+check "-e takes a run folder" '[ $? = 0 ]'
+
+# ---- the same bits
+run "${quick[@]}" -x 5 -n 5 -o "$work/a" && run "${quick[@]}" -x 5 -n 5 -o "$work/b"
+check "the same seed twice: the same bits" 'cmp -s "$work/a/step_00000005/model.safetensors" "$work/b/step_00000005/model.safetensors"'
+run "${quick[@]}" -x 5 -n 5 -r 2 -o "$work/c"
+check "-r 2: the same bits" 'cmp -s "$work/a/step_00000005/model.safetensors" "$work/c/step_00000005/model.safetensors"'
+run "${quick[@]}" -x 5 -n 5 --seed 7 -o "$work/d"
+check "another seed: other bits" '! cmp -s "$work/a/step_00000005/model.safetensors" "$work/d/step_00000005/model.safetensors"'
+run "${small[@]}" -x 2 -n 2 --precision bf16 -o "$work/bf16"
+check "bf16 trains" '[ $? = 0 ] && grep -q bf16 "$work/log"'
+
+# ---- --debug-state
+run "${quick[@]}" --debug-state "$work/state.safetensors" -o "$work/none"
+check "--debug-state writes its file, exits with 0 and leaves no run" '[ $? = 0 ] && [ -s "$work/state.safetensors" ] && [ ! -e "$work/none" ]'
+
+# ---- bad input: one sentence, exit status 1, no crash
+refuse() { # words that the sentence must hold, then arguments
+    local words=$1
+    shift
+    timeout 60 "$train" -o "$work/refused" "$@" >"$work/log" 2>&1
+    check "refused: $*" '[ $? = 1 ] && [ "$(grep -c "^error: " "$work/log")" = 1 ] && grep -qF -- "$words" "$work/log" && [ ! -e "$work/refused/metrics.jsonl" ]'
+}
+refuse "--schedule" -k cosine
+refuse "not 'abc'" -b abc
+refuse "-b (--batch) takes" -b 0
+refuse "not 'x'" -bx 8
+refuse "needs a value" -b
+refuse "-l (--lambda)" -l -1
+refuse "-l (--lambda)" -l nan
+refuse "--reg takes tail or kl" --reg sum
+refuse "--lambda-warmup" "${quick[@]}" --lambda-warmup 700%
+refuse "has 2 factors" "${quick[@]}" --lambda-layers 1,0
+refuse "not a multiple of -b times -t" "${quick[@]}" -d 100
+refuse "no/such" -i "no/such*.bin" -v 0 -s 0
+refuse "without -j" -i "$work/text_train_*.bin"
+refuse "takes tiny, d6" -e nothing
+refuse "d6 to d48" -e d5
+refuse "belongs to no flag" stray
+refuse "there is no flag" --unknown
+refuse "--device cuda" --device cuda
+refuse "goes with -l 0 only" "${quick[@]}" -k 0
+refuse "lower -b" "${data[@]}" -e d48 -b 4096 -t 1024 -d 4194304
+head -c 100000 "$work/text_train_000000.bin" >"$work/cut.bin"
+refuse "cut.bin" -i "$work/cut.bin" -v 0 -s 0
+cp -r "$work/straight/step_00000030" "$work/broken" && truncate -s -100 "$work/broken/model.safetensors"
+refuse "model.safetensors" "${quick[@]}" -e "$work/broken"
+run "${quick[@]}" -x 40 -n 1 --lr 100 --clip 0 -u 0 -l 0 -c 50 -o "$work/nan"
+status=$?
+check "a run that diverges names step and tensor, and its last checkpoint is good" '[ $status = 1 ] &&
+    grep -qE "^error: update [0-9]+: .* not finite" "$work/log" &&
+    run "${quick[@]}" -x 1 -n 0 -l 0 -e "$work/nan" --debug-state "$work/after.safetensors"'
+
+# ---- the README's table is the program's
+check "the README's table of flags is the program's (make readme)" '"$train" --help-markdown | dev/put_table README.md flags --check'
+"$train" --help >"$work/log" 2>&1
+check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/log")" = "$("$train" --help-markdown | grep -c "^| .-")" ]'
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

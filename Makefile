@@ -28,14 +28,14 @@ NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublas -lpcre2-8 -lgomp -Xlinker -rpath,$(CUD
 # Tests are built with the CPU backend's checks; each kind of build has its own folder.
 ifdef SAN
   BUILD = build/san
-  TEST_FLAGS = -std=c++20 -O1 -g -march=native -fopenmp $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all -DCUDA_CPU_CHECK
+  TEST_FLAGS = -std=c++20 -O2 -g -march=native -fopenmp $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all -DCUDA_CPU_CHECK
   TEST_LIBS = $(CPU_LIBS) -fsanitize=address,undefined
 else
   BUILD = build/test
   TEST_FLAGS = $(CPU_FLAGS) -DCUDA_CPU_CHECK
   TEST_LIBS = $(CPU_LIBS)
 endif
-RACE_FLAGS = -std=c++20 -O1 -g -march=native -fopenmp $(WARN) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
+RACE_FLAGS = -std=c++20 -O2 -g -march=native -fopenmp $(WARN) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
 
 # ---- the trainer ----
 

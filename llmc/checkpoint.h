@@ -75,8 +75,7 @@ inline GPT2Config read_gpt2_config(const std::string& folder) {
     auto must_be = [&](const char* key, const nlohmann::json& wanted) {
         if (given(key) && root[key] != wanted)
             fail("%s: %s is %s, but this engine knows only %s", path.c_str(), key,
-                 printable(root[key].dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)).c_str(),
-                 wanted.dump().c_str());
+                 printable(root[key].dump()).c_str(), wanted.dump().c_str());
     };
     must_be("model_type", "gpt2");
     GPT2Config c;
@@ -265,7 +264,7 @@ inline void check_settings(const std::string& folder, const RunState& saved,
         auto found = now.find(name);
         if (found == now.end())
             compare(name, value, "not known now");
-        else if (found->second != value)
+        else if (json_text(nlohmann::json(found->second)) != json_text(nlohmann::json(value)))
             compare(name, value, "now " + printable(found->second));
     }
     for (const auto& [name, value] : now)
@@ -415,6 +414,7 @@ inline void save_checkpoint(const std::string& run_folder, const GPT2Config& con
             fs::remove_all(it->path(), ignored);
         }
 
+    assert(state.step >= 0 && keep >= 1);
     const std::string name = step_folder_name(state.step);
     const std::string temporary = run_folder + "/.tmp-" + name, target = run_folder + "/" + name;
     if (mkdir(temporary.c_str(), 0777) != 0)
@@ -440,18 +440,23 @@ inline void save_checkpoint(const std::string& run_folder, const GPT2Config& con
             {"format", 1},          {"step", state.step},         {"seed", state.seed},
             {"epoch", state.epoch}, {"position", state.position}, {"settings", state.settings},
             {"extra", state.extra}};
-        write_file(temporary + "/state.json", root.dump(2) + "\n");
+        write_file(temporary + "/state.json", json_text(root, 2) + "\n");
         sync_folder(temporary);
         // A checkpoint of this step that is there already is exchanged in one step where the file system can
-        // (the old one is then under the temporary name), and moved out of the way where it cannot.
+        // (the old one is then under the temporary name). Where it cannot, the old one is moved out of the
+        // way, and for that instant the one before it is the last.
         if (rename(temporary.c_str(), target.c_str()) != 0) {
             if (errno != EEXIST && errno != ENOTEMPTY)
                 fail("cannot rename %s: %s", temporary.c_str(), strerror(errno));
             if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) != 0) {
                 const std::string old = run_folder + "/.tmp-step_old";
-                if (rename(target.c_str(), old.c_str()) != 0 ||
-                    rename(temporary.c_str(), target.c_str()) != 0)
+                if (rename(target.c_str(), old.c_str()) != 0)
                     fail("cannot replace %s: %s", target.c_str(), strerror(errno));
+                if (rename(temporary.c_str(), target.c_str()) != 0) {
+                    const int reason = errno;
+                    rename(old.c_str(), target.c_str());
+                    fail("cannot replace %s: %s", target.c_str(), strerror(reason));
+                }
                 fs::remove_all(old, error);
             }
             fs::remove_all(temporary, error);

@@ -173,3 +173,10 @@ inline nlohmann::json read_json_object(const std::string& path) {
     if (!root.is_object()) fail("%s must hold a JSON object", path.c_str());
     return root;
 }
+
+// JSON as text. A string that is not UTF-8 (a path may be anything) gets U+FFFD in its place, for the library
+// would throw.
+template <class Json>  // nlohmann::json or ordered_json
+std::string json_text(const Json& json, int indent = -1) {
+    return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}

@@ -61,7 +61,7 @@ class MetricsLog {
         lock(run_folder);
         try {
             const bool resume = resume_step >= 0 && is_file(path_);
-            write_file(path_, resume ? kept_lines(resume_step) : config.dump() + "\n");
+            write_file(path_, resume ? kept_lines(resume_step) : json_text(config) + "\n");
             fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
             if (fd_ < 0) fail("cannot open %s: %s", path_.c_str(), strerror(errno));
         } catch (...) {

@@ -427,7 +427,7 @@ class SafetensorsWriter {
             offset += t.bytes;
         }
         assert(header.size() == tensors_.size() + !metadata_.empty());
-        std::string text = header.dump();
+        std::string text = json_text(header);
         text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts at a multiple of 8
         const uint64_t size = text.size();
         file_.write(&size, 8);

@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
     setrlimit(RLIMIT_AS, &limit);
 #endif
     // In memory where that can be had: the log syncs its file, and the disk would set the pace.
-    std::string run = (is_folder("/dev/shm") ? "/dev/shm" : "/tmp") + std::string("/fuzz_files_XXXXXX");
+    std::string run = access("/dev/shm", W_OK) == 0 ? "/dev/shm/fuzz_files_XXXXXX" : "/tmp/fuzz_files_XXXXXX";
     if (!mkdtemp(run.data())) return 1;
 
     GPT2Config config;

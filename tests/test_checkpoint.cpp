@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-enum class Fault { none, kill, disk_full };
+enum class Fault { none, kill, disk_full, one_error };
 
 struct Faults {
     Fault fault = Fault::none;
@@ -36,12 +36,14 @@ struct Faults {
         at = when;
         calls = 0;
     }
-    // True when the call that is being made has to fail for want of space.
+    // True when the call that is being made has to fail.
     bool next(const char* name, const std::string& what) {
         if (record) log.push_back(std::string(name) + " " + what);
         const int call = calls++;
         if (fault == Fault::kill && call == at) _exit(42);
-        if (fault != Fault::disk_full || call < at) return false;
+        const bool fails =
+            (fault == Fault::disk_full && call >= at) || (fault == Fault::one_error && call == at);
+        if (!fails) return false;
         errno = ENOSPC;
         return true;
     }
@@ -83,17 +85,17 @@ int renameat2(int from_fd, const char* from, int to_fd, const char* to, unsigned
 int mkdir(const char* path, mode_t mode) noexcept {
     return faults.next("mkdir", path) ? -1 : static_cast<int>(syscall(SYS_mkdir, path, mode));
 }
-// A full disk can still be deleted from.
+// What fails here is never deleting: a full disk can still be deleted from.
 int unlink(const char* path) noexcept {
     const Fault fault = faults.fault;
-    if (fault == Fault::disk_full) faults.fault = Fault::none;
+    if (fault != Fault::kill) faults.fault = Fault::none;
     faults.next("unlink", path);
     faults.fault = fault;
     return static_cast<int>(syscall(SYS_unlink, path));
 }
 int unlinkat(int fd, const char* path, int flags) noexcept {
     const Fault fault = faults.fault;
-    if (fault == Fault::disk_full) faults.fault = Fault::none;
+    if (fault != Fault::kill) faults.fault = Fault::none;
     faults.next("unlink", path);
     faults.fault = fault;
     return static_cast<int>(syscall(SYS_unlinkat, fd, path, flags));
@@ -567,6 +569,16 @@ TEST_CASE("a resume with other settings names each one that differs") {
     CHECK(message.find("--lr") == std::string::npos);
 }
 
+TEST_CASE("a setting that is not UTF-8 (a path, say) survives a resume") {
+    TempFolder run;
+    Snapshot snapshot(1);
+    snapshot.state.settings["-i"] = "/data/\xff\xfe*.bin";
+    snapshot.save(run.path);
+    const std::string folder = latest_checkpoint(run.path);
+    CHECK(folder == run / "step_00000001");
+    CHECK(error_of([&] { check_settings(folder, load_run_state(folder), snapshot.state.settings); }) == "");
+}
+
 TEST_CASE("a model with NaN or infinity is neither saved nor loaded") {
     TempFolder run;
     Snapshot(1).save(run.path);
@@ -693,6 +705,15 @@ TEST_CASE("a disk that fills up at any system call is an Error, and the last goo
         });
     CHECK(errors > 84);
     CHECK(errors >= calls - 4);
+}
+
+TEST_CASE("one system call that fails while a checkpoint is replaced costs neither") {
+    const Snapshot last(2), next(2, 1);
+    for (bool no_exchange : {false, true})
+        save_with_faults(Fault::one_error, last, next, no_exchange, [&](const std::string& run, int status) {
+            CHECK((status == 1 || status == 0));
+            CHECK(holds_one_of(run, last, next));
+        });
 }
 
 TEST_CASE("a full disk is named with its file") {

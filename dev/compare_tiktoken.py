@@ -23,6 +23,8 @@ import unicodedata
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+os.environ["TIKTOKEN_CACHE_DIR"] = ""  # read the files given, not an earlier copy of them
+
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 EOT = 50256
 

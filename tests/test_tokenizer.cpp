@@ -11,6 +11,7 @@
 #include <fstream>
 #include <map>
 #include <random>
+#include <set>
 #include <thread>
 
 namespace fs = std::filesystem;
@@ -18,7 +19,7 @@ using Tokens = std::vector<uint16_t>;
 
 static const fs::path kTests = fs::path(__FILE__).parent_path();
 static const std::string kTiny = (kTests / "fixtures/tiny_bpe").string();
-static constexpr int kTinySize = 400;
+static constexpr int kTinySize = 568;
 
 static Tokenizer tiny() {
     return Tokenizer::gpt2(kTiny, kTinySize);
@@ -90,32 +91,35 @@ static std::string random_bytes(std::mt19937_64& rng, size_t size) {
 
 // Bytes that often make long pieces, nearly valid UTF-8 and the pattern's special cases.
 static std::string random_mixture(std::mt19937_64& rng, size_t parts) {
-    static const char* const kParts[] = {"a",
-                                         "the",
-                                         " ",
-                                         "  ",
-                                         "\n",
-                                         "'s",
-                                         "'ll",
-                                         "'",
-                                         "1984",
-                                         "\xE9",
-                                         "\xC3\xA9",
-                                         "\xE4\xBD",
-                                         "\xE4\xBD\xA0",
-                                         "\xF0\x9F\x98\x80",
-                                         "\xF0\x9F",
-                                         "\xED\xA0\x80",
-                                         "\xC0\x80",
-                                         "\xFF",
-                                         "\xE1\xA0\x8E",
-                                         "\xC2\xA0",
-                                         "\xC2\x85",
-                                         "<|endoftext|>",
-                                         "!?",
-                                         "\t"};
+    static const std::vector<std::string> kParts = {"a",
+                                                    "the",
+                                                    " ",
+                                                    "  ",
+                                                    "\n",
+                                                    "'s",
+                                                    "'ll",
+                                                    "'",
+                                                    "1984",
+                                                    "!?",
+                                                    "\t",
+                                                    "\xE9",
+                                                    "\xC3\xA9",
+                                                    "\xE4\xBD",
+                                                    "\xE4\xBD\xA0",
+                                                    "\xF0\x9F\x98\x80",
+                                                    "\xF0\x9F",
+                                                    "\xED\xA0\x80",
+                                                    "\xC0\x80",
+                                                    "\xFF",
+                                                    "\xE1\xA0\x8E",
+                                                    "\xC2\xA0",
+                                                    "\xC2\xA0 ",
+                                                    "\xC2\x85",
+                                                    "\xE2\x80\xA8 ",
+                                                    "\xE3\x80\x80 ",
+                                                    "<|endoftext|>"};
     std::string text;
-    for (size_t i = 0; i < parts; i++) text += kParts[rng() % std::size(kParts)];
+    for (size_t i = 0; i < parts; i++) text += kParts[rng() % kParts.size()];
     return text;
 }
 
@@ -176,6 +180,58 @@ TEST_CASE("decode(encode(x)) == x for any bytes") {
         CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
         CHECK(tokenizer.decode(tokenizer.encode_special(text)) == text);
     }
+}
+
+// Against the set of all code points' encodings.
+TEST_CASE("utf8_length") {
+    std::set<std::string> valid;
+    for (uint32_t c = 0; c < 0x110000; c++) {
+        if (c >= 0xD800 && c < 0xE000) continue;
+        std::string text;
+        if (c < 0x80) {
+            text = {static_cast<char>(c)};
+        } else if (c < 0x800) {
+            text = {static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 63))};
+        } else if (c < 0x10000) {
+            text = {static_cast<char>(0xE0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)),
+                    static_cast<char>(0x80 | (c & 63))};
+        } else {
+            if (c % 7 != 0) continue;
+            text = {static_cast<char>(0xF0 | c >> 18), static_cast<char>(0x80 | (c >> 12 & 63)),
+                    static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
+        }
+        valid.insert(text);
+    }
+    const auto length = [](const std::string& text) {
+        return bpe::utf8_length(text.data(), text.data() + text.size());
+    };
+    int wrong = 0;
+    for (const std::string& text : valid) {
+        wrong += length(text) != static_cast<int>(text.size());
+        wrong += bpe::valid_prefix(text) != text.size();
+        wrong += length(text.substr(0, text.size() - 1)) != 0;
+    }
+    for (int a = 0x80; a < 256; a++) {
+        for (int b = 0; b < 256; b++) {
+            const std::string two = {static_cast<char>(a), static_cast<char>(b)};
+            wrong += (length(two) == 2) != (valid.count(two) == 1);
+            for (int c = 0x70; c < 0xD0; c++) {
+                const std::string three = two + static_cast<char>(c);
+                if (length(two) == 0) wrong += (length(three) == 3) != (valid.count(three) == 1);
+                // Of four bytes: every first two, with third and fourth bytes at the edges.
+                const std::string four = three + '\x80', other = three + '\x7F';
+                if (length(three) == 0 && a >= 0xF0) {
+                    const bool follows = c >= 0x80 && c < 0xC0 && b >= 0x80 && b < 0xC0;
+                    const uint32_t code =
+                        static_cast<uint32_t>((a & 7) << 18 | (b & 63) << 12 | (c & 63) << 6);
+                    wrong +=
+                        (length(four) == 4) != (follows && a < 0xF8 && code >= 0x10000 && code < 0x110000);
+                    wrong += length(other) != 0;
+                }
+            }
+        }
+    }
+    CHECK(wrong == 0);
 }
 
 TEST_CASE("bytes that are not valid UTF-8 are a piece of their own") {
@@ -327,10 +383,10 @@ TEST_CASE("bad vocabulary files are refused by name") {
     const std::string last = merges.substr(merges.rfind('\n', merges.size() - 2) + 1);
 
     SUBCASE("another size") {
-        CHECK(copy.problem(399).find("more than the 142 merges") != std::string::npos);
+        CHECK(copy.problem(567).find("more than the 310 merges") != std::string::npos);
     }
     SUBCASE("another size") {
-        CHECK(copy.problem(401).find("has 143 merges") != std::string::npos);
+        CHECK(copy.problem(569).find("has 311 merges") != std::string::npos);
     }
     SUBCASE("an impossible size") {
         CHECK(copy.problem(100000).find("not 100000") != std::string::npos);
@@ -345,11 +401,11 @@ TEST_CASE("bad vocabulary files are refused by name") {
     }
     SUBCASE("cut short") {
         copy.merges = merges.substr(0, merges.size() - last.size());
-        CHECK_PROBLEM(copy, "vocab.bpe", "has 142 merges");
+        CHECK_PROBLEM(copy, "vocab.bpe", "has 310 merges");
     }
     SUBCASE("a merge too many") {
         copy.merges += "z z\n";
-        CHECK_PROBLEM(copy, "vocab.bpe", "more than the 143 merges");
+        CHECK_PROBLEM(copy, "vocab.bpe", "more than the 311 merges");
     }
     SUBCASE("a merge twice") {
         copy.merges = merges + last;
@@ -381,7 +437,7 @@ TEST_CASE("bad vocabulary files are refused by name") {
     }
     SUBCASE("a word missing") {
         copy.encoder = replaced(encoder, "\"!\": 0, ", "");
-        CHECK_PROBLEM(copy, "encoder.json", "has 399 tokens");
+        CHECK_PROBLEM(copy, "encoder.json", "has 567 tokens");
     }
     SUBCASE("a word twice") {
         copy.encoder = replaced(encoder, "\"!\": 0, ", "\"!\": 0, \"!\": 0, ");

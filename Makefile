@@ -39,7 +39,7 @@ RACE_FLAGS = -std=c++20 -O2 -g -march=native -fopenmp $(WARN) -Wno-tsan -DCUDA_C
 
 # ---- the trainer ----
 
-.PHONY: all test race gpu-compile readme format clean FORCE
+.PHONY: all test gpu-compile readme format format-check clean FORCE
 .DELETE_ON_ERROR:
 all: train_gpt2cu
 
@@ -147,6 +147,8 @@ readme: train_gpt2cpu
 FORMATTED = $(wildcard *.cu llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
 format:
 	clang-format -i $(FORMATTED)
+format-check:
+	clang-format --dry-run --Werror $(FORMATTED)
 
 clean:
 	rm -rf build train_gpt2cu train_gpt2cpu

@@ -133,7 +133,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& v) {
              c.tokens_per_update = parse_int("-d (--tokens-per-update)", v, 1, int64_t{1} << 32);
          }},
-        {'x', "updates", "N", "1200 on a CPU, 500 on a GPU", "updates of the whole run",
+        {'x', "updates", "N", "1000 on a CPU, 500 on a GPU", "updates of the whole run",
          [&c](auto& v) { c.updates = parse_int("-x (--updates)", v, 1, int64_t{1} << 40); }},
         {0, "lr", "X", "2e-3 for tiny, 6e-4 from scratch, 5e-5 from weights", "peak learning rate",
          [&c](auto& v) { c.lr = parse_float("--lr", v, 0, 100); }},
@@ -1007,7 +1007,7 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     if (c.tokens_per_update % micro)
         fail("-d (--tokens-per-update) is %lld, which is not a multiple of -b times -t (%d * %d = %lld)",
              (long long)c.tokens_per_update, c.B, c.T, (long long)micro);
-    if (c.updates < 0) c.updates = kOnCpu ? 1200 : 500;
+    if (c.updates < 0) c.updates = kOnCpu ? 1000 : 500;
     if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
     c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
     c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);

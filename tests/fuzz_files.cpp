@@ -12,8 +12,8 @@
 #include <cstdio>
 #include <random>
 
-#include "llmc/checkpoint.h"
-#include "llmc/metrics.h"
+#include "../llmc/checkpoint.h"
+#include "../llmc/metrics.h"
 #include "temp_folder.h"
 
 namespace {

@@ -9,7 +9,7 @@
 #include <iterator>
 #include <string>
 
-#include "llmc/error.h"
+#include "../llmc/error.h"
 
 struct TempFolder {
     std::string path;

@@ -206,5 +206,7 @@ int main(int argc, char** argv) {
     std::filesystem::remove_all(run);
     printf("%ld files read, %ld of them accepted, the others refused with an Error\n", tries, accepted);
     // If none or all of them got through, the mutations missed their target.
-    return accepted > 0 && accepted < tries ? 0 : 1;
+    const bool good_aim = accepted > 0 && accepted < tries;
+    printf("%d passed, %d failed\n", good_aim, !good_aim);
+    return good_aim ? 0 : 1;
 }

@@ -25,17 +25,19 @@ CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCC_FLAGS = -std=c++20 -O3 -arch=sm_$(GPU_ARCH) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
 NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublas -lpcre2-8 -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
 
-# Tests are built with the CPU backend's checks; each kind of build has its own folder.
+# Tests are built with the CPU backend's checks; each kind of build has its own folder. The expensive optimizations
+# include the contraction to fma, without which attention's kernels would not compute their scores bit for bit alike.
+CHECKED = -std=c++20 -O1 -g1 -fexpensive-optimizations -march=native -fopenmp $(WARN)
 ifdef SAN
   BUILD = build/san
-  TEST_FLAGS = -std=c++20 -O2 -g -march=native -fopenmp $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all -DCUDA_CPU_CHECK
+  TEST_FLAGS = $(CHECKED) -fsanitize=address,undefined -fno-sanitize-recover=all -DCUDA_CPU_CHECK
   TEST_LIBS = $(CPU_LIBS) -fsanitize=address,undefined
 else
   BUILD = build/test
   TEST_FLAGS = $(CPU_FLAGS) -DCUDA_CPU_CHECK
   TEST_LIBS = $(CPU_LIBS)
 endif
-RACE_FLAGS = -std=c++20 -O2 -g -march=native -fopenmp $(WARN) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
+RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
 
 # ---- the trainer ----
 

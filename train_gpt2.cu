@@ -191,11 +191,14 @@ std::vector<Flag> train_flags(TrainConfig& c) {
     };
 }
 
-// The folder of this program: data/ and the CPU program are beside it, wherever it is called from.
-std::string program_folder() {
+// This program's file; data/ and the CPU program are beside it, wherever it is called from.
+std::filesystem::path program_path() {
     std::error_code error;
     const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-    return error ? "." : self.parent_path().string();
+    return error ? "./train_gpt2cu" : self;
+}
+std::string program_folder() {
+    return program_path().parent_path().string();
 }
 
 // What -e names when it is not a file: "tiny", or "dN" for a depth of N. False if it is neither.
@@ -1242,7 +1245,7 @@ void choose_device(const TrainConfig& c, char** argv) {
     if (c.device == Device::automatic && !getenv(said))
         printf("running on the CPU: this program was built without the CUDA Toolkit\n");
     setenv(said, "1", 1);
-    if (!getenv("OMP_WAIT_POLICY")) become("/proc/self/exe", argv);
+    if (!getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
 #else
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);

@@ -80,7 +80,7 @@ __device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float*
     for (int r = 0; r < R; r++) sum[r] = *(const Row*)out[r];
     for (int x = 0; x < n; x++) {
         const Row bx = *(const Row*)(b + x * b_stride);
-        for (int r = 0; r < R; r++) sum[r] += a[x * a_stride + r] * bx;  // g++ contracts to fma, from -O2 on
+        for (int r = 0; r < R; r++) sum[r] += a[x * a_stride + r] * bx;  // g++ contracts this to fma
     }
     for (int r = 0; r < R; r++) *(Row*)out[r] = sum[r];
 #else

@@ -103,15 +103,13 @@ inline std::string flags_help(const std::vector<Flag>& flags) {
         std::string words = f.help + (f.default_text.empty() ? "" : " [" + f.default_text + "]");
         for (size_t at = 0; at < words.size();) {
             const size_t end = std::min(words.find(' ', at), words.size());
-            if (used + end - at > width) {
-                line += "\n" + std::string(column, ' ');
-                used = column;
-            }
-            line += words.substr(at, end - at) + " ";
-            used += end - at + 1;
+            const bool first = used == column, full = used + 1 + end - at > width;
+            line += first ? "" : full ? "\n" + std::string(column, ' ') : " ";
+            if (full) used = column;
+            line += words.substr(at, end - at);
+            used += end - at + (first ? 0 : 1);
             at = end + 1;
         }
-        while (line.back() == ' ') line.pop_back();
         text += line + "\n";
     }
     return text;

@@ -1145,7 +1145,7 @@ void train(TrainConfig c) {
         if (std::isfinite(v.mass))
             text += format(", top-%d mass %.4f (%.4f without position 0)", c.topk, v.mass, v.mass_nosink);
         if (std::isfinite(v.sink))
-            text += format("; attention to position 0 %.3f, to itself %.3f", v.sink, v.self);
+            text += format("\n    attention to position 0: %.3f, to the query itself: %.3f", v.sink, v.self);
         progress.message(text);
     };
     const auto sample_now = [&] {

@@ -140,6 +140,8 @@ gpu-compile: build/deps build/commit.o
 	@mkdir -p build/gpu
 	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_80$(,)code=sm_80 -gencode arch=compute_90a$(,)code=sm_90a \
 	    --threads 2,$(NVCC_FLAGS)) -c tests/test_model.cu -o build/gpu/test_model_both.o
+	for test in $(KERNEL_TESTS); do \
+	    $(NVCC) $(subst -O3,-O0,$(NVCC_FLAGS)) -c tests/$$test.cu -o build/gpu/$${test}_compiled.o || exit 1; done
 
 # ---- housekeeping ----
 

@@ -1,6 +1,7 @@
 // Every layer but attention, forward and backward, against the plain loops of reference.h: in fp32 and bf16,
 // with a row shared by a warp and by one thread, at sizes that fit no tile.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <array>
 #include "../llmc/adamw.cuh"
 #include "../llmc/classifier.cuh"
 #include "../llmc/encoder.cuh"
@@ -8,6 +9,7 @@
 #include "../llmc/grad_norm.cuh"
 #include "../llmc/layernorm.cuh"
 #include "../llmc/matmul.cuh"
+
 #include "check.h"
 #include "reference.h"
 
@@ -15,7 +17,7 @@ using bf16 = __nv_bfloat16;
 
 TEST_CASE_TEMPLATE("encoder", Float, float, bf16) {
     const Context ctx = make_context();
-    for (auto [B, T, C, V] : {std::array{1, 1, 8, 3}, {2, 5, 24, 7}, {3, 33, 768, 300}}) {
+    for (auto [B, T, C, V] : {std::array<int, 4>{1, 1, 8, 3}, {2, 5, 24, 7}, {3, 33, 768, 300}}) {
         CAPTURE(T);
         const int rows = B * T;
         const auto tokens = random_ints(rows, V, 1);
@@ -61,7 +63,7 @@ TEST_CASE("token buckets: every position once, sorted by token, then by position
 
 TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (auto [rows, C] : {std::array{1, 8}, {5, 24}, {67, 768}, {130, 1600}}) {
+        for (auto [rows, C] : {std::array<int, 2>{1, 8}, {5, 24}, {67, 768}, {130, 1600}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(C);
             // a mean far from zero: a variance computed as E[x^2] - E[x]^2 would lose its digits
@@ -100,7 +102,7 @@ TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf1
 
 TEST_CASE_TEMPLATE("matmul: product, bias, and their gradients", Float, float, bf16) {
     const Context ctx = make_context();
-    for (auto [rows, IC, OC] : {std::array{1, 8, 8}, {7, 24, 40}, {130, 64, 192}, {65, 768, 256}}) {
+    for (auto [rows, IC, OC] : {std::array<int, 3>{1, 8, 8}, {7, 24, 40}, {130, 64, 192}, {65, 768, 256}}) {
         CAPTURE(rows);
         const auto inp = normal_values<Float>(rows * IC, 1), w = normal_values<Float>(OC * IC, 2, 0.1);
         const auto b = normal_values<Float>(OC, 3), dout = normal_values<Float>(rows * OC, 4);
@@ -148,7 +150,8 @@ TEST_CASE_TEMPLATE("gelu, from the flat tail to the straight part", Float, float
 
 TEST_CASE_TEMPLATE("classifier: loss and gradient, in the logits' place", Float, float, bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (auto [rows, V, Vp] : {std::array{1, 2, 128}, {3, 257, 384}, {5, 128, 128}, {2, 50257, 50304}}) {
+        for (auto [rows, V, Vp] :
+             {std::array<int, 3>{1, 2, 128}, {3, 257, 384}, {5, 128, 128}, {2, 50257, 50304}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(V);
             auto logits = normal_values<Float>((size_t)rows * Vp, 1, 4.0, 20.0);

@@ -6,12 +6,10 @@
 // vocabulary padded to a multiple of 128. Float is bf16 or float: weights, activations and their gradients;
 // weight gradients, AdamW's moments and the master weights are always float.
 #include <signal.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -83,19 +81,18 @@ struct TrainConfig {
 
 // The one table of flags.
 std::vector<Flag> train_flags(TrainConfig& c) {
-    const std::string llmc_l = "-l (--lambda)", llmc_k = "-k (--topk)";
     return {
         {'l', "lambda", "X", "0.1", "weight of the attention top-k regularizer; 0 is plain GPT-2",
-         [&c, llmc_l](auto& v) { c.lambda = parse_float(llmc_l, v, 0, 1e6); }},
+         [&c](auto& v) { c.lambda = parse_float("-l (--lambda)", v, 0, 1e6); }},
         {'k', "topk", "K", "8",
          "keys that each attention row should put its mass on; 0 (with -l 0): do not even measure",
-         [&c, llmc_k](auto& v) {
+         [&c](auto& v) {
              for (const char* word : {"cosine", "linear", "constant", "wsd"})
                  if (v == word)
                      fail(
                          "-k takes the number of keys, not '%s': the learning-rate schedule, which is -k in llm.c, is --schedule here",
                          word);
-             c.topk = (int)parse_int(llmc_k, v, 0, 65536);
+             c.topk = (int)parse_int("-k (--topk)", v, 0, 65536);
          }},
         {0, "reg", "tail|kl", "tail",
          "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass",
@@ -608,7 +605,7 @@ void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int nu
 // What one or more micro-steps measured, as means over them.
 struct LossStats {
     double ce = 0;             // cross-entropy a token, nats
-    double reg = 0, mass = 0;  // R without lambda; top-k mass: NaN where they were not measured
+    double reg = 0, mass = 0;  // R without lambda; top-k mass
 };
 
 // Sums of acts.mass_sums over heads and batch rows: R (with the layers' factors) and the mean mass. Where no
@@ -639,9 +636,15 @@ double mean_loss(const Context& ctx, const GPT2<Float>& model, int rows) {
 
 // Puts a batch on the device: x, y [B,T].
 template <class Float>
-int upload_batch(const GPT2<Float>& model, const int* x, const int* y, int BT) {
+void upload_batch(const GPT2<Float>& model, const int* x, const int* y, int BT) {
     to_device(model.acts.inputs, x, BT);
     to_device(model.acts.targets, y, BT);
+}
+
+// What the embedding's backward needs besides: the batch's positions sorted by token. Returns the number of
+// distinct tokens.
+template <class Float>
+int upload_buckets(const GPT2<Float>& model, const int* x, int BT) {
     const TokenBuckets buckets = bucket_tokens(x, BT, model.config.vocab_size);
     to_device(model.acts.bucket_order, buckets.order.data(), buckets.order.size());
     to_device(model.acts.bucket_token, buckets.token.data(), buckets.token.size());
@@ -666,7 +669,8 @@ template <class Float>
 void micro_step(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y,
                 const TrainConfig& c, float lambda, float share, bool measure, LossStats& stats) {
     const int B = c.B, T = c.T, BT = B * T, topk = measure || lambda > 0 ? c.topk : 0;
-    const int num_buckets = upload_batch(model, x, y, BT);
+    upload_batch(model, x, y, BT);
+    const int num_buckets = upload_buckets(model, x, BT);
     forward(ctx, model, B, T, topk, c.reg);
     logits_forward(ctx, model, 0, BT);
     classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, share / (float)BT, BT,
@@ -860,7 +864,8 @@ template <class Float>
 void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& train, const TrainConfig& c) {
     const int B = c.B, T = c.T, BT = B * T, V = model.config.vocab_size, Vp = model.config.padded_vocab_size;
     train.next_batch();
-    const int num_buckets = upload_batch(model, train.inputs(), train.targets(), BT);
+    upload_batch(model, train.inputs(), train.targets(), BT);
+    const int num_buckets = upload_buckets(model, train.inputs(), BT);
     forward(ctx, model, B, T, c.topk, c.reg);
     logits_forward(ctx, model, 0, BT);
     const std::vector<Float> stored_logits = to_host(ctx, model.acts.logits, (size_t)BT * Vp);

@@ -28,10 +28,6 @@ struct Flag {
     }
 };
 
-inline std::string flag_text(const Flag& f) {
-    return f.letter ? std::string("-") + f.letter + " (--" + f.name + ")" : "--" + f.name;
-}
-
 // A whole number from lowest to highest.
 inline int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowest, int64_t highest) {
     int64_t value = 0;

@@ -22,7 +22,8 @@ Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vec
                Reg reg, float weight) {
     const int C = s.NH * s.hs, rows = s.B * s.NH * s.T;
     DeviceArray<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
-    DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), scratch(2 * rows);
+    DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows);
+    DeviceArray<float> scratch(attention_backward_scratch<Float>(s.B, s.T, s.NH, s.hs));
     const AttentionRows saved{lse, theta, mass, tie};
     attention_forward<Float>(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k);
     attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg, weight, s.B, s.T, s.NH,
@@ -113,7 +114,7 @@ TEST_CASE("the list and the selection agree on theta, mass and ties, bit for bit
         DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows),
             tie2(rows);
         attention_forward<float>(ctx, out, {lse, theta, mass, tie}, d_qkv, 1, T, 1, hs, k);
-        launch_attention(ctx, attention_select_kernel<float>, dim3(T, 1), T * sizeof(float),
+        launch_attention(ctx, attention_select_kernel<float>, dim3(T, 1), 128, T * sizeof(float),
                          AttentionRows{lse, theta2, mass2, tie2}, (const float*)d_qkv, T, 1, hs, k);
         CHECK(theta.get() == theta2.get());
         CHECK(tie.get() == tie2.get());

@@ -18,7 +18,8 @@
 //                              race_check.o in place of the sanitizer's library
 //
 // Not seen here: registers, bank conflicts, static shared memory in the 48 KB, the PTX of the real wrappers.
-// A kernel that spins on a flag of another block never ends. The order of floating-point atomics varies.
+// A kernel that spins on a flag of a block that has not started never ends. The order of float atomics
+// varies.
 #pragma once
 
 #define CUDA_CPU 1

@@ -5,7 +5,8 @@
 #   K<<<CONFIG>>>(ARGS)          ->  launch(Config(CONFIG), "K", GIVE_KERNEL, CALL)(ARGS)  [launch.h]
 #   extern __shared__ T name[];  ->  T* name = (T*)dynamic_shared();
 #   __shared__ T name[N];        ->  static constinit thread_local T name[N]; poison_once(name, [] {});
-#   #pragma unroll N             ->  #pragma GCC unroll N, 64 where N is not a number
+#   #pragma unroll N             ->  #pragma GCC unroll N; without a number it goes, and g++ unrolls as it sees fit:
+#                                    a GPU needs it to keep arrays in registers, here it would only grow the code
 #
 # K is an identifier, with any qualifiers and template arguments, or an expression in parentheses. A ">" inside
 # template arguments must be in parentheses, as in C++. Where the call deduces template arguments of K, NULL and
@@ -161,8 +162,8 @@ while ($text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:st
         }
         $done = $to;
     } elsif (defined $4) {
-        my $times = $4 =~ /(\d+)\)?\s*$/ ? $1 : 64;
-        $out .= substr($text, $done, $-[4] - $done) . "#pragma GCC unroll $times";
+        my $unroll = $4 =~ /(\d+)\)?\s*$/ ? "#pragma GCC unroll $1" : '';
+        $out .= substr($text, $done, $-[4] - $done) . $unroll;
         $done = pos($text);
     }
 }

@@ -112,35 +112,40 @@ inline AsyncCopies& async_copies() {  // of this thread in this block
 }
 }  // namespace cuda_cpu
 
+// Not inlined: kernels unroll around them, and the calls cost nothing beside the fiber switches.
+
 // mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 with C = D
-inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDA_CPU_WHERE) {
+[[gnu::noinline]] inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                                CUDA_CPU_WHERE) {
     cuda_cpu::MmaOperands m{d, a, b};
     cuda_cpu::collective(~0u, &m, cuda_cpu::mma_all, where);
 }
 
 // ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, CUDA_CPU_WHERE) {
+[[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, CUDA_CPU_WHERE) {
     cuda_cpu::MatrixRow m = cuda_cpu::load_matrix_row(row, where);
     cuda_cpu::collective(~0u, &m, cuda_cpu::ldmatrix_all<false>, where);
     memcpy(r, m.result, 16);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, CUDA_CPU_WHERE) {
+[[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, CUDA_CPU_WHERE) {
     cuda_cpu::MatrixRow m = cuda_cpu::load_matrix_row(row, where);
     cuda_cpu::collective(~0u, &m, cuda_cpu::ldmatrix_all<true>, where);
     memcpy(r, m.result, 16);
 }
 
-// cp.async.cg.shared.global of 16 bytes. In a check build the destination reads as NaN until the wait that
-// covers the copy, which is when the copy is made.
-inline void cp_async_16(void* shared, const void* global, CUDA_CPU_WHERE) {
+// cp.async.cg.shared.global of 16 bytes, or zeros. In a check build the destination reads as NaN until the
+// wait that covers the copy, which is when the copy is made.
+[[gnu::noinline]] inline void cp_async_16(void* shared, const void* global, bool valid = true,
+                                          CUDA_CPU_WHERE) {
     if constexpr (cuda_cpu::check) {
         if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16)
             cuda_cpu::fail("an address of cp.async is not a multiple of 16 bytes", where);
         *static_cast<cuda_cpu::Bytes16*>(shared) = cuda_cpu::Bytes16{~0u, ~0u, ~0u, ~0u};
         cuda_cpu::AsyncCopies& a = cuda_cpu::async_copies();
-        a.copies.push_back({shared, global, a.groups});
+        a.copies.push_back({shared, valid ? global : nullptr, a.groups});
     } else {
-        *static_cast<cuda_cpu::Bytes16*>(shared) = *static_cast<const cuda_cpu::Bytes16*>(global);
+        *static_cast<cuda_cpu::Bytes16*>(shared) =
+            valid ? *static_cast<const cuda_cpu::Bytes16*>(global) : cuda_cpu::Bytes16{};
     }
 }
 inline void cp_async_commit() {
@@ -157,8 +162,32 @@ void cp_async_wait() {
             if (c.group >= a.groups - N)
                 a.copies[waiting++] = c;
             else
-                *static_cast<cuda_cpu::Bytes16*>(c.to) = *static_cast<const cuda_cpu::Bytes16*>(c.from);
+                *static_cast<cuda_cpu::Bytes16*>(c.to) =
+                    c.from ? *static_cast<const cuda_cpu::Bytes16*>(c.from) : cuda_cpu::Bytes16{};
         }
         a.copies.resize(waiting);
     }
+}
+
+// ex2.approx.ftz.f32
+inline float fast_exp2(float x) {
+    return exp2f(x);
+}
+
+// ld.acquire.gpu and st.release.gpu. A thread that waits for another block's flag holds up its OS thread, so
+// the blocks that it waits for must have started before its own.
+inline int acquire_load(const int* p) {
+    const int x = __atomic_load_n(p, __ATOMIC_ACQUIRE);
+    cuda_cpu::race_acquire(p);
+    return x;
+}
+inline void release_store(int* p, int x) {
+    cuda_cpu::race_release(p);
+    __atomic_store_n(p, x, __ATOMIC_RELEASE);
+}
+
+// red.relaxed.gpu.global.add.v2.f32
+inline void add_pair_in_l2(float* p, float a, float b) {
+    atomicAdd(p, a);
+    atomicAdd(p + 1, b);
 }

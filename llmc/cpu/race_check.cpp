@@ -6,8 +6,9 @@
 //
 // For each 2 bytes of such memory a Cell remembers the last write and the last read: of several readers only
 // the last is named, and of threads that share a cell by writing single bytes only the last is seen. Barriers
-// and warp barriers order accesses; shuffles and votes do not, as on a GPU; nothing orders the blocks of a
-// grid, so a kernel in which the last block to finish reads what the others wrote would be reported.
+// and warp barriers order accesses; shuffles and votes do not, as on a GPU. The blocks of a grid are ordered
+// only by release_store and acquire_load of a flag: what a block acquires makes all of the releasing block's
+// accesses, and of those that it was ordered after, earlier ones (which thread did either is not followed).
 #ifndef CUDA_CPU_RACE
 #error "race_check.cpp must be compiled with -DCUDA_CPU_RACE"
 #endif
@@ -20,6 +21,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
@@ -61,6 +63,9 @@ uint32_t epoch = 0;
 uint16_t warp_epoch[32];
 bool in_kernel = false;
 int reports = 0;
+
+std::set<uint32_t> earlier_blocks;                        // those that this block is ordered after
+std::map<const void*, std::set<uint32_t>> blocks_behind;  // a flag: who is ordered before its acquirer
 
 void* reserve(size_t bytes) {
     void* p =
@@ -140,6 +145,8 @@ bool unordered(const Access& earlier, const Access& now, bool shared) {
     int thread = now.thread;
     if (!(earlier.bytes & now.bytes)) return false;
     if (earlier.block < (shared ? block : first_block_of_grid)) return false;
+    if (earlier.block != block && !(earlier.others & kOtherBlocks) && earlier_blocks.count(earlier.block))
+        return false;
     if (now.atomic && earlier.atomic) return false;
     if (earlier.block != block || (earlier.others & kOtherBlocks)) return true;
     if (earlier.epoch != epoch) return false;
@@ -149,7 +156,7 @@ bool unordered(const Access& earlier, const Access& now, bool shared) {
 
 void remember_read(Cell& cell, Access now, bool shared) {
     const Access& last = cell.read;
-    bool same_grid = !shared && last.block >= first_block_of_grid;
+    bool same_grid = !shared && last.block >= first_block_of_grid && !earlier_blocks.count(last.block);
     if (same_grid && (last.others & kOtherBlocks)) return;  // any later write conflicts already
     if (same_grid && last.block != block) {
         now.others = kOtherBlocks;
@@ -225,11 +232,13 @@ void race_launch(bool begins) {
     in_kernel = begins;
     if (!begins) return;
     first_block_of_grid = block + 1;
+    blocks_behind.clear();
     dl_iterate_phdr(find_static_shared, nullptr);  // at every launch: each OS thread has its own
     static_cells.resize(static_cast<size_t>(static_end - static_begin) / kCellBytes + 1);
 }
 void race_block() {
     block++;
+    earlier_blocks.clear();
     epoch = 0;
     std::fill(warp_epoch, warp_epoch + 32, uint16_t{0});
     if (size_t cells = worker->shared_bytes / kCellBytes + 1; dynamic_cells.size() < cells)
@@ -241,6 +250,15 @@ void race_barrier() {
 }
 void race_syncwarp(int warp) {
     warp_epoch[warp]++;
+}
+void race_release(const void* flag) {
+    if (!in_kernel) return;
+    std::set<uint32_t>& behind = blocks_behind[flag];
+    behind.insert(earlier_blocks.begin(), earlier_blocks.end());
+    behind.insert(block);
+}
+void race_acquire(const void* flag) {
+    if (in_kernel) earlier_blocks.insert(blocks_behind[flag].begin(), blocks_behind[flag].end());
 }
 void* race_malloc(size_t bytes) {
     reserve_arena();

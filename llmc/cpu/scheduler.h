@@ -49,6 +49,8 @@ void race_launch(bool begins);
 void race_block();
 void race_barrier();
 void race_syncwarp(int warp);
+void race_release(const void* flag);
+void race_acquire(const void* flag);
 void* race_malloc(size_t bytes);
 void race_free(void* p, size_t bytes);
 void race_initialized(void* p, size_t bytes);
@@ -58,6 +60,8 @@ inline void race_launch(bool) {}
 inline void race_block() {}
 inline void race_barrier() {}
 inline void race_syncwarp(int) {}
+inline void race_release(const void*) {}
+inline void race_acquire(const void*) {}
 inline void* race_malloc(size_t) {
     return nullptr;
 }

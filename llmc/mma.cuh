@@ -1,0 +1,149 @@
+// The instructions that C++ has no name for, a PTX body each here and a CPU body in llmc/cpu/mma_cpu.h:
+// tensor-core products, the loads that feed them, asynchronous copies to shared memory, and ordering between
+// blocks.
+//
+// A warp multiplies fragments that are spread over its 32 lanes (PTX manual, "Matrix fragments for
+// mma.m16n8k16"). With g = lane / 4 and t = lane % 4:
+//
+//   A (16 x 16)  a[0]: row g,   columns 2t, 2t+1      a[2]: the same rows, columns 8 further
+//                a[1]: row g+8, columns 2t, 2t+1      a[3]
+//   B (16 x 8)   b[0]: rows 2t, 2t+1 of column g      b[1]: rows 8 further
+//   D (16 x 8)   d[0], d[1]: row g, columns 2t, 2t+1  d[2], d[3]: row g+8
+//
+// so two neighbouring D tiles, rounded to bf16 in pairs, are the A fragment of the next product as they are.
+#pragma once
+#include "cuda_common.cuh"
+
+#ifdef CUDA_CPU
+#include "cpu/mma_cpu.h"
+#else
+
+// d += a b, bf16 in, float sums.
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix
+// l / 8 (16 bytes each); r[i] of lane l gets columns 2t, 2t+1 of row g of matrix i. The second form turns
+// each matrix.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// 16 bytes from global to shared memory, or zeros if !valid, without passing through registers; they are
+// there after the cp_async_wait that covers the group of the copy, for the copying thread, and after the next
+// barrier for the others.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+__device__ __forceinline__ void cp_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most N of the thread's newest groups are under way.
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// 2^x to 2 ulp, one instruction.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// A flag between blocks: what a thread wrote before release_store is seen by whoever reads the stored value
+// with acquire_load, and by the rest of its warp after __syncwarp().
+__device__ __forceinline__ int acquire_load(const int* p) {
+    int x;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
+}
+__device__ __forceinline__ void release_store(int* p, int x) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+
+// p[0] += a, p[1] += b in the L2 cache, without reading them here; p is 8-byte aligned.
+__device__ __forceinline__ void add_pair_in_l2(float* p, float a, float b) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
+#else
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(a) : "memory");
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p + 1), "f"(b) : "memory");
+#endif
+}
+
+#endif
+
+// Two floats rounded to bf16 in one register, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+}
+
+// A tile of rows of COLS bf16 in shared memory (COLS a multiple of 32), as the fragments' loads want it: the
+// 16-byte chunks of a row are permuted by the row's number, so that the 8 rows of one chunk column, which an
+// 8 x 8 matrix is, lie in 8 different groups of banks. Element offset of (row, chunk).
+template <int COLS>
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+    constexpr int chunks = COLS / 8;
+    if constexpr (chunks >= 8)
+        return row * COLS + (chunk ^ (row & 7)) * 8;
+    else  // rows of 64 bytes: two to a line of 32 banks
+        return row * COLS + (chunk ^ ((row >> 1) & 3)) * 8;
+}
+
+// The A fragment of rows row0 ... +15, columns 16 kk ... +15 of such a tile.
+template <int COLS>
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], const __nv_bfloat16* tile, int row0, int kk) {
+    const int lane = threadIdx.x % 32, m = lane / 8;
+    ldmatrix_x4(a, tile + swizzled<COLS>(row0 + m % 2 * 8 + lane % 8, kk * 2 + m / 2));
+}
+// The A fragment of the turned tile: A's rows are the tile's columns 8 chunk ... +15, A's columns its rows.
+template <int COLS>
+__device__ __forceinline__ void load_a_turned(uint32_t (&a)[4], const __nv_bfloat16* tile, int row0,
+                                              int chunk) {
+    const int lane = threadIdx.x % 32, m = lane / 8;
+    ldmatrix_x4_trans(a, tile + swizzled<COLS>(row0 + m / 2 * 8 + lane % 8, chunk + m % 2));
+}
+// Two B fragments for a product with the turned tile, tile^T: B's columns are the tile's rows row0 ... +7
+// (b0) and row0 + 8 ... +15 (b1), B's rows the tile's columns 16 kk ... +15.
+template <int COLS>
+__device__ __forceinline__ void load_b_of_rows(uint32_t (&b0)[2], uint32_t (&b1)[2],
+                                               const __nv_bfloat16* tile, int row0, int kk) {
+    const int lane = threadIdx.x % 32, m = lane / 8;
+    uint32_t r[4];
+    ldmatrix_x4(r, tile + swizzled<COLS>(row0 + m / 2 * 8 + lane % 8, kk * 2 + m % 2));
+    b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];
+}
+// Two B fragments for a product with the tile itself: B's rows are the tile's rows row0 ... +15, B's columns
+// the tile's columns 8 chunk ... +7 (b0) and the next 8 (b1).
+template <int COLS>
+__device__ __forceinline__ void load_b(uint32_t (&b0)[2], uint32_t (&b1)[2], const __nv_bfloat16* tile,
+                                       int row0, int chunk) {
+    const int lane = threadIdx.x % 32, m = lane / 8;
+    uint32_t r[4];
+    ldmatrix_x4_trans(r, tile + swizzled<COLS>(row0 + m % 2 * 8 + lane % 8, chunk + m / 2));
+    b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];
+}

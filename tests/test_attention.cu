@@ -225,6 +225,139 @@ TEST_CASE("the set that the backward rebuilds is the forward's") {
     }
 }
 
+// D = A B and, with the factors turned and exchanged, D^T = B^T A^T.
+__global__ void product_and_turned_kernel(float* product, float* turned, const bf16* x, const bf16* y) {
+    __shared__ __align__(128) bf16 x_tile[16 * 64];
+    __shared__ __align__(128) bf16 y_tile[16 * 64];
+    const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    for (int i = lane; i < 16 * 64; i += 32) {
+        x_tile[swizzled<64>(i / 64, i % 64 / 8) + i % 8] = x[i];
+        y_tile[swizzled<64>(i / 64, i % 64 / 8) + i % 8] = y[i];
+    }
+    __syncwarp();
+    float d[2][4] = {}, e[2][4] = {};
+    for (int kk = 0; kk < 4; kk++) {
+        uint32_t a[4], b0[2], b1[2];
+        load_a<64>(a, x_tile, 0, kk);
+        load_b_of_rows<64>(b0, b1, y_tile, 0, kk);
+        mma_m16n8k16_bf16(d[0], a, b0);
+        mma_m16n8k16_bf16(d[1], a, b1);
+        load_a<64>(a, y_tile, 0, kk);
+        load_b_of_rows<64>(b0, b1, x_tile, 0, kk);
+        mma_m16n8k16_bf16(e[0], a, b0);
+        mma_m16n8k16_bf16(e[1], a, b1);
+    }
+    for (int n = 0; n < 2; n++)
+        for (int i = 0; i < 4; i++) {
+            product[(g + i / 2 * 8) * 16 + 8 * n + 2 * t + i % 2] = d[n][i];
+            turned[(8 * n + 2 * t + i % 2) * 16 + g + i / 2 * 8] = e[n][i];
+        }
+}
+
+TEST_CASE("a score is the same bits in the forward (q k^T) and in the backward (k q^T)") {
+    const Context ctx = make_context();
+    for (double scale : {1e-3, 1.0, 50.0}) {
+        DeviceArray<bf16> x(normal_values<bf16>(16 * 64, 1, scale)),
+            y(normal_values<bf16>(16 * 64, 2, scale));
+        DeviceArray<float> product(256), turned(256);
+        product_and_turned_kernel<<<1, 32, 0, ctx.stream>>>(product, turned, x, y);
+        CUDA_CHECK(cudaGetLastError());
+        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+        CHECK(product.get() == turned.get());
+    }
+}
+
+TEST_CASE(
+    "bf16: what the lists find is what selection from all scores finds, also where the lists do not suffice") {
+    const Context ctx = make_context();
+    const int T = 100, hs = 64, rows = T;
+    for (int kind = 0; kind < 5; kind++) {
+        CAPTURE(kind);
+        auto qkv = normal_values<bf16>(T * 3 * hs, 50 + kind);
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) {
+                bf16 &q = qkv[t * 3 * hs + d], &key = qkv[t * 3 * hs + hs + d];
+                if (kind == 1 && t % 8 / 2 == 1)
+                    key = (bf16)(8.0f * (float)key);  // one thread of four has the top
+                if (kind == 2)
+                    q = (bf16)0.25f, key = (bf16)((float)t / 64.0f);  // rising: always the newest
+                if (kind == 3) q = (bf16)0.25f, key = (bf16)((float)-t / 64.0f);
+                if (kind == 4) q = (bf16)0.0f;  // every score is 0
+            }
+        DeviceArray<bf16> d_qkv(qkv), out(T * hs);
+        for (int k : {1, 8, 33}) {
+            CAPTURE(k);
+            DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows),
+                tie2(rows);
+            attention_forward<bf16>(ctx, out, {lse, theta, mass, tie}, d_qkv, 1, T, 1, hs, k);
+            launch_attention(ctx, attention_select_bf16_kernel<64>, dim3(ceil_div(T, kSelectRows), 1), 128,
+                             T * sizeof(float), AttentionRows{lse, theta2, mass2, tie2}, (const bf16*)d_qkv,
+                             T, 1, hs, k, true);
+            CHECK(theta.get() == theta2.get());
+            CHECK(tie.get() == tie2.get());
+            CHECK(relative_error(mass.get(), to_double(mass2.get())) < 1e-6);
+        }
+    }
+}
+
+TEST_CASE("bf16: most rows need no second look") {
+    // The list is exact unless one thread of four holds 8 of a row's 9 largest: 4e-4 of the rows in random
+    // order.
+    const Context ctx = make_context();
+    const int T = 500, hs = 64, k = 8;
+    DeviceArray<bf16> qkv(normal_values<bf16>(T * 3 * hs, 61)), out(T * hs);
+    DeviceArray<float> lse(T), theta(T), mass(T), tie(T);
+    launch_attention_forward_bf16<8>(ctx, out, {lse, theta, mass, tie}, qkv, 1, T, 1, hs, k);
+    const std::vector<float> marks = tie.get();
+    CHECK(std::count(marks.begin(), marks.end(), kRowMarked) <= 5);
+}
+
+TEST_CASE("the bf16 backward rebuilds the forward's set") {
+    // As above: dout = 0, weight 1, keys one-hot, so dq's components are ds of one key each. Scores are q's
+    // components, exactly; theta and the neighbours of the k-th score are bf16 numbers next to one another.
+    const Context ctx = make_context();
+    const int T = 64, hs = 64;
+    for (int trial = 0; trial < 12; trial++) {
+        std::vector<bf16> qkv = normal_values<bf16>(T * 3 * hs, 300 + trial);
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) {
+                bf16& q = qkv[t * 3 * hs + d];
+                if (trial % 3 == 1) q = (bf16)(1.0f + (float)(d * 37 % 64) / 128.0f);  // neighbouring numbers
+                if (trial % 3 == 2) q = (bf16)(30.0f * (float)q);
+                qkv[t * 3 * hs + hs + d] = (bf16)(t == d ? 8.0f : 0.0f);
+            }
+        for (int k : {1, 5, 20}) {
+            const std::vector<bf16> dout(T * hs, (bf16)0.0f);
+            const auto got = run<bf16>(ctx, qkv, dout, {1, T, 1, hs, k}, Reg::tail, 1.0f);
+            for (int i = k; i < T; i++) {
+                const ref::AttentionRow row = ref::attention_row(to_double(qkv).data(), i, 0, hs, hs, k);
+                if (row.kth == row.next) continue;
+                for (int j = 0; j <= i; j++) {
+                    const double ds = (double)(float)got.dqkv[i * 3 * hs + j];
+                    const double expected = -row.p[j] * (row.member[j] - row.mass);
+                    if (std::fabs(expected) > 1e-4) CHECK((ds > 0) == (expected > 0));
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("bf16: dq is a sum over blocks in one order, whatever the order in which they run") {
+    const Context ctx = make_context();
+    for (int hs : {64, 128}) {
+        const Shape s{1, 300, 2, hs, 8};  // three blocks of keys a head
+        const int C = s.NH * hs;
+        const auto qkv = normal_values<bf16>((size_t)s.B * s.T * 3 * C, 71),
+                   dout = normal_values<bf16>((size_t)s.B * s.T * C, 72);
+        const auto first = run<bf16>(ctx, qkv, dout, s, Reg::tail, 0.3f);
+        for (int again = 0; again < 2; again++) {
+            const auto got = run<bf16>(ctx, qkv, dout, s, Reg::tail, 0.3f);
+            CHECK(memcmp(got.dqkv.data(), first.dqkv.data(), got.dqkv.size() * sizeof(bf16)) == 0);
+        }
+        check_against_reference<bf16>(ctx, qkv, s, Reg::tail, 0.3f);
+    }
+}
+
 TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
     const Context ctx = make_context();
     const int B = 2, T = 75, NH = 2, hs = 64, C = NH * hs, rows = B * NH * T;

@@ -123,7 +123,7 @@ void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const F
                                 topk);
     else
         attention_backward_plain(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
-                                topk);
+                                 topk);
 }
 
 // sums [B*NH][2], see attention_mass_sums_kernel; mass [B,NH,T].

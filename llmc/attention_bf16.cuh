@@ -39,16 +39,22 @@ void with_mma_head_size(int hs, Body body) {
 }
 
 // Starts the copy of ROWS rows of x to a swizzled tile; rows from `valid` on and columns from hs on become
-// zero.
+// zero. A thread copies the same chunk of every STEP-th row: STEP is a multiple of 8, so the chunk's place in
+// the row is too.
 template <int HS, int ROWS, int THREADS>
 __device__ __forceinline__ void copy_rows_async(__nv_bfloat16* tile, const __nv_bfloat16* x, size_t stride,
                                                 int valid, int hs) {
-    constexpr int chunks = HS / 8;
+    constexpr int chunks = HS / 8, STEP = THREADS / chunks;
+    static_assert(STEP % 8 == 0);
+    const int row = threadIdx.x / chunks, chunk = threadIdx.x % chunks;
+    const SharedAddress to = shared_address(tile + swizzled<HS>(row, chunk));
+    const __nv_bfloat16* from = x + row * stride + chunk * 8;
+    const bool column = HS == 64 || chunk * 8 < hs;
 #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
-        const int row = i / chunks, chunk = i % chunks;
-        const bool inside = row < valid && (HS == 64 || chunk * 8 < hs);
-        cp_async_16(tile + swizzled<HS>(row, chunk), x + (inside ? row * stride + chunk * 8 : 0), inside);
+    for (int r = 0; r < ROWS; r += STEP) {
+        if (ROWS % STEP && row + r >= ROWS) break;
+        const bool inside = column && row + r < valid;
+        cp_async_16(to + r * HS * (int)sizeof(__nv_bfloat16), inside ? from + r * stride : x, inside);
     }
 }
 
@@ -218,8 +224,8 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
                                   int num_heads, int hs, int topk) {
     constexpr int QUERIES = 16 * WARPS, KEYS = 64;
     constexpr bool q_in_registers = HS <= 64;
-    extern __shared__ float4 shared[];
-    __nv_bfloat16* q_tile = (__nv_bfloat16*)shared;  // [QUERIES][HS]
+    extern __shared__ __align__(kTileAlignment) unsigned char tiles[];
+    __nv_bfloat16* q_tile = (__nv_bfloat16*)tiles;   // [QUERIES][HS]
     __nv_bfloat16* k_tiles = q_tile + QUERIES * HS;  // [2][KEYS][HS]
     __nv_bfloat16* v_tiles = k_tiles + 2 * KEYS * HS;
 
@@ -235,6 +241,7 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
     const int num_tiles = (min(first_query + QUERIES, T) - 1) / KEYS + 1;
 
     copy_rows_async<HS, QUERIES, WARPS * 32>(q_tile, q + first_query * stride, stride, T - first_query, hs);
+    cp_async_commit();
     const auto copy_keys = [&](int tile) {
         const size_t first = (size_t)tile * KEYS * stride;
         const int valid = T - tile * KEYS, at = tile % 2 * KEYS * HS;
@@ -244,7 +251,19 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
     };
     copy_keys(0);
 
+    const SharedAddress q_piece = first_piece<HS, Order::rows>(q_tile);
+    const SharedAddress k_piece = first_piece<HS, Order::columns>(k_tiles);
+    const SharedAddress v_piece = first_piece<HS, Order::rows>(v_tiles);
     uint32_t q_fragment[q_in_registers ? HS / 16 : 1][4];
+    if (q_in_registers) {
+        cp_async_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < HS / 16; kk++) {
+            load_a<HS>(q_fragment[q_in_registers ? kk : 0], q_piece, 16 * warp, kk);
+            if (kScaleFirst<HS>) scale_fragment(q_fragment[q_in_registers ? kk : 0], scale);
+        }
+    }
     float o[HS / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     float list[2][LIST > 0 ? LIST : 1];
     if constexpr (LIST > 0)
@@ -255,27 +274,19 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and everybody is done with the one before
         if (tile + 1 < num_tiles) copy_keys(tile + 1);
-        const __nv_bfloat16 *k_tile = k_tiles + tile % 2 * KEYS * HS,
-                            *v_tile = v_tiles + tile % 2 * KEYS * HS;
         const int first_key = tile * KEYS;
-        if (q_in_registers && tile == 0) {
-#pragma unroll
-            for (int kk = 0; kk < HS / 16; kk++) {
-                load_a<HS>(q_fragment[q_in_registers ? kk : 0], q_tile, 16 * warp, kk);
-                if (kScaleFirst<HS>) scale_fragment(q_fragment[q_in_registers ? kk : 0], scale);
-            }
-        }
+        const int buffer = tile % 2 * KEYS * HS * (int)sizeof(__nv_bfloat16);
         if (first_key > warp_query + 15) continue;  // keys that none of this warp's queries sees
 
         float s[KEYS / 8][4] = {};
 #pragma unroll
         for (int kk = 0; kk < HS / 16; kk++) {
-            if (!q_in_registers) load_a<HS>(q_fragment[0], q_tile, 16 * warp, kk);
+            if (!q_in_registers) load_a<HS>(q_fragment[0], q_piece, 16 * warp, kk);
             const uint32_t(&a)[4] = q_fragment[q_in_registers ? kk : 0];
 #pragma unroll
             for (int n = 0; n < KEYS / 16; n++) {
                 uint32_t b0[2], b1[2];
-                load_b_of_rows<HS>(b0, b1, k_tile, 16 * n, kk);
+                load_b_turned<HS>(b0, b1, k_piece + buffer, 16 * n, kk);
                 mma_m16n8k16_bf16(s[2 * n], a, b0);
                 mma_m16n8k16_bf16(s[2 * n + 1], a, b1);
             }
@@ -327,7 +338,7 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
 #pragma unroll
             for (int n = 0; n < HS / 16; n++) {
                 uint32_t b0[2], b1[2];
-                load_b<HS>(b0, b1, v_tile, 16 * j, 2 * n);
+                load_b<HS>(b0, b1, v_piece + buffer, 16 * j, n);
                 mma_m16n8k16_bf16(o[2 * n], p, b0);
                 mma_m16n8k16_bf16(o[2 * n + 1], p, b1);
             }
@@ -461,8 +472,8 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
                                    int T, int num_heads, int hs) {
     constexpr int KEYS = kBackwardKeys, QUERIES = kBackwardQueries<HS>, THREADS = kBackwardWarps * 32;
     constexpr bool keys_in_registers = HS <= 64;  // the values' fragments would not fit besides
-    extern __shared__ float4 shared[];
-    __nv_bfloat16* k_tile = (__nv_bfloat16*)shared;                   // [KEYS][HS]
+    extern __shared__ __align__(kTileAlignment) unsigned char tiles[];
+    __nv_bfloat16* k_tile = (__nv_bfloat16*)tiles;                    // [KEYS][HS]
     __nv_bfloat16* v_tile = k_tile + KEYS * HS;                       // [KEYS][HS]
     __nv_bfloat16* q_tiles = v_tile + KEYS * HS;                      // [2][QUERIES][HS]
     __nv_bfloat16* do_tiles = q_tiles + 2 * QUERIES * HS;             // [2][QUERIES][HS]
@@ -489,6 +500,7 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
 
     copy_rows_async<HS, KEYS, THREADS>(k_tile, k + first_key * stride, stride, T - first_key, hs);
     copy_rows_async<HS, KEYS, THREADS>(v_tile, v + first_key * stride, stride, T - first_key, hs);
+    cp_async_commit();
     const auto copy_queries = [&](int tile) {
         const int first = tile * QUERIES, at = tile % 2 * QUERIES;
         copy_rows_async<HS, QUERIES, THREADS>(q_tiles + at * HS, q + first * stride, stride, T - first, hs);
@@ -497,56 +509,78 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
         // Rows from T on are zero throughout: p = 1, but dout = 0 and delta = 0, so they add nothing.
         if (threadIdx.x < QUERIES) {
             const int i = first + threadIdx.x;
-            cp_async_16(row_tiles + at + threadIdx.x, numbers + (size_t)bh * T + min(i, T - 1), i < T);
+            cp_async_16(shared_address(row_tiles + at + threadIdx.x),
+                        numbers + (size_t)bh * T + min(i, T - 1), i < T);
         }
         cp_async_commit();
     };
     const int first_tile = first_key / QUERIES;
     copy_queries(first_tile);
 
+    // dq of 16 queries and COLUMNS of the head's dimensions, a warp
+    constexpr int row_groups = QUERIES / 16, COLUMNS = HS * row_groups / kBackwardWarps;
+    const int dq_row = warp % row_groups * 16, dq_column = warp / row_groups * COLUMNS;
+    const SharedAddress k_rows = first_piece<HS, Order::rows>(k_tile),
+                        v_rows = first_piece<HS, Order::rows>(v_tile);
+    const SharedAddress q_rows = first_piece<HS, Order::rows>(q_tiles),
+                        do_rows = first_piece<HS, Order::rows>(do_tiles);
+    const SharedAddress q_columns = first_piece<HS, Order::columns>(q_tiles);
+    const SharedAddress do_columns = first_piece<HS, Order::columns>(do_tiles);
+    const SharedAddress ds_columns = first_piece<QUERIES, Order::columns>(ds_tile);
+
     uint32_t k_fragment[keys_in_registers ? HS / 16 : 1][4], v_fragment[4];
+    if (keys_in_registers) {
+        cp_async_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < HS / 16; kk++) {
+            load_a<HS>(k_fragment[keys_in_registers ? kk : 0], k_rows, 16 * warp, kk);
+            if (kScaleFirst<HS>) scale_fragment(k_fragment[keys_in_registers ? kk : 0], scale);
+        }
+    }
     float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
     for (int tile = first_tile; tile < num_query_tiles; tile++) {
         cp_async_wait<0>();
         __syncthreads();  // the tile is there, and everybody is done with the one before
         if (tile + 1 < num_query_tiles) copy_queries(tile + 1);
-        const __nv_bfloat16* q_tile = q_tiles + tile % 2 * QUERIES * HS;
-        const __nv_bfloat16* do_tile = do_tiles + tile % 2 * QUERIES * HS;
+        const int buffer = tile % 2 * QUERIES * HS * (int)sizeof(__nv_bfloat16);
         const RowNumbers* row_tile = row_tiles + tile % 2 * QUERIES;
         const int first_query = tile * QUERIES;
-        if (keys_in_registers && tile == first_tile) {
-#pragma unroll
-            for (int kk = 0; kk < HS / 16; kk++) {
-                load_a<HS>(k_fragment[keys_in_registers ? kk : 0], k_tile, 16 * warp, kk);
-                if (kScaleFirst<HS>) scale_fragment(k_fragment[keys_in_registers ? kk : 0], scale);
-            }
-        }
 
         // s and dp, turned: [16 keys][QUERIES]
         float s[QUERIES / 8][4] = {}, dp[QUERIES / 8][4] = {};
         if (warp_key < first_query + QUERIES) {
 #pragma unroll
             for (int kk = 0; kk < HS / 16; kk++) {
-                if (!keys_in_registers) load_a<HS>(k_fragment[0], k_tile, 16 * warp, kk);
-                load_a<HS>(v_fragment, v_tile, 16 * warp, kk);
+                if (!keys_in_registers) load_a<HS>(k_fragment[0], k_rows, 16 * warp, kk);
+                load_a<HS>(v_fragment, v_rows, 16 * warp, kk);
                 const int at = keys_in_registers ? kk : 0;
 #pragma unroll
                 for (int n = 0; n < QUERIES / 16; n++) {
                     uint32_t b0[2], b1[2];
-                    load_b_of_rows<HS>(b0, b1, q_tile, 16 * n, kk);
+                    load_b_turned<HS>(b0, b1, q_columns + buffer, 16 * n, kk);
                     mma_m16n8k16_bf16(s[2 * n], k_fragment[at], b0);
                     mma_m16n8k16_bf16(s[2 * n + 1], k_fragment[at], b1);
-                    load_b_of_rows<HS>(b0, b1, do_tile, 16 * n, kk);
+                    load_b_turned<HS>(b0, b1, do_columns + buffer, 16 * n, kk);
                     mma_m16n8k16_bf16(dp[2 * n], v_fragment, b0);
                     mma_m16n8k16_bf16(dp[2 * n + 1], v_fragment, b1);
                 }
             }
-            // Rows whose k-th score is tied are rare: only a tile that has one pays for asking.
-            bool ties = false;
-            if (TOPK) {
+            if (TOPK) {  // rows whose k-th score is tied are rare: only a tile that has one looks for the
+                         // keys
+                bool ties = false;
                 for (int i = lane; i < QUERIES; i += 32)
                     ties |= first_query + i < T && tie[(size_t)bh * T + first_query + i] != 0.0f;
-                ties = __any_sync(0xffffffffu, ties);
+                if (__any_sync(0xffffffffu, ties))
+#pragma unroll
+                    for (int n = 0; n < QUERIES / 8; n++)
+                        for (int e = 0; e < 4; e++) {
+                            const int i = 8 * n + 2 * t + e % 2;
+                            const float score = kScaleFirst<HS> ? s[n][e] : s[n][e] * scale;
+                            if (score == row_tile[i].theta)
+                                dp[n][e] +=
+                                    row_tile[i].slope * tie[(size_t)bh * T + min(first_query + i, T - 1)];
+                        }
             }
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++) {
@@ -558,10 +592,6 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
                     const float p = fast_exp2(fmaf(score, kLog2e, -r.lse2));
                     float gradient = dp[n][e] - r.delta;
                     if (TOPK) gradient += score > r.theta ? r.slope : 0.0f;
-                    if (TOPK && ties && score == r.theta) {
-                        const int i = first_query + 8 * n + 2 * t + e % 2;
-                        gradient += r.slope * tie[(size_t)bh * T + min(i, T - 1)];
-                    }
                     s[n][e] = p;
                     dp[n][e] = p * gradient;
                 }
@@ -591,30 +621,27 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
 #pragma unroll
             for (int n = 0; n < HS / 16; n++) {
                 uint32_t b0[2], b1[2];
-                load_b<HS>(b0, b1, do_tile, 16 * j, 2 * n);
+                load_b<HS>(b0, b1, do_rows + buffer, 16 * j, n);
                 mma_m16n8k16_bf16(dv[2 * n], p, b0);
                 mma_m16n8k16_bf16(dv[2 * n + 1], p, b1);
-                load_b<HS>(b0, b1, q_tile, 16 * j, 2 * n);
+                load_b<HS>(b0, b1, q_rows + buffer, 16 * j, n);
                 mma_m16n8k16_bf16(dk[2 * n], ds, b0);
                 mma_m16n8k16_bf16(dk[2 * n + 1], ds, b1);
             }
         }
         __syncthreads();  // ds is there
 
-        // dq of 16 queries and 32 of the head's dimensions, a warp
-        constexpr int row_groups = QUERIES / 16, COLUMNS = HS * row_groups / kBackwardWarps;
-        const int row0 = warp % row_groups * 16, column0 = warp / row_groups * COLUMNS;
         const int key_chunks = min(KEYS, first_query + QUERIES - first_key) / 16;
         float dq[COLUMNS / 8][4] = {};
 #pragma unroll
         for (int kk = 0; kk < KEYS / 16; kk++) {
             if (kk >= key_chunks) break;
             uint32_t a[4];
-            load_a_turned<QUERIES>(a, ds_tile, 16 * kk, row0 / 8);
+            load_a_turned<QUERIES>(a, ds_columns, 16 * kk, dq_row / 16);
 #pragma unroll
             for (int n = 0; n < COLUMNS / 16; n++) {
                 uint32_t b0[2], b1[2];
-                load_b<HS>(b0, b1, k_tile, 16 * kk, column0 / 8 + 2 * n);
+                load_b<HS>(b0, b1, k_rows, 16 * kk, dq_column / 16 + n);
                 mma_m16n8k16_bf16(dq[2 * n], a, b0);
                 mma_m16n8k16_bf16(dq[2 * n + 1], a, b1);
             }
@@ -629,11 +656,11 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int i = first_query + row0 + g + 8 * h;
+            const int i = first_query + dq_row + g + 8 * h;
             if (i >= T) continue;
 #pragma unroll
             for (int n = 0; n < COLUMNS / 8; n++) {
-                const int d = column0 + 8 * n + 2 * t;
+                const int d = dq_column + 8 * n + 2 * t;
                 float x = dq[n][2 * h], y = dq[n][2 * h + 1];
                 float* sum = dq_sum + ((size_t)bh * T + i) * HS + d;
                 if (key_tile > 0) {

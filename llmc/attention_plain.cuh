@@ -1,9 +1,10 @@
-// Attention, plain: tiles in shared memory, a few scores a thread in registers, fmaf. fp32 runs on it, on both
-// backends, and it is the readable counterpart of attention_bf16.cuh; the mathematics is in attention.cuh.
+// Attention, plain: tiles in shared memory, a few scores a thread in registers, fmaf. fp32 runs on it, on
+// both backends, and it is the readable counterpart of attention_bf16.cuh; the mathematics is in
+// attention.cuh.
 //
-// Scores are computed by the same chain of fmaf (over the head's dimensions in order) in every kernel here, so they
-// agree bit for bit. The backward is cut into two kernels, one by queries for dq and one by keys for dk and dv: two
-// products more than needed, but no sum over blocks.
+// Scores are computed by the same chain of fmaf (over the head's dimensions in order) in every kernel here,
+// so they agree bit for bit. The backward is cut into two kernels, one by queries for dq and one by keys for
+// dk and dv: two products more than needed, but no sum over blocks.
 #pragma once
 #include "attention_common.cuh"
 
@@ -421,7 +422,7 @@ constexpr size_t attention_shared(int tiles, int squares, int vectors) {
 
 template <class Float>
 void attention_forward_plain(const Context& ctx, Float* out, AttentionRows rows, const Float* qkv, int B,
-                            int T, int num_heads, int hs, int topk) {
+                             int T, int num_heads, int hs, int topk) {
     const bool listed = topk > 0 && topk <= kMaxListed;
     with_head_size(hs, [&](auto size) {
         constexpr int HS = size;
@@ -443,8 +444,8 @@ void attention_forward_plain(const Context& ctx, Float* out, AttentionRows rows,
 
 template <class Float>
 void attention_backward_plain(const Context& ctx, Float* dqkv, float* scratch, const Float* dout,
-                             const Float* out, const Float* qkv, AttentionRows rows, Reg reg, float weight,
-                             int B, int T, int num_heads, int hs, int topk) {
+                              const Float* out, const Float* qkv, AttentionRows rows, Reg reg, float weight,
+                              int B, int T, int num_heads, int hs, int topk) {
     const int num_rows = B * num_heads * T;
     float *delta = scratch, *slope = scratch + num_rows;
     attention_delta_kernel<<<ceil_div(num_rows, 128), 128, 0, ctx.stream>>>(

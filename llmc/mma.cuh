@@ -14,9 +14,12 @@
 #pragma once
 #include "cuda_common.cuh"
 
+// An address in shared memory: 32 bits on a GPU, which halves the arithmetic on it.
 #ifdef CUDA_CPU
 #include "cpu/mma_cpu.h"
+using SharedAddress = uintptr_t;
 #else
+using SharedAddress = uint32_t;
 
 // d += a b, bf16 in, float sums.
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4],
@@ -27,31 +30,31 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
+__device__ __forceinline__ SharedAddress shared_address(const void* p) {
+    return (SharedAddress)__cvta_generic_to_shared(p);
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix
 // l / 8 (16 bytes each); r[i] of lane l gets columns 2t, 2t+1 of row g of matrix i. The second form turns
 // each matrix.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
 // 16 bytes from global to shared memory, or zeros if !valid, without passing through registers; they are
 // there after the cp_async_wait that covers the group of the copy, for the copying thread, and after the next
 // barrier for the others.
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+__device__ __forceinline__ void cp_async_16(SharedAddress shared, const void* global, bool valid = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
@@ -102,48 +105,65 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return bits;
 }
 
-// A tile of rows of COLS bf16 in shared memory (COLS a multiple of 32), as the fragments' loads want it: the
-// 16-byte chunks of a row are permuted by the row's number, so that the 8 rows of one chunk column, which an
-// 8 x 8 matrix is, lie in 8 different groups of banks. Element offset of (row, chunk).
+// A tile of rows of COLS bf16 (32, 64 or 128) in shared memory, as the fragments' loads want it: the 16-byte
+// chunks of a row are permuted by the row's number, so that the 8 rows of one column of chunks, which an 8 x
+// 8 matrix is, lie in 8 different groups of banks. Element offset of (row, chunk); a tile starts at a
+// multiple of kTileAlignment.
+inline constexpr int kTileAlignment = 256;  // bytes: the longest row
+
 template <int COLS>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
-    constexpr int chunks = COLS / 8;
-    if constexpr (chunks >= 8)
+    if constexpr (COLS >= 64)
         return row * COLS + (chunk ^ (row & 7)) * 8;
     else  // rows of 64 bytes: two to a line of 32 banks
         return row * COLS + (chunk ^ ((row >> 1) & 3)) * 8;
 }
 
-// The A fragment of rows row0 ... +15, columns 16 kk ... +15 of such a tile.
-template <int COLS>
-__device__ __forceinline__ void load_a(uint32_t (&a)[4], const __nv_bfloat16* tile, int row0, int kk) {
+// Four 8 x 8 matrices make a 16 x 16 piece of a tile: rows row0 ... +15, columns 16 group ... +15. The
+// permutation is an exclusive or, so that a lane's address for the piece is its address for the tile's first
+// piece, computed once, with the group's bits flipped and the rows added. The four matrices, in the order of
+// r[0] ... r[3]:
+//
+//   by rows first: upper left, lower left, upper right, lower right (the order of an A fragment)
+//   by columns first: upper left, upper right, lower left, lower right
+enum class Order { rows, columns };
+
+template <int COLS, Order ORDER>
+__device__ __forceinline__ SharedAddress first_piece(const __nv_bfloat16* tile) {
     const int lane = threadIdx.x % 32, m = lane / 8;
-    ldmatrix_x4(a, tile + swizzled<COLS>(row0 + m % 2 * 8 + lane % 8, kk * 2 + m / 2));
+    const int lower = ORDER == Order::rows ? m % 2 : m / 2, right = ORDER == Order::rows ? m / 2 : m % 2;
+    return shared_address(tile + swizzled<COLS>(lower * 8 + lane % 8, right));
 }
-// The A fragment of the turned tile: A's rows are the tile's columns 8 chunk ... +15, A's columns its rows.
 template <int COLS>
-__device__ __forceinline__ void load_a_turned(uint32_t (&a)[4], const __nv_bfloat16* tile, int row0,
-                                              int chunk) {
-    const int lane = threadIdx.x % 32, m = lane / 8;
-    ldmatrix_x4_trans(a, tile + swizzled<COLS>(row0 + m / 2 * 8 + lane % 8, chunk + m % 2));
+__device__ __forceinline__ SharedAddress piece(SharedAddress first, int row0, int group) {
+    return (first ^ (SharedAddress)(group * 32)) + row0 * COLS * (int)sizeof(__nv_bfloat16);
 }
-// Two B fragments for a product with the turned tile, tile^T: B's columns are the tile's rows row0 ... +7
-// (b0) and row0 + 8 ... +15 (b1), B's rows the tile's columns 16 kk ... +15.
+
+// The A fragment of a piece. `first` is in Order::rows.
 template <int COLS>
-__device__ __forceinline__ void load_b_of_rows(uint32_t (&b0)[2], uint32_t (&b1)[2],
-                                               const __nv_bfloat16* tile, int row0, int kk) {
-    const int lane = threadIdx.x % 32, m = lane / 8;
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], SharedAddress first, int row0, int group) {
+    ldmatrix_x4(a, piece<COLS>(first, row0, group));
+}
+// The A fragment of the turned piece: A's rows are the tile's columns. `first` is in Order::columns.
+template <int COLS>
+__device__ __forceinline__ void load_a_turned(uint32_t (&a)[4], SharedAddress first, int row0, int group) {
+    ldmatrix_x4_trans(a, piece<COLS>(first, row0, group));
+}
+// Two B fragments of the turned piece, for products with tile^T: B's columns are the tile's rows row0 ... +7
+// (b0) and the next 8 (b1). `first` is in Order::columns.
+template <int COLS>
+__device__ __forceinline__ void load_b_turned(uint32_t (&b0)[2], uint32_t (&b1)[2], SharedAddress first,
+                                              int row0, int group) {
     uint32_t r[4];
-    ldmatrix_x4(r, tile + swizzled<COLS>(row0 + m / 2 * 8 + lane % 8, kk * 2 + m % 2));
+    ldmatrix_x4(r, piece<COLS>(first, row0, group));
     b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];
 }
-// Two B fragments for a product with the tile itself: B's rows are the tile's rows row0 ... +15, B's columns
-// the tile's columns 8 chunk ... +7 (b0) and the next 8 (b1).
+// Two B fragments of the piece, for products with the tile: B's columns are the tile's columns 16 group ...
+// +7 (b0) and the next 8 (b1). `first` is in Order::rows.
 template <int COLS>
-__device__ __forceinline__ void load_b(uint32_t (&b0)[2], uint32_t (&b1)[2], const __nv_bfloat16* tile,
-                                       int row0, int chunk) {
-    const int lane = threadIdx.x % 32, m = lane / 8;
+__device__ __forceinline__ void load_b(uint32_t (&b0)[2], uint32_t (&b1)[2], SharedAddress first, int row0,
+                                       int group) {
     uint32_t r[4];
-    ldmatrix_x4_trans(r, tile + swizzled<COLS>(row0 + m % 2 * 8 + lane % 8, chunk + m / 2));
+    ldmatrix_x4_trans(r, piece<COLS>(first, row0, group));
     b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];
 }

@@ -227,8 +227,8 @@ TEST_CASE("the set that the backward rebuilds is the forward's") {
 
 // D = A B and, with the factors turned and exchanged, D^T = B^T A^T.
 __global__ void product_and_turned_kernel(float* product, float* turned, const bf16* x, const bf16* y) {
-    __shared__ __align__(128) bf16 x_tile[16 * 64];
-    __shared__ __align__(128) bf16 y_tile[16 * 64];
+    __shared__ __align__(kTileAlignment) bf16 x_tile[16 * 64];
+    __shared__ __align__(kTileAlignment) bf16 y_tile[16 * 64];
     const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
     for (int i = lane; i < 16 * 64; i += 32) {
         x_tile[swizzled<64>(i / 64, i % 64 / 8) + i % 8] = x[i];
@@ -238,12 +238,12 @@ __global__ void product_and_turned_kernel(float* product, float* turned, const b
     float d[2][4] = {}, e[2][4] = {};
     for (int kk = 0; kk < 4; kk++) {
         uint32_t a[4], b0[2], b1[2];
-        load_a<64>(a, x_tile, 0, kk);
-        load_b_of_rows<64>(b0, b1, y_tile, 0, kk);
+        load_a<64>(a, first_piece<64, Order::rows>(x_tile), 0, kk);
+        load_b_turned<64>(b0, b1, first_piece<64, Order::columns>(y_tile), 0, kk);
         mma_m16n8k16_bf16(d[0], a, b0);
         mma_m16n8k16_bf16(d[1], a, b1);
-        load_a<64>(a, y_tile, 0, kk);
-        load_b_of_rows<64>(b0, b1, x_tile, 0, kk);
+        load_a<64>(a, first_piece<64, Order::rows>(y_tile), 0, kk);
+        load_b_turned<64>(b0, b1, first_piece<64, Order::columns>(x_tile), 0, kk);
         mma_m16n8k16_bf16(e[0], a, b0);
         mma_m16n8k16_bf16(e[1], a, b1);
     }
@@ -279,8 +279,7 @@ TEST_CASE(
                 bf16 &q = qkv[t * 3 * hs + d], &key = qkv[t * 3 * hs + hs + d];
                 if (kind == 1 && t % 8 / 2 == 1)
                     key = (bf16)(8.0f * (float)key);  // one thread of four has the top
-                if (kind == 2)
-                    q = (bf16)0.25f, key = (bf16)((float)t / 64.0f);  // rising: always the newest
+                if (kind == 2) q = (bf16)0.25f, key = (bf16)((float)t / 64.0f);  // rising: always the newest
                 if (kind == 3) q = (bf16)0.25f, key = (bf16)((float)-t / 64.0f);
                 if (kind == 4) q = (bf16)0.0f;  // every score is 0
             }

@@ -191,3 +191,17 @@ inline void add_pair_in_l2(float* p, float a, float b) {
     atomicAdd(p, a);
     atomicAdd(p + 1, b);
 }
+
+// The same by address, as mma.cuh computes them: on a GPU a 32-bit number.
+inline uintptr_t shared_address(const void* p) {
+    return reinterpret_cast<uintptr_t>(p);
+}
+inline void ldmatrix_x4(uint32_t (&r)[4], uintptr_t row, CUDA_CPU_WHERE) {
+    ldmatrix_x4(r, reinterpret_cast<const void*>(row), where);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], uintptr_t row, CUDA_CPU_WHERE) {
+    ldmatrix_x4_trans(r, reinterpret_cast<const void*>(row), where);
+}
+inline void cp_async_16(uintptr_t shared, const void* global, bool valid = true, CUDA_CPU_WHERE) {
+    cp_async_16(reinterpret_cast<void*>(shared), global, valid, where);
+}

@@ -17,13 +17,13 @@ WARN = -Wall -Wextra -Werror
 # g++ 12 reports "literal" + std::string as overlapping copies (its bug 105651)
 WARN += -Wno-restrict
 CPU_FLAGS = -std=c++20 -O3 -march=native -fopenmp $(WARN)
-CPU_LIBS = -fopenmp -lopenblas -lpcre2-8
+CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
 
 # Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading.
 GPU_ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '),80)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCC_FLAGS = -std=c++20 -O3 -arch=sm_$(GPU_ARCH) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
-NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublas -lpcre2-8 -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
+NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
 
 # Tests are built with the CPU backend's checks; each kind of build has its own folder. The expensive optimizations
 # include the contraction to fma, without which attention's kernels would not compute their scores bit for bit alike.

@@ -72,7 +72,7 @@ struct TrainConfig {
     uint64_t seed = 1337;
     Device device = Device::automatic;
     Precision precision = Precision::automatic;
-    std::string debug_state;
+    std::string debug_state, export_to;
 
     // filled in by resolve_defaults()
     int64_t warmup_updates = 0, lambda_warmup_updates = 0;
@@ -110,7 +110,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {'j', "val-data", "GLOB", "what make prepared", "token shards to validate on",
          [&c](auto& v) { c.val_data = v; }},
         {'e', "from", "WHAT", "tiny on a CPU, GPT-2 124M on a GPU",
-         "start from scratch (tiny, d6 ... d48: the depth) or from weights (a checkpoint, run or Hugging Face folder, or a .safetensors file)",
+         "start from scratch (tiny, d6 ... d48: the depth), from OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), or from a folder or file: a checkpoint or run of ours, Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
          [&c](auto& v) { c.from = v; }},
         {'o', "out", "DIR", "log/run1, log/run2, ...", "run folder: metrics.jsonl and checkpoints",
          [&c](auto& v) { c.out = v; }},
@@ -176,6 +176,9 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {0, "debug-state", "FILE", "",
          "write the first micro-step's tensors and gradients as safetensors, then exit",
          [&c](auto& v) { c.debug_state = v; }},
+        {0, "export", "DIR", "",
+         "write the model that -e names into a new folder that Hugging Face's transformers opens, then exit",
+         [&c](auto& v) { c.export_to = v; }},
         {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
          [&c](auto&) {
              fputs(
@@ -326,11 +329,12 @@ struct Acts {
     float* sink_sums;            // [L,B*NH,4]
     Float* branch;               // [B,T,C] what attention or MLP adds to the residual stream
     // gradients
-    Float* dresidual;  // [B,T,C]
-    Float* dbranch;    // [B,T,C] of a layernorm's or the attention's output
-    Float* dqkv;       // [B,T,3C]
-    Float* dfch;       // [B,T,4C]
-    float* scratch;    // column sums, attention's row gradients
+    Float* dresidual;    // [B,T,C]
+    Float* dbranch;      // [B,T,C] of a layernorm's or the attention's output
+    Float* dqkv;         // [B,T,3C]
+    Float* dfch;         // [B,T,4C]
+    float* att_scratch;  // where dfch is: by the time of the attention's backward it has been used up
+    float* scratch;      // column sums, the gradient norm's parts
     double* norm;
 };
 
@@ -380,9 +384,12 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.dresidual = arena.take<Float>(BT * C);
     a.dbranch = arena.take<Float>(BT * C);
     a.dqkv = arena.take<Float>(BT * 3 * C);
-    a.dfch = arena.take<Float>(BT * 4 * C);
-    a.scratch = arena.take<float>(
-        std::max(column_sum_scratch(ctx, 4 * C), std::max(2 * rows, (size_t)kGradNormBlocks)));
+    const size_t att_scratch =
+        attention_backward_scratch<Float>(B, T, config.num_heads, config.channels / config.num_heads);
+    a.att_scratch =
+        arena.take<float>(std::max(att_scratch, ceil_div(BT * 4 * C * sizeof(Float), sizeof(float))));
+    a.dfch = reinterpret_cast<Float*>(a.att_scratch);
+    a.scratch = arena.take<float>(std::max(column_sum_scratch(ctx, 4 * C), (size_t)kGradNormBlocks));
     a.norm = arena.take<double>(1);
     return a;
 }
@@ -395,6 +402,7 @@ struct GPT2 {
     GPT2Config config;
     int B = 0, T = 0;  // what the activations have room for
     int recompute = 0;
+    bool optimizer = true;  // false: no moments, for --debug-state
     size_t num_params = 0;
     void* memory = nullptr;  // everything below lies in this one allocation
     Params<Float> params = {};
@@ -414,15 +422,18 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
     else
         model.master = arena.take<float>(model.num_params);
     model.grads_base = arena.take<float>(model.num_params);
-    model.m = arena.take<float>(model.num_params);
-    model.v = arena.take<float>(model.num_params);
+    if (model.optimizer) {
+        model.m = arena.take<float>(model.num_params);
+        model.v = arena.take<float>(model.num_params);
+    }
     model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute);
 }
 
 // Bytes that a model and its training take.
 template <class Float>
-size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute) {
-    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute};
+size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
+                   bool optimizer = true) {
+    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer};
     Arena arena;
     lay_out_model(model, arena, ctx);
     return arena.used;
@@ -453,9 +464,9 @@ void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
 
 template <class Float>
 GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                         const std::vector<float>& host_params) {
-    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute};
-    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute);
+                         const std::vector<float>& host_params, bool optimizer = true) {
+    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer};
+    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer);
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     if (bytes > free_bytes || cudaMalloc(&model.memory, bytes) != cudaSuccess)
@@ -467,8 +478,10 @@ GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, in
     model.params = point_to_params(model.params_base, config);
     model.grads = point_to_params(model.grads_base, config);
     upload_params(model, host_params);
-    CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
-    CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
+    if (optimizer) {
+        CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
+        CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
+    }
     CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
     return model;
 }
@@ -575,8 +588,8 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
     // mid = inp + attproj(attention(qkv(ln1(inp))))
     matmul_backward(ctx, s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual, a.att, p.attproj_w, BT,
                     C, C);
-    attention_backward(ctx, s.dqkv, s.scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight, B, T, NH, hs,
-                       topk);
+    attention_backward(ctx, s.dqkv, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight, B, T, NH,
+                       hs, topk);
     matmul_backward(ctx, s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w, BT, C, 3 * C);
     layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, s.scratch, s.dbranch, inp, p.ln1_w, a.ln1_mean,
                        a.ln1_rstd, BT, C);
@@ -850,7 +863,7 @@ int64_t resume(GPT2<Float>& model, DataLoader& train, const std::string& folder,
     const RunState state = load_run_state(folder);
     check_settings(folder, state, settings);
     std::vector<float> host(model.num_params), other(model.num_params);
-    load_weights(folder, model.config, host.data());
+    load_weights(find_model(folder), model.config, host.data());
     upload_params(model, host);
     load_optimizer(folder, model.config, host.data(), other.data());
     to_device(model.m, host.data(), host.size());
@@ -886,9 +899,6 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
     }
     backward(ctx, model, B, T, num_buckets, c.topk, c.reg,
              reg_weights(c, model.config, B, T, c.lambda, 1.0f));
-    const std::vector<Float> stored_params = to_host(ctx, model.params_base, model.num_params);
-    const std::vector<float> params(stored_params.begin(), stored_params.end());
-    const std::vector<float> grads = to_host(ctx, model.grads_base, model.num_params);
 
     DebugState s;
     s.B = B;
@@ -902,8 +912,11 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
     s.logits_stride = Vp;
     s.topk_mass = mass.data();
     s.topk_threshold = theta.data();
-    s.params = params.data();
-    s.grads = grads.data();
+    s.param = [&](const ParamTensor& p) {
+        const std::vector<Float> stored = to_host(ctx, model.params_base + p.offset, p.size());
+        return std::vector<float>(stored.begin(), stored.end());
+    };
+    s.grad = [&](const ParamTensor& p) { return to_host(ctx, model.grads_base + p.offset, p.size()); };
     s.metadata = {
         {"topk", std::to_string(c.topk)}, {"lambda", format("%.9g", c.lambda)}, {"reg", reg_name(c.reg)}};
     write_debug_state(c.debug_state, model.config, s);
@@ -948,25 +961,87 @@ std::vector<float> parse_layer_lambda(const std::string& text, int num_layers) {
     return factors;
 }
 
+// Where data/fetch puts the weights that OpenAI published as "124M", "355M", "774M" and "1558M"; "" for other
+// names.
+std::string public_weights(const std::string& name) {
+    for (const char* size : {"124M", "355M", "774M", "1558M"})
+        if (name == size) return program_folder() + "/data/gpt2-" + name;
+    return "";
+}
+
 // What the run starts from, before its vocabulary and context are known.
 struct Start {
     GPT2Config config;
     bool from_scratch;
+    WeightFiles weights;  // unless from scratch
 };
 
 Start find_start(TrainConfig& c) {
-    if (c.from.empty()) {
-        const std::string weights = program_folder() + "/data/gpt2-124M";
-        c.from = kOnCpu ? "tiny" : std::filesystem::exists(weights + "/config.json") ? weights : "d12";
-    }
-    Start start{{}, true};
+    if (c.from.empty()) c.from = kOnCpu ? "tiny" : is_folder(public_weights("124M")) ? "124M" : "d12";
+    Start start{{}, true, {}};
     if (preset_config(c.from, start.config)) return start;
-    if (!std::filesystem::exists(c.from))
-        fail("-e (--from) takes tiny, d6 ... d48, or a checkpoint's folder or file; there is no '%s'",
-             c.from.c_str());
-    start.config = config_for_weights(c.from);
+    std::string path = c.from;
+    if (const std::string folder = public_weights(c.from); !folder.empty()) {
+        if (!is_folder(folder))
+            fail("-e %s: OpenAI's weights are not here yet: run data/fetch %s", c.from.c_str(),
+                 c.from.c_str());
+        path = folder;
+    } else if (!std::filesystem::exists(path) && !std::filesystem::exists(path + ".index")) {
+        fail(
+            "-e (--from) takes tiny, d6 ... d48, 124M ... 1558M, or a model's folder or file; there is no '%s'",
+            c.from.c_str());
+    }
+    start.weights = find_model(path);
+    start.config = config_for_weights(start.weights);
     start.from_scratch = false;
     return start;
+}
+
+// Where the vocabulary's files are: beside the weights, if they have their own, otherwise where data/fetch
+// puts GPT-2's.
+std::string vocabulary_folder(const Start& start) {
+    std::string tokens, merges;
+    if (!start.from_scratch && find_vocabulary(start.weights.folder, tokens, merges))
+        return start.weights.folder;
+    return program_folder() + "/data/gpt2";
+}
+
+// What turns samples into text; nullptr where no vocabulary is known, and samples are token numbers. A
+// vocabulary that lies beside the weights must be theirs.
+std::unique_ptr<Tokenizer> find_tokenizer(const Start& start, int vocab_size) {
+    const std::string folder = vocabulary_folder(start);
+    try {
+        if (!start.from_scratch && folder == start.weights.folder)
+            return std::make_unique<Tokenizer>(Tokenizer::gpt2(folder, vocab_size));
+    } catch (const Error& e) {
+        fail(
+            "the weights in %s have a vocabulary of %d tokens, and the vocabulary beside them is another: %s",
+            start.weights.path.c_str(), vocab_size, e.what());
+    }
+    try {
+        return std::make_unique<Tokenizer>(Tokenizer::for_vocab(vocab_size, folder));
+    } catch (const Error& e) {
+        printf("tokens stay numbers: %s\n", e.what());
+        return nullptr;
+    }
+}
+
+// --export: whatever -e names, as the folder that transformers opens.
+void export_weights(TrainConfig& c) {
+    const Start start = find_start(c);
+    if (start.from_scratch)
+        fail("--export writes weights that are there: name them with -e, not %s", c.from.c_str());
+    const GPT2Config& config = start.config;
+    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start, config.vocab_size);
+    const std::string vocabulary =
+        tokenizer && config.vocab_size != kByteVocab ? vocabulary_folder(start) : "";
+    std::vector<float> params(num_parameters(config));
+    load_weights(start.weights, config, params.data());
+    export_model(c.export_to, config, params.data(), vocabulary);
+    printf("wrote %s (%s: %d layers, %d heads, %d channels, vocabulary %d) to %s%s\n",
+           start.weights.path.c_str(), format_name(start.weights.format), config.num_layers, config.num_heads,
+           config.channels, config.vocab_size, c.export_to.c_str(),
+           vocabulary.empty() ? ", without a tokenizer" : "");
 }
 
 // The vocabulary of the default data that suits the model: bytes for tiny, GPT-2's for the rest.
@@ -1022,9 +1097,9 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
     if (c.topk == 0 && c.lambda > 0)
         fail("-k 0 measures nothing, so it goes with -l 0 only: give -k 1 or more");
-    if (c.topk > kMaxListed && c.T > max_select_context(ctx))
-        fail("-k (--topk) above %d works up to -t %d here: lower one of them", kMaxListed,
-             max_select_context(ctx));
+    if (c.topk > 0 && c.T > max_topk_context(ctx))
+        fail("-k (--topk) works up to -t %d here: lower -t (%d), or give -l 0 -k 0", max_topk_context(ctx),
+             c.T);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1104,9 +1179,10 @@ void train(TrainConfig c) {
         host_params = init_params(config, c.seed);
     } else {
         host_params.resize(num_parameters(config));
-        load_weights(c.from, config, host_params.data());
+        load_weights(start.weights, config, host_params.data());
     }
-    GPT2<Float> model = create_model<Float>(ctx, config, c.B, c.T, c.recompute, host_params);
+    GPT2<Float> model =
+        create_model<Float>(ctx, config, c.B, c.T, c.recompute, host_params, c.debug_state.empty());
     host_params = {};
 
     if (!c.debug_state.empty()) {
@@ -1115,14 +1191,7 @@ void train(TrainConfig c) {
         return;
     }
 
-    // samples are text where the tokenizer is known, numbers where it is not
-    std::unique_ptr<Tokenizer> tokenizer;
-    if (c.sample_every > 0) try {
-            tokenizer = std::make_unique<Tokenizer>(
-                Tokenizer::for_vocab(config.vocab_size, program_folder() + "/data/gpt2"));
-        } catch (const Error& e) {
-            printf("samples will be token numbers: %s\n", e.what());
-        }
+    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start, config.vocab_size);
 
     // run folder, and where to begin
     if (c.out.empty()) c.out = default_run_folder(c.resume);
@@ -1278,6 +1347,10 @@ int main(int argc, char** argv) {
             return 0;
         }
         parse_flags(argc, argv, flags);
+        if (!config.export_to.empty()) {
+            export_weights(config);
+            return 0;
+        }
         choose_device(config, argv);
         const bool bf16 =
             config.precision == Precision::bf16 || (config.precision == Precision::automatic && !kOnCpu);

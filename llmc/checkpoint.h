@@ -26,6 +26,7 @@
 #include "files.h"
 #include "params.h"
 #include "safetensors.h"
+#include "weights.h"
 
 // ---- The folder's names ----
 
@@ -55,147 +56,6 @@ inline std::vector<int64_t> checkpoint_steps(const std::string& run_folder) {
     std::sort(steps.begin(), steps.end());
     return steps;
 }
-
-// ---- config.json ----
-
-// Reads and checks config.json of a folder. What it asks for must be what this engine computes.
-inline GPT2Config read_gpt2_config(const std::string& folder) {
-    const std::string path = folder + "/config.json";
-    const nlohmann::json root = read_json_object(path);
-    auto given = [&](const char* key) { return root.contains(key) && !root[key].is_null(); };
-    auto integer = [&](const char* key) {
-        if (!given(key)) fail("%s has no %s", path.c_str(), key);
-        const nlohmann::json& value = root[key];
-        // Unsigned values beyond INT64_MAX must not wrap.
-        if (!value.is_number_integer() ||
-            (value.is_number_unsigned() && value.get<uint64_t>() > 1'000'000'000) || value.get<int64_t>() < 0)
-            fail("%s: %s must be a whole number from 0 to 1000000000", path.c_str(), key);
-        return static_cast<int>(value.get<int64_t>());
-    };
-    auto must_be = [&](const char* key, const nlohmann::json& wanted) {
-        if (given(key) && root[key] != wanted)
-            fail("%s: %s is %s, but this engine knows only %s", path.c_str(), key,
-                 printable(root[key].dump()).c_str(), wanted.dump().c_str());
-    };
-    must_be("model_type", "gpt2");
-    GPT2Config c;
-    c.vocab_size = integer("vocab_size");
-    c.num_layers = integer("n_layer");
-    c.num_heads = integer("n_head");
-    c.channels = integer("n_embd");
-    c.max_seq_len = integer(given("n_positions") || !given("n_ctx") ? "n_positions" : "n_ctx");
-    if (std::string problem = config_problem(c); !problem.empty())
-        fail("%s: %s", path.c_str(), problem.c_str());
-    c.padded_vocab_size = pad_vocab(c.vocab_size);
-    // "gelu_pytorch_tanh" is another name of the same function.
-    if (!given("activation_function") || root["activation_function"] != "gelu_pytorch_tanh")
-        must_be("activation_function", "gelu_new");
-    must_be("layer_norm_epsilon", 1e-5);
-    must_be("n_inner", 4 * c.channels);
-    must_be("scale_attn_weights", true);
-    must_be("scale_attn_by_inverse_layer_idx", false);
-    must_be("tie_word_embeddings", true);
-    must_be("add_cross_attention", false);
-    return c;
-}
-
-// config.json and generation_config.json. <|endoftext|> is the last entry of the vocabulary, as in GPT-2's.
-inline void write_gpt2_config(const std::string& folder, const GPT2Config& c) {
-    const int end_of_text = c.vocab_size - 1;
-    nlohmann::ordered_json root = {
-        {"architectures", nlohmann::ordered_json::array({"GPT2LMHeadModel"})},
-        {"model_type", "gpt2"},
-        {"activation_function", "gelu_new"},
-        {"vocab_size", c.vocab_size},
-        {"n_positions", c.max_seq_len},
-        {"n_ctx", c.max_seq_len},
-        {"n_embd", c.channels},
-        {"n_layer", c.num_layers},
-        {"n_head", c.num_heads},
-        {"n_inner", nullptr},
-        {"layer_norm_epsilon", 1e-5},
-        {"initializer_range", 0.02},
-        {"resid_pdrop", 0.0},  // we train without dropout, and who goes on training should not get it unasked
-        {"embd_pdrop", 0.0},
-        {"attn_pdrop", 0.0},
-        {"scale_attn_weights", true},
-        {"scale_attn_by_inverse_layer_idx", false},
-        {"tie_word_embeddings", true},
-        {"use_cache", true},
-        {"bos_token_id", end_of_text},
-        {"eos_token_id", end_of_text},
-        {"torch_dtype", "float32"},
-    };
-    write_file(folder + "/config.json", root.dump(2) + "\n");
-    root = {{"_from_model_config", true}, {"bos_token_id", end_of_text}, {"eos_token_id", end_of_text}};
-    write_file(folder + "/generation_config.json", root.dump(2) + "\n");
-}
-
-// ---- Parameters, and arrays laid out like them, in and out of safetensors ----
-
-// out[c][r] = in[r][c], for in of [rows, cols]. In square blocks, so that both sides stay in the cache.
-inline void turn_matrix(const float* in, int rows, int cols, float* out) {
-    constexpr int block = 32;
-    for (int r0 = 0; r0 < rows; r0 += block)
-        for (int c0 = 0; c0 < cols; c0 += block)
-            for (int c = c0; c < std::min(cols, c0 + block); c++)
-                for (int r = r0; r < std::min(rows, r0 + block); r++)
-                    out[static_cast<size_t>(c) * rows + r] = in[static_cast<size_t>(r) * cols + c];
-}
-
-namespace checkpoint_detail {
-
-inline bool all_finite(const float* values, size_t n) {
-    constexpr uint32_t exponent = 0x7f800000;
-    bool finite = true;
-    for (size_t i = 0; i < n; i++) finite &= (std::bit_cast<uint32_t>(values[i]) & exponent) != exponent;
-    return finite;
-}
-
-inline void declare_params(SafetensorsWriter& file, const GPT2Config& config, const std::string& prefix) {
-    for (const ParamTensor& p : gpt2_params(config)) file.declare(prefix + p.name, "F32", p.shape_on_disk());
-}
-
-// `values` is laid out by gpt2_params(). If must_be_finite, a NaN or infinity is an Error that names it.
-inline void write_params(SafetensorsWriter& file, const GPT2Config& config, const std::string& prefix,
-                         const float* values, bool must_be_finite) {
-    std::vector<float> turned;
-    for (const ParamTensor& p : gpt2_params(config)) {
-        const float* data = values + p.offset;
-        const size_t n = p.size_on_disk();
-        if (must_be_finite && !all_finite(data, n))
-            fail("%s%s holds NaN or infinity and is not saved: the last checkpoint stays", prefix.c_str(),
-                 p.name.c_str());
-        if (p.turned) {
-            turned.resize(n);
-            turn_matrix(data, p.rows, p.cols, turned.data());
-            data = turned.data();
-        }
-        file.write(prefix + p.name, data, n * sizeof(float));
-    }
-}
-
-inline void read_params(const SafetensorsReader& file, const GPT2Config& config, const std::string& prefix,
-                        float* values) {
-    std::vector<float> turned;
-    for (const ParamTensor& p : gpt2_params(config)) {
-        const std::string name = prefix + p.name;
-        float* data = values + p.offset;
-        const size_t n = p.size_on_disk();
-        if (p.turned) {
-            turned.resize(n);
-            file.read_f32(name, p.shape_on_disk(), turned.data());
-            turn_matrix(turned.data(), p.cols, p.rows, data);
-        } else {
-            file.read_f32(name, p.shape_on_disk(), data);
-            std::fill(data + n, data + p.size(), 0.0f);
-        }
-        if (!all_finite(data, n))
-            fail("%s: tensor %s holds NaN or infinity", file.path().c_str(), name.c_str());
-    }
-}
-
-}  // namespace checkpoint_detail
 
 // ---- The state of a run ----
 
@@ -278,48 +138,11 @@ inline void check_settings(const std::string& folder, const RunState& saved,
 
 // ---- Reading ----
 
-namespace checkpoint_detail {
-
-// Throws unless the file holds this model's tensors, in their shapes, and no others that matter. Returns what
-// stands before their names. Takes names with and without "transformer."; Hugging Face's buffers (attn.bias,
-// attn.masked_bias: the causal mask) are passed over.
-inline std::string check_weights(const SafetensorsReader& file, const GPT2Config& config) {
-    const std::string prefix = file.contains("transformer.wte.weight") ? "transformer." : "";
-    std::set<std::string> known;
-    for (const ParamTensor& p : gpt2_params(config)) {
-        const std::string name = prefix + p.name;
-        const SafeTensor& tensor = file.at(name);
-        if (tensor.shape != p.shape_on_disk())
-            fail("%s: tensor %s has shape %s, but the model's config.json makes it %s", tensor.file.c_str(),
-                 name.c_str(), shape_text(tensor.shape).c_str(), shape_text(p.shape_on_disk()).c_str());
-        if (tensor.dtype != "F32" && tensor.dtype != "F16" && tensor.dtype != "BF16")
-            fail("%s: tensor %s is of type %s, but F32, F16 or BF16 is expected", tensor.file.c_str(),
-                 name.c_str(), tensor.dtype.c_str());
-        known.insert(name);
-    }
-    for (const auto& [name, tensor] : file.tensors()) {
-        if (known.count(name)) continue;
-        if (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")) continue;
-        if (name != "lm_head.weight")
-            fail("%s has a tensor %s that a GPT-2 with %d layers does not have", tensor.file.c_str(),
-                 printable(name).c_str(), config.num_layers);
-        const SafeTensor& wte = file.at(prefix + "wte.weight");
-        if (tensor.dtype != wte.dtype || tensor.shape != wte.shape ||
-            memcmp(tensor.data, wte.data, wte.bytes) != 0)
-            fail("%s: lm_head.weight is not the same as wte.weight, and this engine ties the two",
-                 tensor.file.c_str());
-    }
-    return prefix;
-}
-
-}  // namespace checkpoint_detail
-
 // What keeps a checkpoint from being used, or "". For a resume the optimizer must be there too.
 inline std::string checkpoint_problem(const std::string& folder, bool for_resume) {
     try {
         load_run_state(folder);
-        checkpoint_detail::check_weights(SafetensorsReader(folder + "/model.safetensors"),
-                                         read_gpt2_config(folder));
+        check_safetensors(SafetensorsReader(folder + "/model.safetensors"), read_gpt2_config(folder));
         if (for_resume) SafetensorsReader(folder + "/optimizer.safetensors");
     } catch (const Error& e) {
         return e.what();
@@ -337,47 +160,27 @@ inline std::string latest_checkpoint(const std::string& run_folder, bool for_res
     return "";
 }
 
-// For what the user names as a model: a checkpoint folder (or Hugging Face's), a run folder (its latest
-// checkpoint), a .safetensors file or a .safetensors.index.json with config.json beside it.
-struct ModelFiles {
-    std::string folder;   // where config.json is
-    std::string weights;  // for SafetensorsReader
-};
-
-inline ModelFiles find_model(const std::string& path) {
-    if (is_file(path)) {
-        if (!path.ends_with(".safetensors") && !path.ends_with(".safetensors.index.json"))
-            fail("%s is not a .safetensors file", path.c_str());
-        return {folder_of(path), path};
+// For what the user names as a model: a folder or a file in any format that weights.h knows (a TensorFlow
+// checkpoint also by its prefix), or a run folder, which means its latest checkpoint.
+inline WeightFiles find_model(const std::string& path) {
+    if (is_file(path)) return find_weights_of_file(path);
+    if (!is_folder(path)) {
+        if (is_file(path + ".index")) return find_weights_of_file(path + ".index");
+        fail("%s is neither a file nor a folder", path.c_str());
     }
-    if (!is_folder(path)) fail("%s is neither a file nor a folder", path.c_str());
-    if (is_file(path + "/config.json")) return {path, path};
+    WeightFiles found;
+    if (find_weights_in_folder(path, found)) return found;
     std::vector<int64_t> steps = checkpoint_steps(path);
     if (steps.empty())
-        fail("%s holds no model: there is neither config.json nor a checkpoint (step_...) in it",
-             path.c_str());
+        fail(
+            "%s holds no model: no safetensors, no TensorFlow checkpoint, no llm.c .bin, no checkpoint of ours "
+            "(step_...)",
+            path.c_str());
     std::string latest = latest_checkpoint(path, false);
     if (latest.empty())
         fail("%s has no complete checkpoint: %s", path.c_str(),
              checkpoint_problem(path + "/" + step_folder_name(steps.back()), false).c_str());
-    return {latest, latest};
-}
-
-// The configuration of a model that find_model() knows. Its weights have been found to be of that size, so
-// that memory for num_parameters() is not taken on the word of config.json alone.
-inline GPT2Config config_for_weights(const std::string& path) {
-    const ModelFiles model = find_model(path);
-    const GPT2Config config = read_gpt2_config(model.folder);
-    checkpoint_detail::check_weights(SafetensorsReader(model.weights), config);
-    return config;
-}
-
-// Fills params, num_parameters(config) floats laid out by gpt2_params(), from a model that find_model()
-// knows, in F32, F16 or BF16.
-inline void load_weights(const std::string& path, const GPT2Config& config, float* params) {
-    const SafetensorsReader file(find_model(path).weights);
-    const std::string prefix = checkpoint_detail::check_weights(file, config);
-    checkpoint_detail::read_params(file, config, prefix, params);
+    return {WeightFormat::safetensors, latest + "/model.safetensors", latest};
 }
 
 // Fills AdamW's moments from a checkpoint folder, in the layout of the parameters.
@@ -391,8 +194,8 @@ inline void load_optimizer(const std::string& folder, const GPT2Config& config, 
     if (file.tensors().size() != 2 * gpt2_params(config).size())
         fail("%s has %zu tensors where this model has %zu", path.c_str(), file.tensors().size(),
              2 * gpt2_params(config).size());
-    checkpoint_detail::read_params(file, config, "exp_avg.", adam_m);
-    checkpoint_detail::read_params(file, config, "exp_avg_sq.", adam_v);
+    read_params(file, config, "exp_avg.", adam_m);
+    read_params(file, config, "exp_avg_sq.", adam_v);
 }
 
 // ---- Writing ----
@@ -403,7 +206,6 @@ inline void load_optimizer(const std::string& folder, const GPT2Config& config, 
 inline void save_checkpoint(const std::string& run_folder, const GPT2Config& config, const float* params,
                             const float* adam_m, const float* adam_v, const RunState& state, int keep = 2) {
     namespace fs = std::filesystem;
-    using namespace checkpoint_detail;
     std::error_code error;
     fs::create_directories(run_folder, error);
     if (error) fail("cannot create the folder %s: %s", run_folder.c_str(), error.message().c_str());
@@ -420,20 +222,13 @@ inline void save_checkpoint(const std::string& run_folder, const GPT2Config& con
     if (mkdir(temporary.c_str(), 0777) != 0)
         fail("cannot create the folder %s: %s", temporary.c_str(), strerror(errno));
     try {
-        write_gpt2_config(temporary, config);
-        {
-            // Without "format" transformers refuses the file.
-            SafetensorsWriter file(temporary + "/model.safetensors", {{"format", "pt"}});
-            declare_params(file, config, "transformer.");
-            write_params(file, config, "transformer.", params, true);
-            file.finish();
-        }
+        write_model(temporary, config, params);
         if (adam_m) {
             SafetensorsWriter file(temporary + "/optimizer.safetensors");
             declare_params(file, config, "exp_avg.");
             declare_params(file, config, "exp_avg_sq.");
-            write_params(file, config, "exp_avg.", adam_m, true);
-            write_params(file, config, "exp_avg_sq.", adam_v, true);
+            write_params(file, config, "exp_avg.", adam_m);
+            write_params(file, config, "exp_avg_sq.", adam_v);
             file.finish();
         }
         const nlohmann::ordered_json root = {
@@ -500,17 +295,16 @@ inline std::string open_run_folder(const std::string& run_folder, bool resume) {
 // One micro-step as an outsider needs it to check us. Host arrays.
 struct DebugState {
     int B = 0, T = 0;
-    const int32_t *x = nullptr, *y = nullptr;                     // [B, T]
-    float ce = 0, reg = 0, total = 0;                             // reg is R, without lambda
-    const float* logits = nullptr;                                // [B, T, logits_stride]
-    int logits_stride = 0;                                        // vocab_size or padded_vocab_size
-    const float *topk_mass = nullptr, *topk_threshold = nullptr;  // [L, B, NH, T]
-    const float *params = nullptr, *grads = nullptr;              // laid out by gpt2_params()
+    const int32_t *x = nullptr, *y = nullptr;                           // [B, T]
+    float ce = 0, reg = 0, total = 0;                                   // reg is R, without lambda
+    const float* logits = nullptr;                                      // [B, T, logits_stride]
+    int logits_stride = 0;                                              // vocab_size or padded_vocab_size
+    const float *topk_mass = nullptr, *topk_threshold = nullptr;        // [L, B, NH, T]
+    std::function<std::vector<float>(const ParamTensor&)> param, grad;  // one tensor, in the table's layout
     std::map<std::string, std::string> metadata = {};  // "topk", "lambda", "reg"; n_layer, n_head are added
 };
 
 inline void write_debug_state(const std::string& path, const GPT2Config& config, const DebugState& s) {
-    using namespace checkpoint_detail;
     std::map<std::string, std::string> metadata = s.metadata;
     metadata["n_layer"] = std::to_string(config.num_layers);
     metadata["n_head"] = std::to_string(config.num_heads);
@@ -535,7 +329,8 @@ inline void write_debug_state(const std::string& path, const GPT2Config& config,
         file.write("logits", s.logits + i * s.logits_stride, config.vocab_size * sizeof(float));
     file.write("topk.mass", s.topk_mass, rows * sizeof(float));
     file.write("topk.threshold", s.topk_threshold, rows * sizeof(float));
-    write_params(file, config, "param.", s.params, false);
-    write_params(file, config, "grad.", s.grads, false);
+    // Tensor by tensor: a copy of all of them would not fit beside a model that just fits.
+    for (const ParamTensor& p : gpt2_params(config)) write_param(file, p, "param.", s.param(p).data());
+    for (const ParamTensor& p : gpt2_params(config)) write_param(file, p, "grad.", s.grad(p).data());
     file.finish();
 }

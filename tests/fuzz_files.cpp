@@ -3,8 +3,9 @@
 // memory out of proportion to the file ends the program with a failure. The file at fault stays in the folder
 // that is printed.
 //
-// Fuzzed: a .safetensors file, config.json, state.json and an index, each through everything that reads it,
-// and metrics.jsonl.
+// Fuzzed: a .safetensors file, config.json, state.json and an index, llm.c's .bin, a TensorFlow checkpoint's
+// hparams.json, each through everything that reads it, and metrics.jsonl. (The TensorFlow checkpoint itself
+// has a fuzzer of its own.)
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -74,13 +75,15 @@ void change_number(std::string& bytes, Random& random) {
 
 // One to six changes to the first `reach` bytes. A header's length is put right again half of the time, so
 // that what lies behind that check is reached.
-std::string mutate(std::string bytes, Random& random, bool is_safetensors) {
+std::string mutate(std::string bytes, Random& random, const std::string& name) {
+    const bool is_safetensors = name.ends_with(".safetensors"), is_bin = name.ends_with(".bin");
     uint64_t header = 0;
     if (is_safetensors) memcpy(&header, bytes.data(), 8);
     const size_t size = bytes.size();
     for (size_t n = 1 + below(random, 6); n > 0; n--) {
+        const size_t start = is_bin ? 8 * sizeof(int32_t) : 8 + header;  // where the numbers that matter end
         const size_t reach =
-            is_safetensors && random() % 8 ? std::min<size_t>(bytes.size(), 8 + header) : bytes.size();
+            (is_safetensors || is_bin) && random() % 8 ? std::min<size_t>(bytes.size(), start) : bytes.size();
         const size_t at = below(random, reach);
         switch (random() % 8) {
             case 0:
@@ -116,10 +119,11 @@ std::string mutate(std::string bytes, Random& random, bool is_safetensors) {
 // Everything that a user could point at such a folder.
 void read_everything(const std::string& run) {
     const std::string folder = latest_checkpoint(run, false);
-    for (const std::string& path : {run + "/step_00000007", run + "/sharded", run}) {
-        const GPT2Config config = config_for_weights(path);
+    for (const std::string& path :
+         {run + "/step_00000007", run + "/sharded", run + "/llmc", run + "/tensorflow", run}) {
+        const GPT2Config config = config_for_weights(find_model(path));
         std::vector<float> values(num_parameters(config)), other(values);
-        load_weights(path, config, values.data());
+        load_weights(find_model(path), config, values.data());
         if (path == run) load_optimizer(folder, config, values.data(), other.data());
     }
     load_run_state(folder);
@@ -161,6 +165,14 @@ int main(int argc, char** argv) {
     for (const ParamTensor& p : gpt2_params(config))
         index["weight_map"]["transformer." + p.name] = "a.safetensors";
     write_text(sharded + "/model.safetensors.index.json", index.dump(2));
+    std::filesystem::create_directories(run + "/llmc");
+    int32_t header[256] = {kLlmcModelMagic, 3, 3, 5, 1, 1, 8, 16};
+    const std::vector<float> weights((16 + 3) * 8 + 12 * 64 + 13 * 8 + 2 * 8, 0.5f);
+    write_text(run + "/llmc/gpt2.bin", std::string(reinterpret_cast<const char*>(header), sizeof header) +
+                                           std::string(reinterpret_cast<const char*>(weights.data()),
+                                                       weights.size() * sizeof(float)));
+    const std::string here = __FILE__;
+    std::filesystem::copy(here.substr(0, here.rfind('/')) + "/fixtures/tensorflow/gpt2", run + "/tensorflow");
     {
         MetricsLog log(run, {{"lambda", 0.1}});
         for (int64_t i = 1; i <= 5; i++) {
@@ -173,6 +185,7 @@ int main(int argc, char** argv) {
     const std::string targets[] = {step + "/model.safetensors", step + "/optimizer.safetensors",
                                    sharded + "/a.safetensors",  step + "/config.json",
                                    step + "/state.json",        sharded + "/model.safetensors.index.json",
+                                   run + "/llmc/gpt2.bin",      run + "/tensorflow/hparams.json",
                                    run + "/metrics.jsonl"};
     std::vector<std::string> good;
     for (const std::string& target : targets) good.push_back(read_text(target));
@@ -186,8 +199,7 @@ int main(int argc, char** argv) {
     fflush(stdout);
     for (; now() < end; tries++) {
         const size_t which = below(random, std::size(targets));
-        const bool is_safetensors = targets[which].ends_with(".safetensors");
-        write_text(targets[which], mutate(good[which], random, is_safetensors));
+        write_text(targets[which], mutate(good[which], random, targets[which]));
         alarm(10);  // a hang
         try {
             if (which + 1 == std::size(targets))

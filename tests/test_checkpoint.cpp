@@ -155,10 +155,11 @@ struct Snapshot {
     }
     // Everything in the folder, as resuming reads it, is this.
     bool is_in(const std::string& folder) const {
-        if (!(config_for_weights(folder) == config) || !(load_run_state(folder) == state)) return false;
+        if (!(config_for_weights(find_model(folder)) == config) || !(load_run_state(folder) == state))
+            return false;
         // Not zero, so that padding which is left alone shows.
         std::vector<float> p(params.size(), 7), a(params.size(), 7), b(params.size(), 7);
-        load_weights(folder, config, p.data());
+        load_weights(find_model(folder), config, p.data());
         load_optimizer(folder, config, a.data(), b.data());
         return same_bits(p, params) && same_bits(a, m) && same_bits(b, v);
     }
@@ -263,7 +264,7 @@ TEST_CASE("models written by transformers load: one file, several, by folder and
     for (const std::string name : {"/gpt2", "/gpt2/model.safetensors", "/gpt2_sharded",
                                    "/gpt2_sharded/model.safetensors.index.json"}) {
         INFO("from " << name);
-        const GPT2Config config = config_for_weights(kFixtures + name);
+        const GPT2Config config = config_for_weights(find_model(kFixtures + name));
         CHECK(config.max_seq_len == 4);
         CHECK(config.vocab_size == 5);
         CHECK(config.padded_vocab_size == 128);
@@ -271,7 +272,7 @@ TEST_CASE("models written by transformers load: one file, several, by folder and
         CHECK(config.num_heads == 1);
         CHECK(config.channels == 8);
         std::vector<float> params(num_parameters(config), 7);
-        load_weights(kFixtures + name, config, params.data());
+        load_weights(find_model(kFixtures + name), config, params.data());
 
         std::vector<ParamTensor> tensors = gpt2_params(config);
         std::sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.name < b.name; });
@@ -295,7 +296,7 @@ TEST_CASE("weights are found where the user points") {
     const Snapshot first(1), second(2);
     std::vector<float> params(first.params.size());
     const auto loads = [&](const std::string& path, const Snapshot& snapshot) {
-        load_weights(path, config_for_weights(path), params.data());
+        load_weights(find_model(path), config_for_weights(find_model(path)), params.data());
         return same_bits(params, snapshot.params);
     };
     CHECK(loads(run.path, second));
@@ -306,12 +307,13 @@ TEST_CASE("weights are found where the user points") {
     CHECK(loads(run.path, first));
 
     write_text(run / "step_00000001/model.safetensors", "");
-    check_mentions(error_of([&] { config_for_weights(run.path); }), "has no complete checkpoint");
-    check_mentions(error_of([&] { config_for_weights(run / "none"); }), "neither a file nor a folder");
-    check_mentions(error_of([&] { config_for_weights(run / "step_00000001/state.json"); }),
-                   "not a .safetensors");
+    check_mentions(error_of([&] { config_for_weights(find_model(run.path)); }), "has no complete checkpoint");
+    check_mentions(error_of([&] { config_for_weights(find_model(run / "none")); }),
+                   "neither a file nor a folder");
+    check_mentions(error_of([&] { config_for_weights(find_model(run / "step_00000001/state.json")); }),
+                   "not a model that is known here");
     TempFolder empty;
-    check_mentions(error_of([&] { config_for_weights(empty.path); }), "holds no model");
+    check_mentions(error_of([&] { config_for_weights(find_model(empty.path)); }), "holds no model");
 }
 
 TEST_CASE("names with and without prefix, the causal mask's buffers, the tied head") {
@@ -326,15 +328,15 @@ TEST_CASE("names with and without prefix, the causal mask's buffers, the tied he
     };
     const auto write = [&](const std::string& prefix, const std::vector<Extra>& extras) {
         SafetensorsWriter file(folder / "model.safetensors");
-        checkpoint_detail::declare_params(file, config, prefix);
+        declare_params(file, config, prefix);
         for (const Extra& e : extras) file.declare(e.name, "F32", e.shape);
-        checkpoint_detail::write_params(file, config, prefix, snapshot.params.data(), true);
+        write_params(file, config, prefix, snapshot.params.data());
         for (const Extra& e : extras) file.write(e.name, e.values.data(), e.values.size() * sizeof(float));
         file.finish();
     };
     const auto load = [&] {
         std::vector<float> params(snapshot.params.size(), 7);
-        load_weights(folder.path, config_for_weights(folder.path), params.data());
+        load_weights(find_model(folder.path), config_for_weights(find_model(folder.path)), params.data());
         CHECK(same_bits(params, snapshot.params));
     };
     std::vector<float> wte(snapshot.params.begin(), snapshot.params.begin() + 5 * 8);
@@ -366,14 +368,14 @@ TEST_CASE("weights that disagree with config.json are an Error that names the te
         REQUIRE(text.find(from) != std::string::npos);
         text.replace(text.find(from), from.size(), to);
         write_text(folder + "/config.json", text);
-        return error_of([&] { config_for_weights(folder); });
+        return error_of([&] { config_for_weights(find_model(folder)); });
     };
     CHECK(error_with("\"n_layer\": 2", "\"n_layer\": 2") == "");
     check_mentions(error_with("\"n_layer\": 2", "\"n_layer\": 3"),
                    "has no tensor transformer.h.2.ln_1.weight");
     check_mentions(error_with("\"n_layer\": 2", "\"n_layer\": 1"), "transformer.h.1.");
     check_mentions(error_with("\"vocab_size\": 5", "\"vocab_size\": 6"),
-                   "wte.weight has shape [5, 8], but the model's config.json makes it [6, 8]");
+                   "wte.weight has shape [5, 8], but the model's configuration makes it [6, 8]");
     check_mentions(error_with("\"n_positions\": 3", "\"n_positions\": 4"), "wpe.weight has shape [3, 8]");
     check_mentions(error_with("\"n_embd\": 8", "\"n_embd\": 16"), "has shape");
 
@@ -388,7 +390,8 @@ TEST_CASE("weights that disagree with config.json are an Error that names the te
             file.write(p.name, zeros.data(), p.size_on_disk() * 4);
         file.finish();
     }
-    check_mentions(error_of([&] { config_for_weights(whole.path); }), "tensor wte.weight is of type I32");
+    check_mentions(error_of([&] { config_for_weights(find_model(whole.path)); }),
+                   "tensor wte.weight is of type I32");
 }
 
 TEST_CASE("a config.json that asks for what we do not compute is an Error that says so") {
@@ -527,7 +530,7 @@ TEST_CASE("the newest checkpoints keep their optimizer, the others their weights
     CHECK(Snapshot(30).is_in(run / "step_00000030"));
     CHECK(Snapshot(40).is_in(run / "step_00000040"));
     std::vector<float> values(Snapshot(10).params.size()), other(values);
-    load_weights(run / "step_00000010", small_config(), values.data());
+    load_weights(find_model(run / "step_00000010"), small_config(), values.data());
     CHECK(same_bits(values, Snapshot(10).params));
     check_mentions(
         error_of([&] { load_optimizer(run / "step_00000010", small_config(), values.data(), other.data()); }),
@@ -598,8 +601,8 @@ TEST_CASE("a model with NaN or infinity is neither saved nor loaded") {
     memcpy(bytes.data() + bytes.size() - 4, &nan, 4);
     write_text(path, bytes);
     std::vector<float> params(Snapshot(1).params.size());
-    check_mentions(error_of([&] { load_weights(run.path, small_config(), params.data()); }),
-                   "tensor transformer.ln_f.bias holds NaN or infinity");
+    check_mentions(error_of([&] { load_weights(find_model(run.path), small_config(), params.data()); }),
+                   "tensor ln_f.bias holds NaN or infinity");
 }
 
 TEST_CASE("a new run does not start in another's folder") {
@@ -787,8 +790,13 @@ TEST_CASE("the debug state has every tensor under its public name, without paddi
     state.logits_stride = Vp;
     state.topk_mass = mass.data();
     state.topk_threshold = threshold.data();
-    state.params = params.data();
-    state.grads = grads.data();
+    const auto tensor_of = [](const std::vector<float>& all) {
+        return [&all](const ParamTensor& p) {
+            return std::vector<float>(all.begin() + p.offset, all.begin() + p.offset + p.size());
+        };
+    };
+    state.param = tensor_of(params);
+    state.grad = tensor_of(grads);
     state.metadata = {{"topk", "8"}, {"lambda", "1"}, {"reg", "tail"}};
     write_debug_state(folder / "debug.safetensors", config, state);
 

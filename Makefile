@@ -1,5 +1,6 @@
 # make train_gpt2cu     the trainer, for this machine's GPU if there is one and always for the CPU, and its data
 # make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
+# make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
 # make gpu-compile      compile the GPU code for sm_80 and sm_90a, on a machine that need not have a GPU
 # make readme           put the table of flags into the README
 # make format / make clean
@@ -88,10 +89,24 @@ build/deps: dev/deps
 	@CXX="$(CXX)" dev/deps
 	@touch $@
 
+# ---- learning ----
+
+# On the GPU where there is one, otherwise on the CPU backend.
+.PHONY: ladder
+ladder: build/attention_ladder
+HAS_GPU := $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null))
+build/attention_ladder: dev/cuda/attention_ladder.cu build/deps build/gpu_arch Makefile
+ifneq ($(HAS_GPU),)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(NVCC_LIBS) -o $@
+else
+	llmc/cpu/cpu_nvcc $< -o $@.o $(CPU_FLAGS)
+	$(CXX) $@.o $(CPU_LIBS) -o $@
+endif
+
 # ---- tests ----
 
 HOST_TESTS = $(basename $(notdir $(wildcard tests/test_*.cpp)))
-KERNEL_TESTS = test_layers test_attention
+KERNEL_TESTS = test_layers test_matmul test_attention
 CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
@@ -119,7 +134,7 @@ build/race/%: build/race/%.o build/race/race_check.o
 build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/commit.o
 	@mkdir -p build/gpu
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
-GPU_TESTS = $(if $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null)),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
+GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
 ifdef RACE
 test: $(addprefix build/race/,$(KERNEL_TESTS))
@@ -129,10 +144,10 @@ test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
 	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
 else
 test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) \
-      train_gpt2cpu train_gpt2cu build/tokenize
+      train_gpt2cpu train_gpt2cu build/tokenize build/attention_ladder
 	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
 	    $(foreach s,backward random,$(addprefix CUDA_CPU_SCHEDULE=$(s):$(BUILD)/,$(KERNEL_TESTS))) \
-	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) $(addprefix tests/,$(SCRIPTS))
+	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) build/attention_ladder $(addprefix tests/,$(SCRIPTS))
 endif
 
 # test_model.cu includes the trainer, and so every kernel in both precisions.
@@ -140,15 +155,15 @@ gpu-compile: build/deps build/commit.o
 	@mkdir -p build/gpu
 	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_80$(,)code=sm_80 -gencode arch=compute_90a$(,)code=sm_90a \
 	    --threads 2,$(NVCC_FLAGS)) -c tests/test_model.cu -o build/gpu/test_model_both.o
-	for test in $(KERNEL_TESTS); do \
-	    $(NVCC) $(subst -O3,-O0,$(NVCC_FLAGS)) -c tests/$$test.cu -o build/gpu/$${test}_compiled.o || exit 1; done
+	for file in $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu; do \
+	    $(NVCC) $(subst -O3,-O0 -Xcicc -O0 -Xptxas -O0,$(NVCC_FLAGS)) -c $$file -o build/gpu/compiled.o || exit 1; done
 
 # ---- housekeeping ----
 
 readme: train_gpt2cpu
 	./train_gpt2cpu --help-markdown | dev/put_table README.md flags
 
-FORMATTED = $(wildcard *.cu llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
+FORMATTED = $(wildcard *.cu dev/*/*.cu llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
 format:
 	clang-format -i $(FORMATTED)
 format-check:

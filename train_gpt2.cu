@@ -30,9 +30,9 @@
 #include "llmc/matmul.cuh"
 #include "llmc/metrics.h"
 #include "llmc/params.h"
-#include "llmc/residual.cuh"
 #include "llmc/sampler.h"
 #include "llmc/schedule.h"
+#include "llmc/step_stats.cuh"
 #include "llmc/tokenizer.h"
 #include "llmc/topk.h"
 
@@ -317,9 +317,9 @@ struct LayerActs {
 
 template <class Float>
 struct Acts {
-    int *inputs, *targets;                            // [B,T]
-    int *bucket_order, *bucket_token, *bucket_begin;  // TokenBuckets: [B*T], [min(B*T,V)], that + 1
-    Float* encoded;                                   // [B,T,C]
+    int *inputs, *targets;  // [B,T]
+    int* token_plan;        // plan_tokens() of the inputs
+    Float* encoded;         // [B,T,C]
     std::vector<LayerActs<Float>> layers;
     Float* lnf;                  // [B,T,C]
     float *lnf_mean, *lnf_rstd;  // [B,T]
@@ -334,8 +334,9 @@ struct Acts {
     Float* dqkv;         // [B,T,3C]
     Float* dfch;         // [B,T,4C]
     float* att_scratch;  // where dfch is: by the time of the attention's backward it has been used up
-    float* scratch;      // column sums, the gradient norm's parts
-    double* norm;
+    float* scratch;      // column sums, the sums of frequent tokens, the gradient norm's parts
+    StepStats* stats;
+    size_t* tensor_begin;  // [tensors + 1] offsets of the parameters
 };
 
 template <class Float>
@@ -346,9 +347,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     Acts<Float> a;
     a.inputs = arena.take<int>(BT);
     a.targets = arena.take<int>(BT);
-    a.bucket_order = arena.take<int>(BT);
-    a.bucket_token = arena.take<int>(BT);
-    a.bucket_begin = arena.take<int>(BT + 1);
+    a.token_plan = arena.take<int>(TokenPlan::most_ints((int)BT, config.vocab_size));
     a.encoded = arena.take<Float>(BT * C);
     a.layers.resize(L);
     for (size_t l = 0; l < L; l++) {
@@ -389,13 +388,38 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.att_scratch =
         arena.take<float>(std::max(att_scratch, ceil_div(BT * 4 * C * sizeof(Float), sizeof(float))));
     a.dfch = reinterpret_cast<Float*>(a.att_scratch);
-    a.scratch = arena.take<float>(std::max(column_sum_scratch(ctx, 4 * C), (size_t)kGradNormBlocks));
-    a.norm = arena.take<double>(1);
+    a.scratch =
+        arena.take<float>(std::max({column_sum_scratch(ctx, 4 * C), encoder_backward_scratch((int)BT, (int)C),
+                                    (size_t)kGradNormBlocks}));
+    a.stats = arena.take<StepStats>(1);
+    a.tensor_begin = arena.take<size_t>(gpt2_params(config).size() + 1);
     return a;
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // the model
+
+// Micro-batches on their way to the device. The copy of one is under way while the host prepares the next, so
+// there are two buffers, in memory that the device reads by itself.
+struct BatchQueue {
+    int* buffer[2] = {};
+    cudaEvent_t copied[2] = {};
+    int next = 0;
+
+    explicit BatchQueue(size_t ints) {
+        for (int i = 0; i < 2; i++) {
+            CUDA_CHECK(cudaMallocHost(&buffer[i], ints * sizeof(int)));
+            CUDA_CHECK(cudaEventCreateWithFlags(&copied[i], cudaEventDisableTiming));
+        }
+    }
+    BatchQueue(const BatchQueue&) = delete;
+    ~BatchQueue() {
+        for (int i = 0; i < 2; i++) {
+            cudaFreeHost(buffer[i]);
+            cudaEventDestroy(copied[i]);
+        }
+    }
+};
 
 template <class Float>
 struct GPT2 {
@@ -410,7 +434,9 @@ struct GPT2 {
     Float* params_base = nullptr;                             // [num_params]
     float* master = nullptr;                                  // [num_params]; in fp32 params_base itself
     float *grads_base = nullptr, *m = nullptr, *v = nullptr;  // [num_params]
+    uint32_t* decay_bits = nullptr;                           // see adamw.cuh
     Acts<Float> acts = {};
+    std::shared_ptr<BatchQueue> batches = nullptr;
 };
 
 template <class Float>
@@ -425,6 +451,7 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
     if (model.optimizer) {
         model.m = arena.take<float>(model.num_params);
         model.v = arena.take<float>(model.num_params);
+        model.decay_bits = arena.take<uint32_t>(ceil_div(model.num_params, size_t{256}));
     }
     model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute);
 }
@@ -481,7 +508,15 @@ GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, in
     if (optimizer) {
         CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
         CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
+        const std::vector<uint32_t> bits = decay_bits(gpt2_params(config));
+        to_device(model.decay_bits, bits.data(), bits.size());
     }
+    model.batches =
+        std::make_shared<BatchQueue>(2 * (size_t)B * T + TokenPlan::most_ints(B * T, config.vocab_size));
+    std::vector<size_t> tensor_begin;
+    for (const ParamTensor& p : gpt2_params(config)) tensor_begin.push_back(p.offset);
+    tensor_begin.push_back(model.num_params);
+    to_device(model.acts.tensor_begin, tensor_begin.data(), tensor_begin.size());
     CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
     return model;
 }
@@ -490,12 +525,29 @@ template <class Float>
 void free_model(GPT2<Float>& model) {
     CUDA_CHECK(cudaFree(model.memory));
     model.memory = nullptr;
+    model.batches = nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // forward
 
-// One layer: residual stream in, residual stream out. topk > 0 also finds each row's threshold and mass.
+// out = layernorm of the residual stream in front of layer l (l = L: behind the last one). Here the stream is
+// also completed: what the MLP of the layer before left in acts.branch is added to residual_mid, and the sum
+// is stored as that layer's residual, all in one pass over the data.
+template <class Float>
+void stream_layernorm_forward(const Context& ctx, const GPT2<Float>& model, int l, Float* out, float* mean,
+                              float* rstd, const Float* weight, const Float* bias, int BT) {
+    const Acts<Float>& a = model.acts;
+    const int C = model.config.channels;
+    if (l == 0)
+        layernorm_forward<Float>(ctx, out, mean, rstd, nullptr, nullptr, a.encoded, weight, bias, BT, C);
+    else
+        layernorm_forward<Float>(ctx, out, mean, rstd, a.layers[l - 1].residual, a.layers[l - 1].residual_mid,
+                                 a.branch, weight, bias, BT, C);
+}
+
+// One layer behind its first layernorm, up to what its MLP adds to the residual stream, which is left in
+// acts.branch. inp: the stream that the layer reads. topk > 0 also finds each row's threshold and mass.
 //   mid = inp + attproj(attention(qkv(ln1(inp))))          out = mid + fcproj(gelu(fc(ln2(mid))))
 template <class Float>
 void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
@@ -505,17 +557,13 @@ void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Fl
     Float* branch = model.acts.branch;
     const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
 
-    layernorm_forward<Float>(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, nullptr, nullptr, inp, p.ln1_w, p.ln1_b, BT,
-                             C);
     matmul_forward(ctx, a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
     attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, hs, topk);
     matmul_forward(ctx, branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
     layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, branch, p.ln2_w,
                              p.ln2_b, BT, C);
-    matmul_forward(ctx, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
-    gelu_forward(ctx, a.fch_gelu, a.fch, (size_t)BT * 4 * C);
+    matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
     matmul_forward(ctx, branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
-    add_forward(ctx, a.residual, a.residual_mid, branch, (size_t)BT * C);
 }
 
 // The residual stream that layer l reads: [B,T,C].
@@ -533,16 +581,18 @@ void forward(const Context& ctx, const GPT2<Float>& model, int B, int T, int top
     const int C = model.config.channels, NH = model.config.num_heads, L = model.config.num_layers;
     encoder_forward(ctx, a.encoded, a.inputs, model.params.wte, model.params.wpe, B, T, C);
     for (int l = 0; l < L; l++) {
-        layer_forward(ctx, model, l, layer_input(model, l), B, T, topk);
+        const LayerParams<Float>& p = model.params.layers[l];
         const LayerActs<Float>& y = a.layers[l];
+        stream_layernorm_forward(ctx, model, l, y.ln1, y.ln1_mean, y.ln1_rstd, p.ln1_w, p.ln1_b, B * T);
+        layer_forward(ctx, model, l, layer_input(model, l), B, T, topk);
         if (topk > 0)
             attention_mass_sums(ctx, a.mass_sums + (size_t)l * B * NH * 2, y.rows.mass, reg, B, T, NH, topk);
         if (topk > 0 && sinks)
             attention_sink_sums(ctx, a.sink_sums + (size_t)l * B * NH * 4, y.rows, y.qkv, B, T, NH, C / NH,
                                 topk);
     }
-    layernorm_forward<Float>(ctx, a.lnf, a.lnf_mean, a.lnf_rstd, nullptr, nullptr, a.layers[L - 1].residual,
-                             model.params.lnf_w, model.params.lnf_b, B * T, C);
+    stream_layernorm_forward(ctx, model, L, a.lnf, a.lnf_mean, a.lnf_rstd, model.params.lnf_w,
+                             model.params.lnf_b, B * T);
 }
 
 // Logits of `rows` rows of acts.lnf, from `first` on, into acts.logits.
@@ -567,21 +617,21 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
     const Acts<Float>& s = model.acts;
     const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
 
-    if (model.recompute == 2) {
-        layer_forward(ctx, model, l, inp, B, T, topk);
-    } else if (model.recompute == 1) {
+    if (model.recompute >= 1)
         layernorm_forward<Float>(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, nullptr, nullptr, inp, p.ln1_w, p.ln1_b,
                                  BT, C);
+    if (model.recompute == 1) {
         layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, nullptr, nullptr, a.residual_mid,
                                  p.ln2_w, p.ln2_b, BT, C);
         gelu_forward(ctx, a.fch_gelu, a.fch, (size_t)BT * 4 * C);
+    } else if (model.recompute == 2) {
+        layer_forward(ctx, model, l, inp, B, T, topk);
     }
 
     // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
     // MLP
-    matmul_backward(ctx, s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual, a.fch_gelu, p.fcproj_w, BT,
-                    4 * C, C);
-    gelu_backward(ctx, s.dfch, s.dfch, a.fch, (size_t)BT * 4 * C);
+    matmul_gelu_backward(ctx, s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual, a.fch_gelu, a.fch,
+                         p.fcproj_w, BT, 4 * C, C);
     matmul_backward(ctx, s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C, 4 * C);
     layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, s.scratch, s.dbranch, a.residual_mid, p.ln2_w,
                        a.ln2_mean, a.ln2_rstd, BT, C);
@@ -597,72 +647,60 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
 
 // From acts.logits, which hold their gradient, to every parameter's gradient, which is added to.
 template <class Float>
-void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int num_buckets, int topk, Reg reg,
+void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk, Reg reg,
               const std::vector<float>& reg_weight) {
     const Acts<Float>& a = model.acts;
     const int C = model.config.channels, L = model.config.num_layers, BT = B * T;
     matmul_backward<Float>(ctx, a.dbranch, model.grads.wte, nullptr, nullptr, a.logits, a.lnf,
                            model.params.wte, BT, C, model.config.padded_vocab_size);
-    CUDA_CHECK(cudaMemsetAsync(a.dresidual, 0, (size_t)BT * C * sizeof(Float), ctx.stream));
     layernorm_backward(ctx, a.dresidual, model.grads.lnf_w, model.grads.lnf_b, a.scratch, a.dbranch,
-                       a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean, a.lnf_rstd, BT, C);
+                       a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean, a.lnf_rstd, BT, C, false);
     for (int l = L - 1; l >= 0; l--)
         layer_backward(ctx, model, l, layer_input(model, l), B, T, topk, reg, reg_weight[l]);
-    encoder_backward(ctx, model.grads.wte, model.grads.wpe, a.dresidual, a.bucket_order, a.bucket_token,
-                     a.bucket_begin, num_buckets, B, T, C);
+    encoder_backward(ctx, model.grads.wte, model.grads.wpe, a.scratch, a.dresidual, a.token_plan, B, T, C);
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // loss
 
-// What one or more micro-steps measured, as means over them.
-struct LossStats {
-    double ce = 0;             // cross-entropy a token, nats
-    double reg = 0, mass = 0;  // R without lambda; top-k mass
-};
-
-// Sums of acts.mass_sums over heads and batch rows: R (with the layers' factors) and the mean mass. Where no
-// row is long enough to be regularized, R is 0 and the mass 1.
+// Adds what a forward left in acts.losses and acts.mass_sums to acts.stats: the loss with weight `share`,
+// masses with weight mass_share (0: none were measured).
 template <class Float>
-void add_mass_stats(const Context& ctx, const GPT2<Float>& model, int B, int T, const TrainConfig& c,
-                    double share, LossStats& stats) {
-    const int L = model.config.num_layers, BNH = B * model.config.num_heads;
-    const double rows = (double)regularized_rows(B, T, model.config.num_heads, c.topk) * L;
-    if (rows == 0) {
-        stats.mass += share;
-        return;
+void add_stats(const Context& ctx, const GPT2<Float>& model, int B, int T, const TrainConfig& c, double share,
+               double mass_share) {
+    const double rows =
+        (double)regularized_rows(B, T, model.config.num_heads, c.topk) * (double)model.config.num_layers;
+    add_step_stats(ctx, model.acts.stats, model.acts.losses, B * T, share, model.acts.mass_sums,
+                   B * model.config.num_heads, rows, mass_share, c.layer_lambda);
+}
+
+template <class Float>
+void reset_stats(const Context& ctx, const GPT2<Float>& model) {
+    CUDA_CHECK(cudaMemsetAsync(model.acts.stats, 0, sizeof(StepStats), ctx.stream));
+}
+
+// Sends x, y [B,T] to acts.inputs and acts.targets, and for the backward the plan of the embedding's
+// gradient. Returns while the copies are under way.
+template <class Float>
+void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y, int BT,
+                bool for_backward) {
+    BatchQueue& queue = *model.batches;
+    const int slot = queue.next;
+    queue.next ^= 1;
+    CUDA_CHECK(cudaEventSynchronize(queue.copied[slot]));  // what it held last has arrived
+    int* at = queue.buffer[slot];
+    const auto send = [&](int* to, const int* from, size_t n) {
+        std::copy(from, from + n, at);
+        CUDA_CHECK(cudaMemcpyAsync(to, at, n * sizeof(int), cudaMemcpyHostToDevice, ctx.stream));
+        at += n;
+    };
+    send(model.acts.inputs, x, BT);
+    send(model.acts.targets, y, BT);
+    if (for_backward) {
+        const std::vector<int> plan = plan_tokens(x, BT, model.config.vocab_size);
+        send(model.acts.token_plan, plan.data(), plan.size());
     }
-    const std::vector<float> sums = to_host(ctx, model.acts.mass_sums, (size_t)L * BNH * 2);
-    for (int l = 0; l < L; l++)
-        for (int bh = 0; bh < BNH; bh++) {
-            stats.mass += share * sums[((size_t)l * BNH + bh) * 2] / rows;
-            stats.reg += share * c.layer_lambda[l] * sums[((size_t)l * BNH + bh) * 2 + 1] / rows;
-        }
-}
-
-template <class Float>
-double mean_loss(const Context& ctx, const GPT2<Float>& model, int rows) {
-    double sum = 0.0;
-    for (float loss : to_host(ctx, model.acts.losses, rows)) sum += loss;
-    return sum / rows;
-}
-
-// Puts a batch on the device: x, y [B,T].
-template <class Float>
-void upload_batch(const GPT2<Float>& model, const int* x, const int* y, int BT) {
-    to_device(model.acts.inputs, x, BT);
-    to_device(model.acts.targets, y, BT);
-}
-
-// What the embedding's backward needs besides: the batch's positions sorted by token. Returns the number of
-// distinct tokens.
-template <class Float>
-int upload_buckets(const GPT2<Float>& model, const int* x, int BT) {
-    const TokenBuckets buckets = bucket_tokens(x, BT, model.config.vocab_size);
-    to_device(model.acts.bucket_order, buckets.order.data(), buckets.order.size());
-    to_device(model.acts.bucket_token, buckets.token.data(), buckets.token.size());
-    to_device(model.acts.bucket_begin, buckets.begin.data(), buckets.begin.size());
-    return (int)buckets.token.size();
+    CUDA_CHECK(cudaEventRecord(queue.copied[slot], ctx.stream));
 }
 
 // lambda / N of each layer, N being all the rows that R averages.
@@ -677,61 +715,52 @@ std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, i
 }
 
 // One micro-step: forward, loss, backward of x, y [B,T]. Its gradient is added to, times `share` (1 / the
-// number of micro-steps of an update), and what it measured is added to stats.
+// number of micro-steps of an update), and what it measured to acts.stats: masses with weight mass_share, and
+// not at all if that is 0 and lambda too. Nothing here waits for the device.
 template <class Float>
 void micro_step(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y,
-                const TrainConfig& c, float lambda, float share, bool measure, LossStats& stats) {
-    const int B = c.B, T = c.T, BT = B * T, topk = measure || lambda > 0 ? c.topk : 0;
-    upload_batch(model, x, y, BT);
-    const int num_buckets = upload_buckets(model, x, BT);
+                const TrainConfig& c, float lambda, float share, float mass_share) {
+    const int B = c.B, T = c.T, BT = B * T, topk = mass_share > 0 || lambda > 0 ? c.topk : 0;
+    send_batch(ctx, model, x, y, BT, true);
     forward(ctx, model, B, T, topk, c.reg);
     logits_forward(ctx, model, 0, BT);
     classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, share / (float)BT, BT,
                model.config.vocab_size, model.config.padded_vocab_size, true);
-    backward(ctx, model, B, T, num_buckets, topk, c.reg, reg_weights(c, model.config, B, T, lambda, share));
-    stats.ce += share * mean_loss(ctx, model, BT);
-    if (measure) add_mass_stats(ctx, model, B, T, c, share, stats);
+    backward(ctx, model, B, T, topk, c.reg, reg_weights(c, model.config, B, T, lambda, share));
+    add_stats(ctx, model, B, T, c, share, topk > 0 ? mass_share : 0.0);
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // update
 
-// The name of the first parameter whose gradient is not finite.
+// Clips the gradient to norm c.clip and takes AdamW's step number t (from 1); the norm before clipping goes
+// to acts.stats. If it is not finite nothing is changed, and check_stats() will say so. Nothing here waits
+// either.
 template <class Float>
-std::string first_bad_gradient(const Context& ctx, const GPT2<Float>& model) {
-    const std::vector<float> grads = to_host(ctx, model.grads_base, model.num_params);
-    for (const ParamTensor& p : gpt2_params(model.config))
-        for (size_t i = 0; i < p.size(); i++)
-            if (!std::isfinite(grads[p.offset + i])) return "grad." + p.name;
-    return "the gradient norm, which overflows";
+void update(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, float lr, int64_t t) {
+    const Acts<Float>& a = model.acts;
+    grad_norm(ctx, &a.stats->norm, a.scratch, model.grads_base, model.num_params, c.clip);
+    find_bad_tensor(ctx, a.stats, model.grads_base, a.tensor_begin, (int)gpt2_params(model.config).size());
+    const AdamW adamw{.lr = lr, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = c.weight_decay};
+    adamw_update(ctx, model.params_base, model.master, model.m, model.v, model.grads_base, model.decay_bits,
+                 &a.stats->norm, model.num_params, adamw, t);
 }
 
-// Clips the gradient to norm c.clip and takes AdamW's step number t (from 1). Returns the norm before
-// clipping. Nothing is changed when the gradient is not finite: the weights stay those of the last good
-// update.
-template <class Float>
-float update(const Context& ctx, GPT2<Float>& model, const TrainConfig& c, float lr, int64_t t) {
-    grad_norm(ctx, model.acts.norm, model.acts.scratch, model.grads_base, model.num_params);
-    const double norm = to_host(ctx, model.acts.norm, 1)[0];
-    if (!std::isfinite(norm))
-        fail(
-            "update %lld: %s is not finite; training stops, the last checkpoint stays good (lower --lr or -l?)",
-            (long long)t, first_bad_gradient(ctx, model).c_str());
-    AdamW a{.lr = lr,
-            .beta1 = 0.9f,
-            .beta2 = 0.95f,
-            .eps = 1e-8f,
-            .decay = 0.0f,
-            .grad_scale = 1.0f,
-            .correction1 = 1.0f,
-            .correction2 = 1.0f};
-    if (c.clip > 0 && norm > c.clip) a.grad_scale = (float)(c.clip / norm);
-    for (const ParamTensor& p : gpt2_params(model.config)) {
-        a.decay = p.decay ? c.weight_decay : 0.0f;
-        adamw_update(ctx, model.params_base + p.offset, model.master + p.offset, model.m + p.offset,
-                     model.v + p.offset, model.grads_base + p.offset, p.size(), a, t);
-    }
-    return (float)norm;
+// Throws, with the tensor's name, if what update t measured is not finite.
+void check_stats(const StepStats& stats, const GPT2Config& config, int64_t t) {
+    std::string what;
+    if (!std::isfinite(stats.ce))
+        what = "loss.ce";
+    else if (!std::isfinite(stats.reg) || !std::isfinite(stats.mass))
+        what = "loss.reg";
+    else if (!stats.norm.finite && stats.bad_tensor > 0)
+        what = "grad." + gpt2_params(config)[gpt2_params(config).size() - stats.bad_tensor].name;
+    else if (!stats.norm.finite)
+        what = "the gradient norm, which overflows,";
+    else
+        return;
+    fail("update %lld: %s is not finite; training stops, the last checkpoint stays good (lower --lr or -l?)",
+         (long long)t, what.c_str());
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -750,22 +779,23 @@ Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& da
     const int B = c.B, T = c.T, L = model.config.num_layers, BNH = B * model.config.num_heads;
     const int64_t batches = std::min(c.val_batches, std::max<int64_t>(1, data.windows() / B));
     Validation v;
-    LossStats stats;
     double sinks[4] = {};  // p_i0, p_ii, top-k mass without key 0, mass without key 0
+    reset_stats(ctx, model);
     data.reset();
     for (int64_t i = 0; i < batches; i++) {
         data.next_batch();
-        upload_batch(model, data.inputs(), data.targets(), B * T);
+        send_batch(ctx, model, data.inputs(), data.targets(), B * T, false);
         forward(ctx, model, B, T, c.topk, c.reg, true);
         logits_forward(ctx, model, 0, B * T);
         classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 0.0f, B * T,
                    model.config.vocab_size, model.config.padded_vocab_size, false);
-        v.ce += mean_loss(ctx, model, B * T) / (double)batches;
+        add_stats(ctx, model, B, T, c, 1.0 / (double)batches, c.topk > 0 ? 1.0 / (double)batches : 0.0);
         if (c.topk == 0) continue;
-        add_mass_stats(ctx, model, B, T, c, 1.0 / (double)batches, stats);
         const std::vector<float> sums = to_host(ctx, model.acts.sink_sums, (size_t)L * BNH * 4);
         for (size_t s = 0; s < sums.size(); s++) sinks[s % 4] += sums[s];
     }
+    const StepStats stats = to_host(ctx, model.acts.stats, 1)[0];
+    v.ce = stats.ce;
     if (c.topk == 0) return v;
     const double rows = (double)regularized_rows(B, T, model.config.num_heads, c.topk) * L * (double)batches;
     v.mass = stats.mass;
@@ -877,19 +907,18 @@ template <class Float>
 void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& train, const TrainConfig& c) {
     const int B = c.B, T = c.T, BT = B * T, V = model.config.vocab_size, Vp = model.config.padded_vocab_size;
     train.next_batch();
-    upload_batch(model, train.inputs(), train.targets(), BT);
-    const int num_buckets = upload_buckets(model, train.inputs(), BT);
+    send_batch(ctx, model, train.inputs(), train.targets(), BT, true);
     forward(ctx, model, B, T, c.topk, c.reg);
     logits_forward(ctx, model, 0, BT);
     const std::vector<Float> stored_logits = to_host(ctx, model.acts.logits, (size_t)BT * Vp);
     const std::vector<float> logits(stored_logits.begin(), stored_logits.end());
     classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 1.0f / (float)BT, BT, V, Vp,
                true);
-    LossStats stats;
-    stats.ce = mean_loss(ctx, model, BT);
+    reset_stats(ctx, model);
+    add_stats(ctx, model, B, T, c, 1.0, c.topk > 0 ? 1.0 : 0.0);
+    const StepStats stats = to_host(ctx, model.acts.stats, 1)[0];
     std::vector<float> mass, theta;
     const size_t rows = (size_t)BT * model.config.num_heads;
-    if (c.topk > 0) add_mass_stats(ctx, model, B, T, c, 1.0, stats);
     for (const LayerActs<Float>& a : model.acts.layers) {
         const auto layer_mass = c.topk > 0 ? to_host(ctx, a.rows.mass, rows) : std::vector<float>(rows, 1.0f);
         const auto layer_theta =
@@ -897,8 +926,7 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
         mass.insert(mass.end(), layer_mass.begin(), layer_mass.end());
         theta.insert(theta.end(), layer_theta.begin(), layer_theta.end());
     }
-    backward(ctx, model, B, T, num_buckets, c.topk, c.reg,
-             reg_weights(c, model.config, B, T, c.lambda, 1.0f));
+    backward(ctx, model, B, T, c.topk, c.reg, reg_weights(c, model.config, B, T, c.lambda, 1.0f));
 
     DebugState s;
     s.B = B;
@@ -1230,59 +1258,79 @@ void train(TrainConfig c) {
     signal(SIGTERM, on_interrupt);
     if (step < c.updates && step == 0 && c.validate_every > 0) validate_now();
 
+    // The numbers of an update are read while the next one runs: the device never waits for the host to
+    // print. (The CPU backend has no one to wait.)
+    const StepStats* measured[2];
+    cudaEvent_t ready[2];
+    UpdateMetrics metrics_of[2];
+    for (int i = 0; i < 2; i++) {
+        CUDA_CHECK(cudaMallocHost((void**)&measured[i], sizeof(StepStats)));
+        CUDA_CHECK(cudaEventCreateWithFlags(&ready[i], cudaEventDisableTiming));
+    }
+    int64_t reported = step;
+    auto begin = std::chrono::steady_clock::now();
+    const auto report_until = [&](int64_t last) {
+        while (reported < last) {
+            UpdateMetrics& m = metrics_of[reported % 2];
+            CUDA_CHECK(cudaEventSynchronize(ready[reported % 2]));
+            const StepStats& stats = *measured[reported % 2];
+            reported++;
+            check_stats(stats, config, reported);
+            const auto now = std::chrono::steady_clock::now();
+            const double seconds = std::chrono::duration<double>(now - begin).count();
+            begin = now;
+            m.step = reported;
+            m.ce = (float)stats.ce;
+            m.reg = c.topk > 0 ? (float)stats.reg : NAN;
+            m.mass = c.topk > 0 ? (float)stats.mass : NAN;
+            m.loss = (float)(stats.ce + (c.topk > 0 ? m.lambda * stats.reg : 0.0));
+            m.norm = (float)stats.norm.norm;
+            m.ms = (float)(seconds * 1e3);
+            m.tok_s = (float)((double)c.tokens_per_update / seconds);
+            metrics.update(m);
+            progress.update(m);
+        }
+    };
+
     const int64_t micro_steps = c.tokens_per_update / ((int64_t)c.B * c.T);
     const float share = 1.0f / (float)micro_steps;
     if (c.overfit) train_data.next_batch();
     int64_t saved = step;
     while (step < c.updates && !g_interrupted) {
-        const auto begin = std::chrono::steady_clock::now();
         const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
         const float lambda = lambda_at(step, c.lambda, c.lambda_warmup_updates);
 
         CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
-        LossStats stats;
+        reset_stats(ctx, model);
         for (int64_t i = 0; i < micro_steps; i++) {
             if (!c.overfit) train_data.next_batch();
             // plain GPT-2 measures its mass on the first micro-step only: the others cost nothing extra
-            const bool measure = c.topk > 0 && (lambda > 0 || i == 0);
-            LossStats one;
-            micro_step(ctx, model, train_data.inputs(), train_data.targets(), c, lambda, share, measure, one);
-            stats.ce += one.ce;
-            const float weight = lambda > 0 ? 1.0f : (float)micro_steps;
-            stats.reg += weight * one.reg;
-            stats.mass += weight * one.mass;
+            const float mass_share = lambda > 0 ? share : i == 0 ? 1.0f : 0.0f;
+            micro_step(ctx, model, train_data.inputs(), train_data.targets(), c, lambda, share, mass_share);
         }
-        if (!std::isfinite(stats.ce) || (c.topk > 0 && !std::isfinite(stats.reg)))
-            fail(
-                "update %lld: %s is not finite; training stops, the last checkpoint stays good (lower --lr or -l?)",
-                (long long)step + 1, std::isfinite(stats.ce) ? "loss.reg" : "loss.ce");
-        const float norm = update(ctx, model, c, lr, step + 1);
-        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+        update(ctx, model, c, lr, step + 1);
+        CUDA_CHECK(cudaMemcpyAsync((void*)measured[step % 2], model.acts.stats, sizeof(StepStats),
+                                   cudaMemcpyDeviceToHost, ctx.stream));
+        CUDA_CHECK(cudaEventRecord(ready[step % 2], ctx.stream));
+        metrics_of[step % 2].lr = lr;
+        metrics_of[step % 2].lambda = lambda;
         step++;
 
-        const double seconds =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        UpdateMetrics m;
-        m.step = step;
-        m.ce = (float)stats.ce;
-        m.reg = c.topk > 0 ? (float)stats.reg : NAN;
-        m.mass = c.topk > 0 ? (float)stats.mass : NAN;
-        m.loss = (float)(stats.ce + (c.topk > 0 ? lambda * stats.reg : 0.0));
-        m.lambda = lambda;
-        m.lr = lr;
-        m.norm = norm;
-        m.ms = (float)(seconds * 1e3);
-        m.tok_s = (float)((double)c.tokens_per_update / seconds);
-        metrics.update(m);
-        progress.update(m);
-
+        const bool save_now = due(c.checkpoint_every) || (g_interrupted && c.checkpoint_every > 0);
+        const bool pause = due(c.validate_every) || due(c.sample_every) || save_now;
+        report_until(kOnCpu || pause || step == c.updates || g_interrupted ? step : step - 1);
         if (due(c.validate_every)) validate_now();
         if (due(c.sample_every)) sample_now();
-        if (due(c.checkpoint_every) || (g_interrupted && c.checkpoint_every > 0)) {
+        if (save_now) {
             metrics.sync();
             save(ctx, model, c, train_data, step, settings);
             saved = step;
         }
+        if (pause) begin = std::chrono::steady_clock::now();
+    }
+    for (int i = 0; i < 2; i++) {
+        cudaFreeHost((void*)measured[i]);
+        cudaEventDestroy(ready[i]);
     }
     progress.finish();
     if (g_interrupted && step < c.updates)

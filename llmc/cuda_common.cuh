@@ -34,6 +34,46 @@ __device__ void store_pack(T* p, const Pack<T>& x) {
     *reinterpret_cast<Pack<T>*>(p) = x;
 }
 
+// Zeros where there is nothing to load.
+template <class T>
+__device__ Pack<T> load_pack_if(bool inside, const T* p) {
+    Pack<T> x = {};
+    if (inside) x = load_pack(p);
+    return x;
+}
+
+// Where a pack of bf16 is used twice with much in between, a compiler may unpack it once and hold it as
+// floats, in twice the registers. This makes it unpack it again.
+template <class T>
+__device__ void stay_packed(Pack<T>& x) {
+#ifdef CUDA_CPU
+    (void)x;
+#else
+    uint32_t(&r)[4] = reinterpret_cast<uint32_t(&)[4]>(x);
+    if constexpr (sizeof(T) == 2) asm volatile("" : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3]));
+#endif
+}
+
+// p[0 ... N-1] = x, or += x; N is a multiple of 4.
+template <int N>
+__device__ void store_floats(float* p, const float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        Pack<float> y;
+        for (int k = 0; k < 4; k++) y[k] = x[i + k];
+        store_pack(p + i, y);
+    }
+}
+template <int N>
+__device__ void add_floats(float* p, const float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        Pack<float> y = load_pack(p + i);
+        for (int k = 0; k < 4; k++) y[k] += x[i + k];
+        store_pack(p + i, y);
+    }
+}
+
 // Sum (or maximum) over the LANES threads that share a row; LANES is 1 or 32, see Context::row_lanes.
 template <int LANES>
 __device__ float row_sum(float x) {
@@ -61,19 +101,31 @@ __device__ T block_sum(T x, T* scratch) {
     return x;
 }
 
-// out[i] += the sum over the `count` rows of partial[count][n], in order: the second half of every column
-// sum.
+// out[i] += the sum over the `count` rows of partial[count][n]: the second half of every column sum. Each of
+// a column's blockDim.y threads adds up every blockDim.y-th row, and the first one their sums, in order.
 [[maybe_unused]] static __global__ void add_partial_sums_kernel(float* out, const float* partial, int count,
                                                                 size_t n) {
+    __shared__ float sums[32][32];
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
     float sum = 0.0f;
-    for (int k = 0; k < count; k++) sum += partial[k * n + i];
-    out[i] += sum;
+    if (i < n)
+        for (int k = threadIdx.y; k < count; k += blockDim.y) sum += partial[k * n + i];
+    if (blockDim.y > 1) {
+        sums[threadIdx.y][threadIdx.x] = sum;
+        __syncthreads();
+        if (threadIdx.y > 0) return;
+        sum = 0.0f;
+        for (int y = 0; y < (int)blockDim.y; y++) sum += sums[y][threadIdx.x];
+    }
+    if (i < n) out[i] += sum;
 }
 
+// 32 threads a column, where there is something to share: the partial sums lie in the L2 cache, and one
+// thread that fetches the hundreds of a column one after another would take as long as a whole layernorm.
 inline void add_partial_sums(const Context& ctx, float* out, const float* partial, int count, size_t n) {
-    add_partial_sums_kernel<<<(unsigned)ceil_div(n, 256), 256, 0, ctx.stream>>>(out, partial, count, n);
+    const dim3 block = ctx.row_lanes == 1 || count < 8 ? dim3(256, 1) : dim3(32, 32);
+    add_partial_sums_kernel<<<(unsigned)ceil_div(n, (size_t)block.x), block, 0, ctx.stream>>>(out, partial,
+                                                                                              count, n);
     CUDA_CHECK(cudaGetLastError());
 }
 

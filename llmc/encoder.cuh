@@ -5,75 +5,137 @@
 //   dwpe[t,:] += sum over b of dout[b,t,:]
 //
 // The scatter into dwte must not depend on the order in which blocks run, so there are no atomics: the host
-// sorts the positions by token (TokenBuckets, a counting sort), and each token's rows are added in order.
+// sorts the positions by token (a counting sort), and each token's rows are added in order. Of 65,536 tokens
+// of English 2,000 may be commas, and one block that adds 2,000 rows one after another takes longer than all
+// others together: the positions of a frequent token are cut into segments, and a second kernel adds the
+// segments' sums. That is still one read of dout for dwte (and one for dwpe).
 #pragma once
 #include <vector>
 
 #include "cuda_common.cuh"
 
-template <class Float>
+// LANES threads a row.
+template <class Float, int LANES>
 __global__ void encoder_forward_kernel(Float* out, const int* tokens, const Float* wte, const Float* wpe,
-                                       int T, int C, size_t num_packs) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= num_packs) return;
-    const size_t row = i * Pack<Float>::size / C, c = i * Pack<Float>::size % C;
-    const Pack<Float> token = load_pack(wte + (size_t)tokens[row] * C + c);
-    const Pack<Float> position = load_pack(wpe + row % T * C + c);
-    Pack<Float> sum;
-    for (int k = 0; k < Pack<Float>::size; k++) sum[k] = (Float)((float)token[k] + (float)position[k]);
-    store_pack(out + i * Pack<Float>::size, sum);
+                                       int rows, int T, int C) {
+    constexpr int N = Pack<Float>::size;
+    const int row = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
+    if (row >= rows) return;
+    const Float *token = wte + (size_t)tokens[row] * C, *position = wpe + (size_t)(row % T) * C;
+    for (int c = lane * N; c < C; c += LANES * N) {
+        const Pack<Float> a = load_pack(token + c), b = load_pack(position + c);
+        Pack<Float> sum;
+        for (int k = 0; k < N; k++) sum[k] = (Float)((float)a[k] + (float)b[k]);
+        store_pack(out + (size_t)row * C + c, sum);
+    }
 }
 
 template <class Float>
 __global__ void wpe_backward_kernel(float* dwpe, const Float* dout, int B, int T, int C) {
-    const int i = (blockIdx.x * blockDim.x + threadIdx.x) * Pack<Float>::size;
+    constexpr int N = Pack<Float>::size;
+    const int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (i >= T * C) return;
-    float sum[Pack<Float>::size] = {};
+    float sum[N] = {};
     for (int b = 0; b < B; b++) {
         const Pack<Float> d = load_pack(dout + (size_t)b * T * C + i);
-        for (int k = 0; k < Pack<Float>::size; k++) sum[k] += (float)d[k];
+        for (int k = 0; k < N; k++) sum[k] += (float)d[k];
     }
-    for (int k = 0; k < Pack<Float>::size; k++) dwpe[i + k] += sum[k];
+    add_floats(dwpe + i, sum);
 }
 
-// blockIdx.y: one distinct token; threads: packs of its channels.
-template <class Float>
-__global__ void wte_backward_kernel(float* dwte, const Float* dout, const int* order, const int* bucket_token,
-                                    const int* bucket_begin, int C) {
-    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * Pack<Float>::size;
-    if (c >= C) return;
-    const int bucket = blockIdx.y;
-    float sum[Pack<Float>::size] = {};
-    for (int i = bucket_begin[bucket]; i < bucket_begin[bucket + 1]; i++) {
-        const Pack<Float> d = load_pack(dout + (size_t)order[i] * C + c);
-        for (int k = 0; k < Pack<Float>::size; k++) sum[k] += (float)d[k];
-    }
-    float* out = dwte + (size_t)bucket_token[bucket] * C + c;
-    for (int k = 0; k < Pack<Float>::size; k++) out[k] += sum[k];
-}
+inline constexpr int kSegmentPositions = 64;  // at most, of a segment
+inline constexpr int kNoSlot = -1;
 
-// The positions 0 ... n-1 of a micro-batch, sorted by their token and, within a token, by position.
-struct TokenBuckets {
-    std::vector<int> order;  // [n]
-    std::vector<int> token;  // [buckets], ascending
-    std::vector<int> begin;  // [buckets + 1], indices into order
+struct alignas(16) TokenSegment {  // of the positions of one token
+    int begin, end;                // indices into the sorted positions
+    int token;
+    int slot;  // where its sum goes; kNoSlot: it is the token's only segment, its sum goes to dwte
+};
+struct alignas(16) LongToken {  // a token of several segments
+    int token, first_slot, num_slots, unused;
 };
 
-inline TokenBuckets bucket_tokens(const int* tokens, int n, int vocab_size) {
+// The positions of a micro-batch by token, as one array that is copied to the device as it is:
+//   4 ints:                  number of segments S, of long tokens L, 0, 0
+//   n ints, padded to 4s:    the positions, sorted by token and, within a token, by position
+//   S TokenSegments, then L LongTokens, in the order of their tokens
+struct TokenPlan {
+    static constexpr size_t kHeader = 4;
+    static constexpr __host__ __device__ size_t segments_begin(int n) {
+        return kHeader + ceil_div((size_t)n, size_t{4}) * 4;
+    }
+    // A long token has c > kSegmentPositions positions and ceil(c / kSegmentPositions) segments, less than
+    // twice c / kSegmentPositions.
+    static size_t most_long_tokens(int n) { return n / (kSegmentPositions + 1); }
+    static size_t most_slots(int n) { return 2 * (size_t)n / kSegmentPositions; }
+    static size_t most_segments(int n, int vocab_size) {
+        return (size_t)(n < vocab_size ? n : vocab_size) + most_slots(n);
+    }
+    static size_t most_ints(int n, int vocab_size) {
+        return segments_begin(n) + 4 * (most_segments(n, vocab_size) + most_long_tokens(n));
+    }
+};
+
+inline std::vector<int> plan_tokens(const int* tokens, int n, int vocab_size) {
     std::vector<int> start(vocab_size + 1, 0);
     for (int i = 0; i < n; i++) start[tokens[i] + 1]++;
-    TokenBuckets buckets;
+    std::vector<int> plan(TokenPlan::segments_begin(n), 0), long_tokens;
+    plan.reserve(TokenPlan::most_ints(n, vocab_size));
+    int slots = 0;
     for (int v = 0; v < vocab_size; v++) {
-        if (start[v + 1]) {
-            buckets.token.push_back(v);
-            buckets.begin.push_back(start[v]);
+        const int count = start[v + 1], begin = start[v], end = begin + count;
+        start[v + 1] = end;
+        const bool split = count > kSegmentPositions;
+        if (split) long_tokens.insert(long_tokens.end(), {v, slots, ceil_div(count, kSegmentPositions), 0});
+        for (int i = begin; i < end; i += kSegmentPositions) {
+            const int last = i + kSegmentPositions < end ? i + kSegmentPositions : end;
+            plan.insert(plan.end(), {i, last, v, split ? slots++ : kNoSlot});
         }
-        start[v + 1] += start[v];
     }
-    buckets.begin.push_back(n);
-    buckets.order.resize(n);
-    for (int i = 0; i < n; i++) buckets.order[start[tokens[i]]++] = i;
-    return buckets;
+    plan[0] = (int)(plan.size() - TokenPlan::segments_begin(n)) / 4;
+    plan[1] = (int)long_tokens.size() / 4;
+    plan.insert(plan.end(), long_tokens.begin(), long_tokens.end());
+    for (int i = 0; i < n; i++) plan[TokenPlan::kHeader + start[tokens[i]]++] = i;
+    return plan;
+}
+
+// blockIdx.y: a strip of channels, a pack a thread; blockIdx.x: which segments.
+template <class Float>
+__global__ void wte_backward_kernel(float* dwte, float* slots, const Float* dout, const int* plan, int n,
+                                    int C) {
+    constexpr int N = Pack<Float>::size;
+    const int c = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+    if (c >= C) return;
+    const int num_segments = plan[0];
+    const int* order = plan + TokenPlan::kHeader;
+    const TokenSegment* segments = reinterpret_cast<const TokenSegment*>(plan + TokenPlan::segments_begin(n));
+    for (int s = blockIdx.x; s < num_segments; s += gridDim.x) {
+        const TokenSegment segment = segments[s];
+        float sum[N] = {};
+        for (int i = segment.begin; i < segment.end; i++) {
+            const Pack<Float> d = load_pack(dout + (size_t)order[i] * C + c);
+            for (int k = 0; k < N; k++) sum[k] += (float)d[k];
+        }
+        if (segment.slot == kNoSlot)
+            add_floats(dwte + (size_t)segment.token * C + c, sum);
+        else
+            store_floats(slots + (size_t)segment.slot * C + c, sum);
+    }
+}
+
+// blockIdx.y: a strip of channels; blockIdx.x: a long token, if there are so many.
+[[maybe_unused]] static __global__ void long_tokens_kernel(float* dwte, const float* slots, const int* plan,
+                                                           int n, int C) {
+    const int c = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
+    if (c >= C || (int)blockIdx.x >= plan[1]) return;
+    const LongToken token =
+        reinterpret_cast<const LongToken*>(plan + TokenPlan::segments_begin(n) + 4 * plan[0])[blockIdx.x];
+    float sum[4] = {};
+    for (int s = 0; s < token.num_slots; s++) {
+        const Pack<float> x = load_pack(slots + (size_t)(token.first_slot + s) * C + c);
+        for (int k = 0; k < 4; k++) sum[k] += x[k];
+    }
+    add_floats(dwte + (size_t)token.token * C + c, sum);
 }
 
 // out [B,T,C]; tokens [B,T], each below wte's rows; wte [Vp,C]; wpe [maxT,C]. C is a multiple of 8.
@@ -81,23 +143,40 @@ template <class Float>
 void encoder_forward(const Context& ctx, Float* out, const int* tokens, const Float* wte, const Float* wpe,
                      int B, int T, int C) {
     assert(C % 8 == 0);
-    const size_t num_packs = (size_t)B * T * C / Pack<Float>::size;
-    encoder_forward_kernel<<<(unsigned)ceil_div(num_packs, 256), 256, 0, ctx.stream>>>(out, tokens, wte, wpe,
-                                                                                       T, C, num_packs);
+    const int rows = B * T, block = 256;
+    auto kernel = ctx.row_lanes == 1 ? encoder_forward_kernel<Float, 1> : encoder_forward_kernel<Float, 32>;
+    kernel<<<(unsigned)ceil_div((size_t)rows * ctx.row_lanes, block), block, 0, ctx.stream>>>(
+        out, tokens, wte, wpe, rows, T, C);
     CUDA_CHECK(cudaGetLastError());
 }
 
-// dwte [Vp,C] and dwpe [maxT,C] are added to; dout [B,T,C]. order, bucket_token, bucket_begin: TokenBuckets'
-// arrays, on the device; num_buckets at most 65535.
+// Floats of scratch for encoder_backward of n positions.
+inline size_t encoder_backward_scratch(int n, int C) {
+    return TokenPlan::most_slots(n) * C;
+}
+
+// dwte [Vp,C] and dwpe [maxT,C] are added to; dout [B,T,C]. plan: plan_tokens() of the B * T tokens, on the
+// device; its size does not determine the launches, so that they may be recorded once.
 template <class Float>
-void encoder_backward(const Context& ctx, float* dwte, float* dwpe, const Float* dout, const int* order,
-                      const int* bucket_token, const int* bucket_begin, int num_buckets, int B, int T,
-                      int C) {
-    assert(C % 8 == 0 && num_buckets > 0 && num_buckets <= 65535);
-    constexpr int size = Pack<Float>::size;
-    wpe_backward_kernel<<<ceil_div(T * C / size, 256), 256, 0, ctx.stream>>>(dwpe, dout, B, T, C);
+void encoder_backward(const Context& ctx, float* dwte, float* dwpe, float* scratch, const Float* dout,
+                      const int* plan, int B, int T, int C) {
+    assert(C % 8 == 0);
+    constexpr int N = Pack<Float>::size;
+    const int n = B * T;
+    wpe_backward_kernel<<<ceil_div(T * C / N, 256), 256, 0, ctx.stream>>>(dwpe, dout, B, T, C);
     CUDA_CHECK(cudaGetLastError());
-    const dim3 grid(ceil_div(C / size, 64), num_buckets);
-    wte_backward_kernel<<<grid, 64, 0, ctx.stream>>>(dwte, dout, order, bucket_token, bucket_begin, C);
+
+    // A row is one strip where it fits into a block. 4,096 blocks are more than an H100 holds at a time.
+    auto strips_of = [&](int packs) { return ceil_div(packs, 256); };
+    auto block_of = [&](int packs) { return ceil_div(ceil_div(packs, strips_of(packs)), 32) * 32; };
+    const int packs = C / N, most = ctx.row_lanes == 1 ? 16 * ctx.num_sms : 4096,
+              blocks = n < most ? n : most;
+    wte_backward_kernel<<<dim3(blocks, strips_of(packs)), block_of(packs), 0, ctx.stream>>>(dwte, scratch,
+                                                                                            dout, plan, n, C);
     CUDA_CHECK(cudaGetLastError());
+    if (const unsigned most = (unsigned)TokenPlan::most_long_tokens(n); most > 0) {
+        long_tokens_kernel<<<dim3(most, strips_of(C / 4)), block_of(C / 4), 0, ctx.stream>>>(dwte, scratch,
+                                                                                             plan, n, C);
+        CUDA_CHECK(cudaGetLastError());
+    }
 }

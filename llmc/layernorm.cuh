@@ -8,24 +8,109 @@
 //   dweight = sum over rows of dout xhat,  dbias = sum over rows of dout
 //
 // The forward saves mean and rstd, one float a row each.
+//
+// All of it is limited by memory: the forward has to read x and write out (with the residual: read two, write
+// two), the backward to read dout, x and dinp and to write dinp. In bf16 that is 2C bytes each. So up to 1600
+// channels a warp keeps its row in registers; wider rows, and rows on the CPU backend, are read again.
 #pragma once
+#include <type_traits>
+
 #include "cuda_common.cuh"
 
 inline constexpr float kLayerNormEpsilon = 1e-5f;
 
-// LANES threads share a row. With RESIDUAL, x = residual + inp is written to sum_out first; each thread reads
-// back only what it wrote itself, so that mean and variance are those of the rounded values that were stored.
-template <class Float, int LANES, bool RESIDUAL>
+// Calls f with the number of packs that each lane of a warp keeps of a row of C channels, one of those that
+// GPT-2's four sizes need, as a std::integral_constant. False if the row is too wide for registers.
+template <class Float, class F>
+bool with_packs_per_lane(int C, F f) {
+    constexpr int N = 32 * Pack<Float>::size;
+    if (C <= 768)
+        f(std::integral_constant<int, ceil_div(768, N)>());
+    else if (C <= 1024)
+        f(std::integral_constant<int, ceil_div(1024, N)>());
+    else if (C <= 1280)
+        f(std::integral_constant<int, ceil_div(1280, N)>());
+    else if (C <= 1600)
+        f(std::integral_constant<int, ceil_div(1600, N)>());
+    else
+        return false;
+    return true;
+}
+
+// A warp a row, PACKS packs a lane. Everything is asked for before anything is used: the 36 warps of an SM
+// that wait for 3 KB each are several times what it takes to hide the latency of memory. (A lane's packs
+// beyond C are zeros, and are summed like the others: g++ 12 makes wrong code of sums that a condition
+// guards, at -O3 with AVX2.)
+template <class Float, int PACKS, bool RESIDUAL>
 __global__ void layernorm_forward_kernel(Float* out, float* mean, float* rstd, Float* sum_out,
                                          const Float* residual, const Float* inp, const Float* weight,
                                          const Float* bias, int rows, int C) {
+    constexpr int N = Pack<Float>::size;
+    const int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const size_t base = (size_t)row * C;
+
+    Pack<Float> x[PACKS], r[RESIDUAL ? PACKS : 1];
+#pragma unroll
+    for (int p = 0; p < PACKS; p++) {
+        const int c = (p * 32 + lane) * N;
+        x[p] = load_pack_if(c < C, inp + base + c);
+        if constexpr (RESIDUAL) r[p] = load_pack_if(c < C, residual + base + c);
+    }
+    if constexpr (RESIDUAL) {
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int c = (p * 32 + lane) * N;
+            for (int k = 0; k < N; k++) x[p][k] = (Float)((float)r[p][k] + (float)x[p][k]);
+            if (c < C) store_pack(sum_out + base + c, x[p]);
+        }
+    }
+    // Mean and variance are those of the rounded values that were stored. One partial sum for each place in a
+    // pack: independent additions, and less rounding.
+    float sum[N] = {};
+#pragma unroll
+    for (int p = 0; p < PACKS; p++)
+        for (int k = 0; k < N; k++) sum[k] += (float)x[p][k];
+    float total = 0.0f;
+    for (int k = 0; k < N; k++) total += sum[k];
+    const float m = row_sum<32>(total) / C;
+
+    float square[N] = {};
+#pragma unroll
+    for (int p = 0; p < PACKS; p++) {
+        const float center = (p * 32 + lane) * N < C ? m : 0.0f;
+        for (int k = 0; k < N; k++) square[k] += ((float)x[p][k] - center) * ((float)x[p][k] - center);
+    }
+    total = 0.0f;
+    for (int k = 0; k < N; k++) total += square[k];
+    const float s = rsqrtf(row_sum<32>(total) / C + kLayerNormEpsilon);
+
+#pragma unroll
+    for (int p = 0; p < PACKS; p++) {
+        const int c = (p * 32 + lane) * N;
+        if (c >= C) continue;
+        const Pack<Float> w = load_pack(weight + c), b = load_pack(bias + c);
+        for (int k = 0; k < N; k++) x[p][k] = (Float)(((float)x[p][k] - m) * s * (float)w[k] + (float)b[k]);
+        store_pack(out + base + c, x[p]);
+    }
+    if (lane == 0) {
+        mean[row] = m;
+        rstd[row] = s;
+    }
+}
+
+// For rows of any width, shared by LANES threads, which read back what they wrote to sum_out themselves.
+template <class Float, int LANES, bool RESIDUAL>
+__global__ void layernorm_forward_wide_kernel(Float* out, float* mean, float* rstd, Float* sum_out,
+                                              const Float* residual, const Float* inp, const Float* weight,
+                                              const Float* bias, int rows, int C) {
     constexpr int N = Pack<Float>::size;
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
     if (row >= rows) return;
     const size_t base = (size_t)row * C;
     const Float* x_row = RESIDUAL ? sum_out + base : inp + base;
 
-    float sum[N] = {};  // one partial sum for each place in a pack: independent additions, and less rounding
+    float sum[N] = {};
     for (int c = lane * N; c < C; c += LANES * N) {
         Pack<Float> x = load_pack(inp + base + c);
         if (RESIDUAL) {
@@ -60,10 +145,100 @@ __global__ void layernorm_forward_kernel(Float* out, float* mean, float* rstd, F
     }
 }
 
-template <class Float, int LANES>
-__global__ void layernorm_backward_input_kernel(Float* dinp, const Float* dout, const Float* inp,
-                                                const Float* weight, const float* mean, const float* rstd,
-                                                int rows, int C) {
+// Warps of a block of the backward below: with 8 PACKS Pack::size registers of sums and rows to a lane, these
+// many have room in an SM's registers.
+template <class Float, int PACKS>
+constexpr __host__ __device__ int layernorm_backward_warps() {
+    constexpr int channels = PACKS * Pack<Float>::size;
+    return channels <= 24 ? 16 : channels <= 32 ? 12 : 8;
+}
+
+// One block to an SM, which goes through the rows in strides of the grid, a warp a row. A lane has the same
+// channels in all of its warp's rows and adds up their dweight and dbias in registers; at the end the block's
+// sums go to partial[block][2][C]: dweight, then dbias. Every row is always in the same warp's turn, so the
+// sums repeat bit for bit.
+template <class Float, int PACKS>
+__global__ void __launch_bounds__(32 * layernorm_backward_warps<Float, PACKS>(), 1)
+    layernorm_backward_kernel(Float* dinp, float* partial, const Float* dout, const Float* inp,
+                              const Float* weight, const float* mean, const float* rstd, int rows, int C,
+                              bool add) {
+    constexpr int N = Pack<Float>::size;
+    constexpr int WARPS = layernorm_backward_warps<Float, PACKS>();
+    constexpr bool EARLY = sizeof(Float) == 2;  // does dinp have room in the registers from the start?
+    extern __shared__ float warp_sums[];        // [WARPS][C]
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+    float dw[PACKS][N] = {}, db[PACKS][N] = {};
+    for (int row = blockIdx.x * WARPS + warp; row < rows; row += gridDim.x * WARPS) {
+        const size_t base = (size_t)row * C;
+        const float m = mean[row], s = rstd[row];
+        Pack<Float> d[PACKS], x[PACKS], dx[PACKS];
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int c = (p * 32 + lane) * N;
+            if (c >= C) continue;
+            d[p] = load_pack(dout + base + c);
+            x[p] = load_pack(inp + base + c);
+            if (EARLY && add) dx[p] = load_pack(dinp + base + c);
+        }
+        float mean_g = 0.0f, mean_gx = 0.0f;
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int c = (p * 32 + lane) * N;
+            if (c >= C) continue;
+            const Pack<Float> w = load_pack(weight + c);
+            float sum_g = 0.0f, sum_gx = 0.0f;
+            for (int k = 0; k < N; k++) {
+                const float g = (float)d[p][k] * (float)w[k], xhat = ((float)x[p][k] - m) * s;
+                sum_g += g;
+                sum_gx += g * xhat;
+                dw[p][k] += (float)d[p][k] * xhat;
+                db[p][k] += (float)d[p][k];
+            }
+            mean_g += sum_g;
+            mean_gx += sum_gx;
+        }
+        mean_g = row_sum<32>(mean_g) / C;
+        mean_gx = row_sum<32>(mean_gx) / C;
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int c = (p * 32 + lane) * N;
+            if (c >= C) continue;
+            stay_packed(d[p]);
+            stay_packed(x[p]);
+            if (!EARLY && add) dx[p] = load_pack(dinp + base + c);
+            const Pack<Float> w = load_pack(weight + c);
+            for (int k = 0; k < N; k++) {
+                const float xhat = ((float)x[p][k] - m) * s;
+                const float v = s * ((float)d[p][k] * (float)w[k] - mean_g - xhat * mean_gx);
+                dx[p][k] = (Float)(add ? (float)dx[p][k] + v : v);
+            }
+            store_pack(dinp + base + c, dx[p]);
+        }
+    }
+
+#pragma unroll
+    for (int part = 0; part < 2; part++) {
+        if (part == 1) __syncthreads();  // dweight's sums have been used
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            const int c = (p * 32 + lane) * N;
+            if (c < C) store_floats(warp_sums + warp * C + c, part == 0 ? dw[p] : db[p]);
+        }
+        __syncthreads();
+        for (int c = threadIdx.x; c < C; c += 32 * WARPS) {
+            float sum = 0.0f;
+            for (int w = 0; w < WARPS; w++) sum += warp_sums[w * C + c];
+            partial[((size_t)blockIdx.x * 2 + part) * C + c] = sum;
+        }
+    }
+}
+
+// The same for rows of any width, in two kernels. LANES threads share a row.
+template <class Float, int LANES, bool ADD>
+__global__ void layernorm_backward_wide_input_kernel(Float* dinp, const Float* dout, const Float* inp,
+                                                     const Float* weight, const float* mean,
+                                                     const float* rstd, int rows, int C) {
     constexpr int N = Pack<Float>::size;
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
     if (row >= rows) return;
@@ -91,7 +266,7 @@ __global__ void layernorm_backward_input_kernel(Float* dinp, const Float* dout, 
     for (int c = lane * N; c < C; c += LANES * N) {
         const Pack<Float> d = load_pack(dout + base + c), x = load_pack(inp + base + c),
                           w = load_pack(weight + c);
-        Pack<Float> dx = load_pack(dinp + base + c);
+        Pack<Float> dx = ADD ? load_pack(dinp + base + c) : Pack<Float>{};
         for (int k = 0; k < N; k++) {
             const float xhat = ((float)x[k] - m) * s;
             dx[k] = (Float)((float)dx[k] + s * ((float)d[k] * (float)w[k] - mean_g - xhat * mean_gx));
@@ -103,9 +278,9 @@ __global__ void layernorm_backward_input_kernel(Float* dinp, const Float* dout, 
 // blockIdx.y: a chunk of rows; threads: packs of columns. Writes the chunk's sums to
 // partial[chunk][2][C]: dweight, then dbias.
 template <class Float>
-__global__ void layernorm_backward_params_kernel(float* partial, const Float* dout, const Float* inp,
-                                                 const float* mean, const float* rstd, int rows, int C,
-                                                 int rows_per_chunk) {
+__global__ void layernorm_backward_wide_params_kernel(float* partial, const Float* dout, const Float* inp,
+                                                      const float* mean, const float* rstd, int rows, int C,
+                                                      int rows_per_chunk) {
     constexpr int N = Pack<Float>::size;
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (c >= C) return;
@@ -121,10 +296,8 @@ __global__ void layernorm_backward_params_kernel(float* partial, const Float* do
         }
     }
     float* out = partial + (size_t)blockIdx.y * 2 * C + c;
-    for (int k = 0; k < N; k++) {
-        out[k] = dw[k];
-        out[C + k] = db[k];
-    }
+    store_floats(out, dw);
+    store_floats(out + C, db);
 }
 
 // out [rows,C]; mean, rstd [rows]; weight, bias [C]. If residual is given, sum_out [rows,C] = residual + inp
@@ -140,37 +313,56 @@ void layernorm_forward(const Context& ctx, Float* out, float* mean, float* rstd,
         kernel<<<grid, block, 0, ctx.stream>>>(out, mean, rstd, sum_out, residual, inp, weight, bias, rows,
                                                C);
     };
-    if (residual)
-        ctx.row_lanes == 1 ? launch_kernel(layernorm_forward_kernel<Float, 1, true>)
-                           : launch_kernel(layernorm_forward_kernel<Float, 32, true>);
-    else
-        ctx.row_lanes == 1 ? launch_kernel(layernorm_forward_kernel<Float, 1, false>)
-                           : launch_kernel(layernorm_forward_kernel<Float, 32, false>);
+    auto launch_warps = [&](auto packs) {
+        residual ? launch_kernel(layernorm_forward_kernel<Float, packs(), true>)
+                 : launch_kernel(layernorm_forward_kernel<Float, packs(), false>);
+    };
+    if (ctx.row_lanes == 1)
+        residual ? launch_kernel(layernorm_forward_wide_kernel<Float, 1, true>)
+                 : launch_kernel(layernorm_forward_wide_kernel<Float, 1, false>);
+    else if (!with_packs_per_lane<Float>(C, launch_warps))
+        residual ? launch_kernel(layernorm_forward_wide_kernel<Float, 32, true>)
+                 : launch_kernel(layernorm_forward_wide_kernel<Float, 32, false>);
     CUDA_CHECK(cudaGetLastError());
 }
 
-// dinp [rows,C] is added to (the residual stream's gradient passes around the layer); dweight, dbias [C] are
-// neighbours, dbias = dweight + C, and are added to. inp: the x that was normalized.
+// dinp [rows,C] is added to (the residual stream's gradient passes around the layer), or overwritten if !add;
+// dweight, dbias [C] are neighbours, dbias = dweight + C, and are added to. inp: the x that was normalized.
 // scratch: column_sum_scratch(ctx, 2 * C) floats.
 template <class Float>
 void layernorm_backward(const Context& ctx, Float* dinp, float* dweight, float* dbias, float* scratch,
                         const Float* dout, const Float* inp, const Float* weight, const float* mean,
-                        const float* rstd, int rows, int C) {
+                        const float* rstd, int rows, int C, bool add = true) {
     assert(C % 8 == 0 && dbias == dweight + C);
     (void)dbias;
-    const int block = 128;
-    auto launch_kernel = [&](auto kernel) {
-        kernel<<<(unsigned)ceil_div((size_t)rows * ctx.row_lanes, block), block, 0, ctx.stream>>>(
-            dinp, dout, inp, weight, mean, rstd, rows, C);
+    int chunks = 0;
+    auto launch_warps = [&](auto packs) {
+        constexpr int WARPS = layernorm_backward_warps<Float, packs()>();
+        auto kernel = layernorm_backward_kernel<Float, packs()>;
+        const size_t shared = WARPS * C * sizeof(float);
+        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+        const int most = ceil_div(rows, WARPS);
+        chunks = ctx.num_sms < most ? ctx.num_sms : most;
+        kernel<<<chunks, 32 * WARPS, shared, ctx.stream>>>(dinp, scratch, dout, inp, weight, mean, rstd, rows,
+                                                           C, add);
     };
-    ctx.row_lanes == 1 ? launch_kernel(layernorm_backward_input_kernel<Float, 1>)
-                       : launch_kernel(layernorm_backward_input_kernel<Float, 32>);
-    CUDA_CHECK(cudaGetLastError());
-
-    const int packs = C / Pack<Float>::size;
-    const int chunks = column_sum_chunks(ctx, rows, packs, block), rows_per_chunk = ceil_div(rows, chunks);
-    layernorm_backward_params_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(
-        scratch, dout, inp, mean, rstd, rows, C, rows_per_chunk);
+    if (ctx.row_lanes == 1 || !with_packs_per_lane<Float>(C, launch_warps)) {
+        const int block = 128, packs = C / Pack<Float>::size;
+        auto launch_input = [&](auto kernel) {
+            kernel<<<(unsigned)ceil_div((size_t)rows * ctx.row_lanes, block), block, 0, ctx.stream>>>(
+                dinp, dout, inp, weight, mean, rstd, rows, C);
+        };
+        if (ctx.row_lanes == 1)
+            add ? launch_input(layernorm_backward_wide_input_kernel<Float, 1, true>)
+                : launch_input(layernorm_backward_wide_input_kernel<Float, 1, false>);
+        else
+            add ? launch_input(layernorm_backward_wide_input_kernel<Float, 32, true>)
+                : launch_input(layernorm_backward_wide_input_kernel<Float, 32, false>);
+        CUDA_CHECK(cudaGetLastError());
+        chunks = column_sum_chunks(ctx, rows, packs, block);
+        layernorm_backward_wide_params_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(
+            scratch, dout, inp, mean, rstd, rows, C, ceil_div(rows, chunks));
+    }
     CUDA_CHECK(cudaGetLastError());
     add_partial_sums(ctx, dweight, scratch, chunks, 2 * (size_t)C);
 }

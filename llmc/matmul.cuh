@@ -1,37 +1,38 @@
-// The linear layer: cuBLAS for the products, two small kernels for the bias.
+// The linear layer, by cuBLASLt: products whose last step, the epilogue, also adds the bias, takes GELU, or
+// sums up the bias gradient while the numbers are still in registers.
 //
 //   out[n,:] = weight inp[n,:] + bias               weight [OC,IC], n over the rows of the batch
 //   dinp = dout weight,  dweight += dout^T inp,  dbias += sum over n of dout[n,:]
 //
-// cuBLAS is column-major: a row-major [R,C] matrix is to it a C x R one, so each product is asked for
-// transposed. Activations and weights are Float, weight gradients always float: they are sums over many
-// micro-batches.
+// cuBLASLt is column-major. The same memory that is a row-major [R,C] matrix X to us is to it a column-major
+// C x R matrix, X^T, so we ask for the transposed product, and get our own layout back:
+//
+//   ours                                what we ask for                  (column-major: rows x columns)
+//   out    = inp weight^T   [rows,OC]   out^T    = weight   inp^T        OC x rows = (OC x IC) (IC x rows)
+//   dinp   = dout weight    [rows,IC]   dinp^T   = weight^T dout^T       IC x rows = (IC x OC) (OC x rows)
+//   dweight = dout^T inp    [OC,IC]     dweight^T = inp^T   dout         IC x OC   = (IC x rows) (rows x OC)
+//
+// where memory holds weight^T, inp^T and dout^T: an operand that is asked for without the ^T is CUBLAS_OP_T.
+//
+// What the epilogues save, in bytes a token of GPT-2 124M in bf16 (the H100 moves 3 MB in a microsecond; a
+// micro-step of 65,536 tokens takes some 100 ms):
+//   GELU_AUX_BIAS  the GELU kernel's read of x and write of gelu(x), 147,456, of which the write remains
+//   DGELU          a read and a write of the gradient, 147,456 of 221,184; the read of x remains
+//   BGRADB         reading every dout once more for its column sums, 165,888
+//   BIAS           a read and a write of every out, 331,776
+// Bias gradients are not taken from DGELU_BGRAD, which would save the most: it rounds them to bf16.
+//
+// Activations and weights are Float, weight gradients always float: they are sums over many micro-batches.
+// An epilogue that this GPU does not have, or has only slowly, is replaced by separate kernels:
+// matmul_plans.h finds that out, and matmul_report() says it.
 #pragma once
 #include "cuda_common.cuh"
+#include "gelu.cuh"
+#include "matmul_plans.h"
 
 template <class T>
-constexpr cudaDataType_t cublas_type() {
+constexpr cudaDataType_t data_type() {
     return sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F;
-}
-
-// c (m x n) = op(a) op(b) + beta c, all column-major, sums in float.
-template <class In, class Out>
-void gemm(const Context& ctx, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-          const In* a, int lda, const In* b, int ldb, float beta, Out* c, int ldc) {
-    const float alpha = 1.0f;
-    CUBLAS_CHECK(cublasGemmEx(ctx.cublas, op_a, op_b, m, n, k, &alpha, a, cublas_type<In>(), lda, b,
-                              cublas_type<In>(), ldb, &beta, c, cublas_type<Out>(), ldc, CUBLAS_COMPUTE_32F,
-                              CUBLAS_GEMM_DEFAULT));
-}
-
-template <class Float>
-__global__ void add_bias_kernel(Float* out, const Float* bias, int OC, size_t num_packs) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= num_packs) return;
-    Pack<Float> x = load_pack(out + i * Pack<Float>::size);
-    const Pack<Float> b = load_pack(bias + i * Pack<Float>::size % OC);
-    for (int k = 0; k < Pack<Float>::size; k++) x[k] = (Float)((float)x[k] + (float)b[k]);
-    store_pack(out + i * Pack<Float>::size, x);
 }
 
 // blockIdx.y: a chunk of rows; threads: packs of columns. Writes the chunk's sums to partial[chunk][OC].
@@ -51,16 +52,71 @@ __global__ void bias_backward_kernel(float* partial, const Float* dout, int rows
     for (int k = 0; k < N; k++) partial[(size_t)blockIdx.y * OC + c + k] = sum[k];
 }
 
+// dbias [OC] += the sum of dout's rows. scratch: column_sum_scratch(ctx, OC) floats.
+template <class Float>
+void bias_backward(const Context& ctx, float* dbias, float* scratch, const Float* dout, int rows, int OC) {
+    const int block = 128, packs = OC / Pack<Float>::size;
+    const int chunks = column_sum_chunks(ctx, rows, packs, block), rows_per_chunk = ceil_div(rows, chunks);
+    bias_backward_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(scratch, dout, rows,
+                                                                                         OC, rows_per_chunk);
+    CUDA_CHECK(cudaGetLastError());
+    add_partial_sums(ctx, dbias, scratch, chunks, OC);
+}
+
 // out [rows,OC] = inp [rows,IC] weight^T + bias; bias may be null. IC and OC are multiples of 8.
 template <class Float>
 void matmul_forward(const Context& ctx, Float* out, const Float* inp, const Float* weight, const Float* bias,
                     int rows, int IC, int OC) {
     assert(IC % 8 == 0 && OC % 8 == 0);
-    gemm(ctx, CUBLAS_OP_T, CUBLAS_OP_N, OC, rows, IC, weight, IC, inp, IC, 0.0f, out, OC);
-    if (!bias) return;
-    const size_t num_packs = (size_t)rows * OC / Pack<Float>::size;
-    add_bias_kernel<<<(unsigned)ceil_div(num_packs, 256), 256, 0, ctx.stream>>>(out, bias, OC, num_packs);
-    CUDA_CHECK(cudaGetLastError());
+    constexpr cudaDataType_t type = data_type<Float>();
+    const Product product{
+        type, type, type, CUBLAS_OP_T, CUBLAS_OP_N,
+        OC,   rows, IC,   false,       bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
+    run_product(ctx, product, {weight, inp, out, bias});
+}
+
+// pre_gelu = inp weight^T + bias, out = gelu(pre_gelu), both [rows,OC]; bias may be null.
+template <class Float>
+void matmul_gelu_forward(const Context& ctx, Float* out, Float* pre_gelu, const Float* inp,
+                         const Float* weight, const Float* bias, int rows, int IC, int OC) {
+    assert(IC % 8 == 0 && OC % 8 == 0);
+    constexpr cudaDataType_t type = data_type<Float>();
+    const Product product{
+        type, type, type, CUBLAS_OP_T, CUBLAS_OP_N,
+        OC,   rows, IC,   false,       bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX};
+    run_fused(
+        ctx, product, {weight, inp, out, bias, pre_gelu}, [] {},
+        [&] {
+            matmul_forward(ctx, pre_gelu, inp, weight, bias, rows, IC, OC);
+            gelu_forward(ctx, out, pre_gelu, (size_t)rows * OC);
+        });
+}
+
+// dinp [rows,IC] = dout [rows,OC] weight
+template <class Float>
+void matmul_input_backward(const Context& ctx, Float* dinp, const Float* dout, const Float* weight, int rows,
+                           int IC, int OC) {
+    constexpr cudaDataType_t type = data_type<Float>();
+    run_product(ctx, {type, type, type, CUBLAS_OP_N, CUBLAS_OP_N, IC, rows, OC, false}, {weight, dout, dinp});
+}
+
+// dweight [OC,IC] += dout^T inp, dbias [OC] += the sum of dout's rows; dbias may be null.
+template <class Float>
+void matmul_parameters_backward(const Context& ctx, float* dweight, float* dbias, float* scratch,
+                                const Float* dout, const Float* inp, int rows, int IC, int OC) {
+    constexpr cudaDataType_t type = data_type<Float>();
+    Product product{type, type, CUDA_R_32F, CUBLAS_OP_N, CUBLAS_OP_T, IC, OC, rows, true};
+    if (!dbias) return run_product(ctx, product, {inp, dout, dweight});
+    // The sum over B's rows comes out in D's type, float, and takes the place of what was there: so it goes
+    // to scratch first.
+    product.epilogue = CUBLASLT_EPILOGUE_BGRADB;
+    run_fused(
+        ctx, product, {inp, dout, dweight, scratch, nullptr, dbias},
+        [&] { add_partial_sums(ctx, dbias, scratch, 1, OC); },
+        [&] {
+            matmul_parameters_backward<Float>(ctx, dweight, nullptr, nullptr, dout, inp, rows, IC, OC);
+            bias_backward(ctx, dbias, scratch, dout, rows, OC);
+        });
 }
 
 // dinp [rows,IC] is overwritten; dweight [OC,IC] and dbias [OC] (may be null) are added to.
@@ -69,13 +125,26 @@ template <class Float>
 void matmul_backward(const Context& ctx, Float* dinp, float* dweight, float* dbias, float* scratch,
                      const Float* dout, const Float* inp, const Float* weight, int rows, int IC, int OC) {
     assert(IC % 8 == 0 && OC % 8 == 0);
-    gemm(ctx, CUBLAS_OP_N, CUBLAS_OP_N, IC, rows, OC, weight, IC, dout, OC, 0.0f, dinp, IC);
-    gemm(ctx, CUBLAS_OP_N, CUBLAS_OP_T, IC, OC, rows, inp, IC, dout, OC, 1.0f, dweight, IC);
-    if (!dbias) return;
-    const int block = 128, packs = OC / Pack<Float>::size;
-    const int chunks = column_sum_chunks(ctx, rows, packs, block), rows_per_chunk = ceil_div(rows, chunks);
-    bias_backward_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(scratch, dout, rows,
-                                                                                         OC, rows_per_chunk);
-    CUDA_CHECK(cudaGetLastError());
-    add_partial_sums(ctx, dbias, scratch, chunks, OC);
+    matmul_input_backward(ctx, dinp, dout, weight, rows, IC, OC);
+    matmul_parameters_backward(ctx, dweight, dbias, scratch, dout, inp, rows, IC, OC);
+}
+
+// The same where inp is gelu(pre_gelu), and the gradient of pre_gelu is asked for: dinp = (dout weight) times
+// gelu'(pre_gelu), element by element.
+template <class Float>
+void matmul_gelu_backward(const Context& ctx, Float* dinp, float* dweight, float* dbias, float* scratch,
+                          const Float* dout, const Float* inp, const Float* pre_gelu, const Float* weight,
+                          int rows, int IC, int OC) {
+    assert(IC % 8 == 0 && OC % 8 == 0);
+    constexpr cudaDataType_t type = data_type<Float>();
+    const Product product{type, type, type, CUBLAS_OP_N, CUBLAS_OP_N,
+                          IC,   rows, OC,   false,       CUBLASLT_EPILOGUE_DGELU};
+    // the epilogue only reads pre_gelu
+    run_fused(
+        ctx, product, {weight, dout, dinp, nullptr, const_cast<Float*>(pre_gelu)}, [] {},
+        [&] {
+            matmul_input_backward(ctx, dinp, dout, weight, rows, IC, OC);
+            gelu_backward(ctx, dinp, dinp, pre_gelu, (size_t)rows * IC);
+        });
+    matmul_parameters_backward(ctx, dweight, dbias, scratch, dout, inp, rows, IC, OC);
 }

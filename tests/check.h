@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -78,6 +79,11 @@ double relative_error(const std::vector<T>& got, const std::vector<double>& want
     }
     const double error = std::sqrt(difference / (size > 0 ? size : 1));
     return std::isfinite(error) ? error : INFINITY;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
 }
 
 // Largest |got - want|.

@@ -1,9 +1,9 @@
 // What CUDA code may expect of CUDA on the CPU: indices, barriers, warp collectives, shared memory, launches,
-// bf16, fast maths, tensor-core wrappers, cuBLAS and the runtime API. Most of it says what a GPU does too,
+// bf16, fast maths, tensor-core wrappers, cuBLASLt and the runtime API. Most of it says what a GPU does too,
 // and would pass there; what only the CPU backend has is inside #ifdef CUDA_CPU.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #define DOCTEST_CONFIG_SUPER_FAST_ASSERTS  // fast to compile: there are many
-#include <cublas_v2.h>
+#include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -861,7 +861,7 @@ TEST_CASE("cp.async copies are there after the wait that covers them") {
 }
 #endif
 
-// ---------------------------------------------------------------- cuBLAS
+// ---------------------------------------------------------------- cuBLASLt
 
 // C = alpha op(A) op(B) + beta C on small integers, so that every result is exact in float, whatever the
 // order.
@@ -923,19 +923,66 @@ struct Gemm {
     }
 };
 
-struct Blas {
-    cublasHandle_t handle;
-    Blas() { REQUIRE(cublasCreate(&handle) == CUBLAS_STATUS_SUCCESS); }
-    ~Blas() { cublasDestroy(handle); }
-    operator cublasHandle_t() const { return handle; }
-};
-
 static cublasOperation_t op(bool transposed) {
     return transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
 }
 
 template <class T>
 constexpr cudaDataType_t data_type = sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F;
+
+// A product through cuBLASLt: the descriptors, the first algorithm that is offered, and the call.
+struct LtMatmul {
+    cublasLtHandle_t handle;
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t a, b, d;
+
+    LtMatmul(const Gemm& g, cudaDataType_t in, cudaDataType_t out,
+             cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT) {
+        REQUIRE(cublasLtCreate(&handle) == CUBLAS_STATUS_SUCCESS);
+        REQUIRE(cublasLtMatrixLayoutInit(&a, in, g.ta ? g.k : g.m, g.ta ? g.m : g.k, g.lda) ==
+                CUBLAS_STATUS_SUCCESS);
+        REQUIRE(cublasLtMatrixLayoutInit(&b, in, g.tb ? g.n : g.k, g.tb ? g.k : g.n, g.ldb) ==
+                CUBLAS_STATUS_SUCCESS);
+        REQUIRE(cublasLtMatrixLayoutInit(&d, out, g.m, g.n, g.ldc) == CUBLAS_STATUS_SUCCESS);
+        REQUIRE(cublasLtMatmulDescInit(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS);
+        set(CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)op(g.ta));
+        set(CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)op(g.tb));
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)epilogue);
+    }
+    LtMatmul(const LtMatmul&) = delete;
+    ~LtMatmul() { cublasLtDestroy(handle); }
+
+    template <class T>
+    void set(cublasLtMatmulDescAttributes_t attribute, T value) {
+        REQUIRE(cublasLtMatmulDescSetAttribute(&desc, attribute, &value, sizeof value) ==
+                CUBLAS_STATUS_SUCCESS);
+    }
+    // Offers an algorithm?
+    cublasStatus_t offer(cublasLtMatmulAlgo_t* algorithm) {
+        cublasLtMatmulPreferenceOpaque_t preference;
+        REQUIRE(cublasLtMatmulPreferenceInit(&preference) == CUBLAS_STATUS_SUCCESS);
+        const uint32_t alignment = 4;
+        for (auto matrix :
+             {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+            REQUIRE(cublasLtMatmulPreferenceSetAttribute(&preference, matrix, &alignment, sizeof alignment) ==
+                    CUBLAS_STATUS_SUCCESS);
+        cublasLtMatmulHeuristicResult_t result;
+        int count = 0;
+        const cublasStatus_t status =
+            cublasLtMatmulAlgoGetHeuristic(handle, &desc, &a, &b, &d, &d, &preference, 1, &result, &count);
+        CHECK(count == (status == CUBLAS_STATUS_SUCCESS));
+        if (count == 1) *algorithm = result.algo;
+        return status;
+    }
+    cublasStatus_t run(float alpha, const void* a_data, const void* b_data, float beta, void* d_data) {
+        cublasLtMatmulAlgo_t algorithm{};
+        const cublasStatus_t status = offer(&algorithm);
+        if (status != CUBLAS_STATUS_SUCCESS) return status;
+        return cublasLtMatmul(handle, &desc, &alpha, a_data, &a, b_data, &b, &beta, d_data, &d, d_data, &d,
+                              &algorithm, nullptr, 0, nullptr);
+    }
+};
 
 template <class A, class C>
 struct GemmTypes {
@@ -949,89 +996,132 @@ TYPE_TO_STRING(FloatGemm);
 TYPE_TO_STRING(Bf16Gemm);
 TYPE_TO_STRING(MixedGemm);
 
-TEST_CASE_TEMPLATE("cublasGemmEx equals plain loops", Types, FloatGemm, Bf16Gemm, MixedGemm) {
+TEST_CASE_TEMPLATE("cublasLtMatmul equals plain loops", Types, FloatGemm, Bf16Gemm, MixedGemm) {
     using A = typename Types::Operand;
     using C = typename Types::Result;
-    Blas blas;
     for (bool ta : {false, true})
         for (bool tb : {false, true})
             for (auto [alpha, beta] : {std::pair{1.0f, 0.0f}, {1.0f, 1.0f}, {0.5f, -2.0f}}) {
                 const Gemm g(13, 7, 21, ta, tb, alpha, beta, 5);
                 DeviceArray<A> a(Gemm::as<A>(g.a)), b(Gemm::as<A>(g.b));
                 DeviceArray<C> c(g.start<C>());
-                REQUIRE(cublasGemmEx(blas, op(ta), op(tb), g.m, g.n, g.k, &alpha, (A*)a, data_type<A>, g.lda,
-                                     (A*)b, data_type<A>, g.ldb, &beta, (C*)c, data_type<C>, g.ldc,
-                                     CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
+                LtMatmul matmul(g, data_type<A>, data_type<C>);
+                REQUIRE(matmul.run(alpha, (A*)a, (A*)b, beta, (C*)c) == CUBLAS_STATUS_SUCCESS);
                 CHECK(g.wrong(c.get().data()) == 0);
             }
 }
 
-TEST_CASE("cublasSgemm equals plain loops") {
-    Blas blas;
-    for (bool ta : {false, true})
-        for (bool tb : {false, true}) {
-            const Gemm g(33, 40, 17, ta, tb, 2.0f, 1.0f, 9);
-            DeviceArray<float> a(Gemm::as<float>(g.a)), b(Gemm::as<float>(g.b)), c(g.start<float>());
-            REQUIRE(cublasSgemm(blas, op(ta), op(tb), g.m, g.n, g.k, &g.alpha, a, g.lda, b, g.ldb, &g.beta, c,
-                                g.ldc) == CUBLAS_STATUS_SUCCESS);
-            CHECK(g.wrong(c.get().data()) == 0);
-        }
-}
-
-TEST_CASE_TEMPLATE("strided batches equal plain loops", T, float, bf16) {
-    Blas blas;
-    std::vector<Gemm> batch;
-    for (uint64_t i = 0; i < 3; i++) batch.emplace_back(5, 6, 7, true, false, 1.0f, 1.0f, 20 + i);
-    const Gemm& g = batch[0];
-    const size_t sa = g.a.size() + 4, sb = g.b.size() + 2, sc = g.c.size();
-    std::vector<T> a(3 * sa), b(3 * sb), c(3 * sc);
-    for (size_t i = 0; i < 3; i++) {
-        const auto ai = Gemm::as<T>(batch[i].a), bi = Gemm::as<T>(batch[i].b),
-                   ci = batch[i].template start<T>();
-        std::copy(ai.begin(), ai.end(), a.begin() + i * sa);
-        std::copy(bi.begin(), bi.end(), b.begin() + i * sb);
-        std::copy(ci.begin(), ci.end(), c.begin() + i * sc);
-    }
-    DeviceArray<T> d_a(a), d_b(b), d_c(c);
-    REQUIRE(cublasGemmStridedBatchedEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, g.m, g.n, g.k, &g.alpha, (T*)d_a,
-                                       data_type<T>, g.lda, (long long)sa, (T*)d_b, data_type<T>, g.ldb,
-                                       (long long)sb, &g.beta, (T*)d_c, data_type<T>, g.ldc, (long long)sc, 3,
-                                       CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
-    const auto got = d_c.get();
-    for (size_t i = 0; i < 3; i++) CHECK(batch[i].wrong(got.data() + i * sc) == 0);
-    if constexpr (sizeof(T) == 4) {
-        d_c.set(c);
-        REQUIRE(cublasSgemmStridedBatched(blas, CUBLAS_OP_T, CUBLAS_OP_N, g.m, g.n, g.k, &g.alpha, d_a, g.lda,
-                                          (long long)sa, d_b, g.ldb, (long long)sb, &g.beta, d_c, g.ldc,
-                                          (long long)sc, 3) == CUBLAS_STATUS_SUCCESS);
-        CHECK(d_c.get() == got);
-    }
-}
-
-TEST_CASE("a bf16 GEMM large enough to convert in parallel") {
-    Blas blas;
+TEST_CASE("a bf16 product large enough to convert in parallel") {
     const Gemm g(420, 260, 300, true, false, 1.0f, 1.0f, 40);
     DeviceArray<bf16> a(Gemm::as<bf16>(g.a)), b(Gemm::as<bf16>(g.b)), c(g.start<bf16>());
-    REQUIRE(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, g.m, g.n, g.k, &g.alpha, (bf16*)a, CUDA_R_16BF,
-                         g.lda, (bf16*)b, CUDA_R_16BF, g.ldb, &g.beta, (bf16*)c, CUDA_R_16BF, g.ldc,
-                         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
+    LtMatmul matmul(g, CUDA_R_16BF, CUDA_R_16BF);
+    REQUIRE(matmul.run(1, (bf16*)a, (bf16*)b, 1, (bf16*)c) == CUBLAS_STATUS_SUCCESS);
     CHECK(g.wrong(c.get().data()) == 0);
 }
 
-TEST_CASE("cuBLAS refuses what makes no sense") {
-    Blas blas;
-    const float one = 1;
-    DeviceArray<float> x(std::vector<float>(64, 1.0f));
-    auto gemm = [&](int m, int lda, int ldb, int ldc) {
-        return cublasSgemm(blas, CUBLAS_OP_N, CUBLAS_OP_N, m, 8, 8, &one, x, lda, x, ldb, &one, x, ldc);
+#ifdef CUDA_CPU
+// Epilogues on matrices with gaps, which a linear layer does not have; test_matmul.cu has the rest.
+TEST_CASE_TEMPLATE("cublasLtMatmul's epilogues leave the gaps between columns alone", T, float, bf16) {
+    const Gemm g(13, 7, 21, false, true, 1.0f, 0.0f, 5);
+    const int aux_ld = 24;
+    for (auto epilogue : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+                          CUBLASLT_EPILOGUE_DGELU}) {
+        CAPTURE((int)epilogue);
+        const auto bias = normal_values<T>(g.m, 1), aux_before = normal_values<T>(aux_ld * g.n, 2);
+        auto small = [](const std::vector<int>& v) {  // results where GELU is neither 0 nor straight
+            std::vector<T> values;
+            for (int x : v) values.push_back(T((float)(x - 4) / 16));
+            return values;
+        };
+        const auto a = small(g.a), b = small(g.b);
+        DeviceArray<T> d_a(a), d_b(b), d_bias(bias), aux(aux_before), d(g.start<T>());
+        LtMatmul matmul(g, data_type<T>, data_type<T>, epilogue);
+        matmul.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (T*)d_bias);
+        matmul.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (T*)aux);
+        matmul.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)aux_ld);
+        REQUIRE(matmul.run(1, (T*)d_a, (T*)d_b, 0, (T*)d) == CUBLAS_STATUS_SUCCESS);
+        const auto got = d.get(), got_aux = aux.get();
+        const double unit = sizeof(T) == 2 ? 1.0 / 128 : 1e-5;
+        for (int j = 0; j < g.n; j++) {
+            for (int i = 0; i < g.m; i++) {
+                double x = 0;
+                for (int l = 0; l < g.k; l++)
+                    x += (double)(float)a[l * g.lda + i] * (double)(float)b[l * g.ldb + j];
+                const auto sigmoid = [](double v) {
+                    return 1 / (1 + std::exp(-2 * 0.7978845608 * v * (1 + 0.044715 * v * v)));
+                };
+                if (epilogue & CUBLASLT_EPILOGUE_BIAS) x += (double)(float)bias[i];
+                double want = x;
+                if (epilogue & CUBLASLT_EPILOGUE_GELU) {
+                    CHECK(std::fabs((float)got_aux[j * aux_ld + i] - x) < unit * (1 + std::fabs(x)));
+                    want = x * sigmoid(x);
+                } else if (epilogue == CUBLASLT_EPILOGUE_DGELU) {
+                    const double v = (float)aux_before[j * aux_ld + i], e = 1e-5;
+                    want *= ((v + e) * sigmoid(v + e) - (v - e) * sigmoid(v - e)) / (2 * e);
+                }
+                CHECK(std::fabs((float)got[j * g.ldc + i] - want) < unit * (1 + std::fabs(want)));
+            }
+            for (int i = g.m; i < g.ldc; i++) CHECK(std::isnan((float)got[j * g.ldc + i]));
+            for (int i = g.m; i < aux_ld; i++)
+                CHECK((float)got_aux[j * aux_ld + i] == (float)aux_before[j * aux_ld + i]);
+        }
+    }
+}
+
+TEST_CASE("a bias gradient is the sum over B, whatever is added to D") {
+    const Gemm g(13, 70, 150, false, true, 1.0f, 1.0f, 5);
+    DeviceArray<bf16> a(Gemm::as<bf16>(g.a)), b(Gemm::as<bf16>(g.b));
+    DeviceArray<float> c(g.start<float>()), gradient(g.n);
+    LtMatmul matmul(g, CUDA_R_16BF, CUDA_R_32F, CUBLASLT_EPILOGUE_BGRADB);
+    matmul.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (float*)gradient);
+    REQUIRE(matmul.run(1, (bf16*)a, (bf16*)b, 1, (float*)c) == CUBLAS_STATUS_SUCCESS);
+    CHECK(g.wrong(c.get().data()) == 0);
+    const auto got = gradient.get();
+    for (int j = 0; j < g.n; j++) {
+        int want = 0;
+        for (int l = 0; l < g.k; l++) want += g.b[(size_t)l * g.ldb + j];
+        CHECK(got[j] == (float)want);
+    }
+}
+#endif
+
+TEST_CASE("cuBLASLt refuses what makes no sense") {
+    const Gemm g(8, 8, 8, false, false, 1.0f, 0.0f, 1);
+    DeviceArray<float> x(std::vector<float>(256, 1.0f)), y(std::vector<float>(256, 1.0f));
+    const auto refusal = [&](auto damage, cudaDataType_t in = CUDA_R_32F, cudaDataType_t out = CUDA_R_32F) {
+        LtMatmul matmul(g, in, out);
+        damage(matmul);
+        return matmul.run(1, (float*)x, (float*)x, 0, (float*)y);
     };
-    CHECK(gemm(-1, 8, 8, 8) == CUBLAS_STATUS_INVALID_VALUE);
-    CHECK(gemm(8, 7, 8, 8) == CUBLAS_STATUS_INVALID_VALUE);
-    CHECK(gemm(8, 8, 7, 8) == CUBLAS_STATUS_INVALID_VALUE);
-    CHECK(gemm(8, 8, 8, 7) == CUBLAS_STATUS_INVALID_VALUE);
-    CHECK(gemm(0, 8, 8, 8) == CUBLAS_STATUS_SUCCESS);
-    CHECK(x.get() == std::vector<float>(64, 1.0f));
-    CHECK(std::string(cublasGetStatusString(CUBLAS_STATUS_INVALID_VALUE)) == "CUBLAS_STATUS_INVALID_VALUE");
+    CHECK(refusal([](LtMatmul&) {}) == CUBLAS_STATUS_SUCCESS);
+    y.set(std::vector<float>(256, 1.0f));
+    CHECK(refusal([](LtMatmul&) {}, CUDA_R_32F, CUDA_R_16BF) != CUBLAS_STATUS_SUCCESS);
+    CHECK(refusal([](LtMatmul& m) {
+              REQUIRE(cublasLtMatrixLayoutInit(&m.a, CUDA_R_32F, 9, 8, 11) == CUBLAS_STATUS_SUCCESS);
+          }) != CUBLAS_STATUS_SUCCESS);
+    CHECK(refusal([](LtMatmul& m) { m.set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{1 << 30}); }) !=
+          CUBLAS_STATUS_SUCCESS);
+    LtMatmul matmul(g, CUDA_R_32F, CUDA_R_32F);
+    const int64_t wide = CUBLAS_OP_T;
+    CHECK(cublasLtMatmulDescSetAttribute(&matmul.desc, CUBLASLT_MATMUL_DESC_TRANSA, &wide, sizeof wide) ==
+          CUBLAS_STATUS_INVALID_VALUE);
+#ifdef CUDA_CPU
+    const auto with_ld = [](auto layout) { return [=](LtMatmul& m) { layout(m)->ld = 7; }; };
+    CHECK(refusal(with_ld([](LtMatmul& m) { return &m.a; })) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(refusal(with_ld([](LtMatmul& m) { return &m.b; })) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(refusal(with_ld([](LtMatmul& m) { return &m.d; })) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(refusal([](LtMatmul& m) { m.d.rows = m.a.rows = 0; }) == CUBLAS_STATUS_INVALID_VALUE);
+    for (auto epilogue : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_DGELU})
+        CHECK(refusal([&](LtMatmul& m) {  // no pointer for it
+                  m.set(CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)epilogue);
+                  m.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t{8});
+              }) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(refusal([](LtMatmul& m) {  // only of a transposed B
+              m.set(CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)CUBLASLT_EPILOGUE_BGRADB);
+          }) == CUBLAS_STATUS_NOT_SUPPORTED);
+#endif
+    CHECK(y.get() == std::vector<float>(256, 1.0f));
+    CHECK(std::string(cublasLtGetStatusName(CUBLAS_STATUS_INVALID_VALUE)) == "CUBLAS_STATUS_INVALID_VALUE");
 }
 
 // ---------------------------------------------------------------- the runtime API

@@ -254,6 +254,7 @@ struct CUevent_st {
     bool recorded = false;
 };
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 enum { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
 
 inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
@@ -273,6 +274,10 @@ inline cudaError_t cudaStreamQuery(cudaStream_t) {
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) {
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+    *status = cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 inline cudaError_t cudaEventCreate(cudaEvent_t* event) {

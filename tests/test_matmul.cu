@@ -1,0 +1,434 @@
+// The linear layer against the plain loops of reference.h: products, bias, GELU and their gradients, fused
+// and in separate kernels, in fp32 and bf16, at sizes that fit no tile; and the choice between cuBLASLt's
+// algorithms, with its file.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <array>
+#include <cstring>
+#include <set>
+
+#include "../llmc/matmul.cuh"
+
+#include "check.h"
+#include "reference.h"
+#include "temp_folder.h"
+
+using bf16 = __nv_bfloat16;
+
+// No test shall read or write the user's own file of choices.
+struct CacheFolder {
+    TempFolder folder;
+    CacheFolder() { setenv("XDG_CACHE_HOME", folder.path.c_str(), 1); }
+};
+static const CacheFolder g_cache;
+
+// A context that times several algorithms, on the CPU too, where they are all the same one.
+static Context tuned_context() {
+    Context ctx = make_context();
+    ctx.tune_matmuls = true;
+#ifdef CUDA_CPU
+    cuda_cpu::matmul_algorithms = 3;
+#endif
+    return ctx;
+}
+struct OneAlgorithmAgain {
+    ~OneAlgorithmAgain() {
+#ifdef CUDA_CPU
+        cuda_cpu::matmul_algorithms = 1;
+#endif
+    }
+};
+
+static const std::array<int, 3> kSizes[] = {  // rows, IC, OC
+    {1, 8, 8},
+    {7, 24, 40},
+    {130, 64, 192},
+    {65, 768, 256},
+    {257, 40, 1032}};
+
+// Every function of matmul.cuh on one set of inputs, and what the references say.
+template <class Float>
+struct Layer {
+    int rows, IC, OC;
+    std::vector<Float> inp, w, b, dout, pre;  // pre: the argument of the GELU that inp came from
+    std::vector<float> start_w, start_b;
+    DeviceArray<Float> d_inp, d_w, d_b, d_dout, d_pre;
+
+    Layer(int rows_, int IC_, int OC_)
+        : rows(rows_),
+          IC(IC_),
+          OC(OC_),
+          inp(normal_values<Float>((size_t)rows * IC, 1)),
+          w(normal_values<Float>((size_t)OC * IC, 2, 0.1)),
+          b(normal_values<Float>(OC, 3)),
+          dout(normal_values<Float>((size_t)rows * OC, 4)),
+          pre(normal_values<Float>((size_t)rows * IC, 7, 2.0)),
+          start_w(normal_values<float>((size_t)OC * IC, 5)),
+          start_b(normal_values<float>(OC, 6)),
+          d_inp(inp),
+          d_w(w),
+          d_b(b),
+          d_dout(dout),
+          d_pre(pre) {}
+
+    ref::Vec want_forward(bool bias) const {
+        const auto w64 = to_double(w), b64 = to_double(b);
+        return ref::matmul_forward(to_double(inp), w64.data(), bias ? b64.data() : nullptr, rows, IC, OC);
+    }
+
+    struct Gradients {
+        std::vector<Float> dinp;
+        std::vector<float> dw, db;
+
+        bool operator==(const Gradients& o) const {
+            return same_bits(dinp, o.dinp) && same_bits(dw, o.dw) && same_bits(db, o.db);
+        }
+        template <class T>
+        static bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+            return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
+        }
+    };
+    // times: how often the parameters' gradients are added
+    Gradients backward(const Context& ctx, bool bias, bool gelu, int times = 1) {
+        DeviceArray<Float> dinp((size_t)rows * IC);
+        DeviceArray<float> dw(start_w), db(start_b), scratch(column_sum_scratch(ctx, OC));
+        for (int i = 0; i < times; i++)
+            if (gelu)
+                matmul_gelu_backward<Float>(ctx, dinp, dw, bias ? (float*)db : nullptr,
+                                            bias ? (float*)scratch : nullptr, d_dout, d_inp, d_pre, d_w, rows,
+                                            IC, OC);
+            else
+                matmul_backward<Float>(ctx, dinp, dw, bias ? (float*)db : nullptr,
+                                       bias ? (float*)scratch : nullptr, d_dout, d_inp, d_w, rows, IC, OC);
+        return {dinp.get(), dw.get(), db.get()};
+    }
+
+    void check_backward(const Context& ctx, bool bias, bool gelu, int times = 1) {
+        const Gradients got = backward(ctx, bias, gelu, times);
+        auto want_w = to_double(start_w), want_b = to_double(start_b);
+        const auto w64 = to_double(w);
+        ref::Vec want;
+        for (int i = 0; i < times; i++)
+            want = ref::matmul_backward(want_w.data(), bias ? want_b.data() : nullptr, to_double(dout),
+                                        to_double(inp), w64.data(), rows, IC, OC);
+        for (size_t i = 0; gelu && i < want.size(); i++) want[i] *= ref::gelu_slope((double)(float)pre[i]);
+        CHECK(relative_error(got.dinp, want) < tolerance<Float>());
+        CHECK(relative_error(got.dw, want_w) < tolerance<float>());
+        CHECK(relative_error(got.db, want_b) < (bias ? tolerance<float>() : 1e-12));
+    }
+
+    void check_forward(const Context& ctx, bool bias) {
+        DeviceArray<Float> out((size_t)rows * OC);
+        matmul_forward<Float>(ctx, out, d_inp, d_w, bias ? (Float*)d_b : nullptr, rows, IC, OC);
+        CHECK(relative_error(out.get(), want_forward(bias)) < tolerance<Float>());
+    }
+
+    void check_gelu_forward(const Context& ctx, bool bias) {
+        DeviceArray<Float> out((size_t)rows * OC), x((size_t)rows * OC);
+        matmul_gelu_forward<Float>(ctx, out, x, d_inp, d_w, bias ? (Float*)d_b : nullptr, rows, IC, OC);
+        ref::Vec want = want_forward(bias);
+        CHECK(relative_error(x.get(), want) < tolerance<Float>());
+        for (double& v : want) v = ref::gelu(v);
+        // GELU of an x that may have been rounded: left of zero that rounding counts more than once
+        CHECK(relative_error(out.get(), want) < 2 * tolerance<Float>());
+    }
+
+    void check_all(const Context& ctx) {
+        for (bool bias : {true, false}) {
+            CAPTURE(bias);
+            check_forward(ctx, bias);
+            check_gelu_forward(ctx, bias);
+            for (bool gelu : {true, false}) {
+                CAPTURE(gelu);
+                check_backward(ctx, bias, gelu);
+            }
+        }
+    }
+};
+
+TEST_CASE_TEMPLATE("products, bias, GELU and their gradients, fused and in separate kernels", Float, float,
+                   bf16) {
+    Context ctx = make_context();
+    for (bool fuse : {true, false}) {
+        ctx.fuse_matmuls = fuse;
+        CAPTURE(fuse);
+        for (auto [rows, IC, OC] : kSizes) {
+            CAPTURE(rows);
+            Layer<Float>(rows, IC, OC).check_all(ctx);
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("fused and separate kernels agree", Float, float, bf16) {
+    Context fused = make_context(), separate = make_context();
+    separate.fuse_matmuls = false;
+    for (auto [rows, IC, OC] : kSizes) {
+        CAPTURE(rows);
+        Layer<Float> layer(rows, IC, OC);
+        const auto a = layer.backward(fused, true, true), b = layer.backward(separate, true, true);
+        CHECK(relative_error(a.dinp, to_double(b.dinp)) < tolerance<Float>());
+        CHECK(relative_error(a.dw, to_double(b.dw)) < tolerance<float>());
+        CHECK(relative_error(a.db, to_double(b.db)) < tolerance<float>());
+        const size_t n = (size_t)rows * OC;
+        DeviceArray<Float> out(n), x(n), out2(n), x2(n);
+        matmul_gelu_forward<Float>(fused, out, x, layer.d_inp, layer.d_w, layer.d_b, rows, IC, OC);
+        matmul_gelu_forward<Float>(separate, out2, x2, layer.d_inp, layer.d_w, layer.d_b, rows, IC, OC);
+        CHECK(relative_error(x.get(), to_double(x2.get())) < tolerance<Float>());
+        CHECK(relative_error(out.get(), to_double(out2.get())) < tolerance<Float>());
+    }
+}
+
+TEST_CASE_TEMPLATE("GELU's tails pass through the fused kernels", Float, float, bf16) {
+    // inp = a row of extreme values times a unit matrix
+    const Context ctx = make_context();
+    const int n = 8;
+    const std::vector<float> extreme = {-80, -10, -3, -0.5, 0, 0.5, 10, 80};
+    std::vector<Float> x, unit(n * n, (Float)0.0f);
+    for (float v : extreme) x.push_back((Float)v);
+    for (int i = 0; i < n; i++) unit[i * n + i] = (Float)1.0f;
+    DeviceArray<Float> d_x(x), d_unit(unit), out(n), pre(n), dinp(n);
+    matmul_gelu_forward<Float>(ctx, out, pre, d_x, d_unit, nullptr, 1, n, n);
+    const std::vector<Float> ones(n, (Float)1.0f);
+    DeviceArray<Float> d_ones(ones);
+    DeviceArray<float> dw(std::vector<float>(n * n, 0.0f));
+    matmul_gelu_backward<Float>(ctx, dinp, dw, nullptr, nullptr, d_ones, out, d_x, d_unit, 1, n, n);
+    const auto y = out.get(), slope = dinp.get();
+    CHECK(largest_error(pre.get(), to_double(x)) == 0.0);
+    const double unit_error = sizeof(Float) == 2 ? 1.0 / 128 : 1e-5;
+    for (int i = 0; i < n; i++) {
+        const double v = extreme[i], want = ref::gelu(v), want_slope = ref::gelu_slope(v);
+        CHECK(std::fabs((float)y[i] - want) <= unit_error * (std::fabs(want) + 0.01));
+        CHECK(std::fabs((float)slope[i] - want_slope) <= unit_error * (std::fabs(want_slope) + 0.01));
+    }
+}
+
+TEST_CASE_TEMPLATE("the same product twice gives the same bits", Float, float, bf16) {
+    Context ctx = make_context(), other = make_context();
+    ctx.tune_matmuls = other.tune_matmuls = false;
+    for (auto [rows, IC, OC] : kSizes) {
+        Layer<Float> layer(rows, IC, OC);
+        const auto first = layer.backward(ctx, true, true);
+        for (int i = 0; i < 3; i++) CHECK(layer.backward(ctx, true, true) == first);
+        CHECK(layer.backward(other, true, true) == first);
+    }
+}
+
+TEST_CASE_TEMPLATE("gradients of several micro-batches are added up", Float, float, bf16) {
+    const Context ctx = make_context();
+    Layer<Float>(130, 64, 192).check_backward(ctx, true, false, 4);
+    Layer<Float>(130, 64, 192).check_backward(ctx, true, true, 4);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// the choice of an algorithm
+
+TEST_CASE_TEMPLATE("timing the algorithms changes no result, and its choices last", Float, float, bf16) {
+    const OneAlgorithmAgain at_the_end;
+    const TempFolder folder;
+    setenv("XDG_CACHE_HOME", folder.path.c_str(), 1);
+    const Context ctx = tuned_context();
+    for (auto [rows, IC, OC] : {kSizes[1], kSizes[2]}) {
+        CAPTURE(rows);
+        Layer<Float> layer(rows, IC, OC);
+        layer.check_all(ctx);  // the first product of each kind is timed
+        layer.check_all(ctx);
+    }
+    const std::string made_on = matmul_timings_made_on(), path = matmul_choices_path(made_on);
+    REQUIRE(is_file(path));
+    const std::string file = read_text(path);
+
+    // another run takes the same algorithms from the file, and computes the same bits
+    const Context again = tuned_context();
+    for (auto [rows, IC, OC] : {kSizes[1], kSizes[2]}) {
+        Layer<Float> layer(rows, IC, OC);
+        layer.check_all(again);
+        CHECK(layer.backward(again, true, true) == layer.backward(ctx, true, true));
+    }
+    CHECK(matmul_report(again) == matmul_report(ctx));
+    CHECK(read_text(path) == file);  // nothing was timed
+
+    // a file that names algorithms that do not exist, or is no file of choices, costs timing anew
+    MatmulChoices wrong = read_matmul_choices(path, made_on);
+    CHECK(wrong.size() > 8);
+    for (auto& [product, choice] : wrong) choice.algorithm.fill(12345);
+    write_matmul_choices(path, made_on, wrong);
+    for (const std::string& text : {read_text(path), std::string(), file.substr(0, file.size() / 2)}) {
+        write_text(path, text);
+        const Context third = tuned_context();
+        Layer<Float>(7, 24, 40).check_all(third);
+        const MatmulChoices now = read_matmul_choices(path, made_on);
+        for (const auto& [product, plan] : third.matmuls->plans) {
+            CHECK(plan.choice.us > 0);
+            CHECK(plan.choice.algorithm[0] != 12345);
+            REQUIRE(now.contains(describe(product)));
+            CHECK(now.at(describe(product)).algorithm == plan.choice.algorithm);
+        }
+    }
+    setenv("XDG_CACHE_HOME", g_cache.folder.path.c_str(), 1);
+}
+
+TEST_CASE_TEMPLATE("separate kernels where they were measured to be faster", Float, float, bf16) {
+    const OneAlgorithmAgain at_the_end;
+    const TempFolder folder;
+    setenv("XDG_CACHE_HOME", folder.path.c_str(), 1);
+    Layer<Float>(130, 64, 192).check_all(tuned_context());
+    const std::string made_on = matmul_timings_made_on(), path = matmul_choices_path(made_on);
+    for (bool separate : {true, false}) {
+        MatmulChoices choices = read_matmul_choices(path, made_on);
+        for (auto& [product, choice] : choices)
+            if (choice.separate_us > 0) choice.separate_us = separate ? choice.us / 2 : choice.us * 2;
+        write_matmul_choices(path, made_on, choices);
+        const Context ctx = tuned_context();
+        Layer<Float>(130, 64, 192).check_all(ctx);
+        size_t fused = 0, in_steps = 0;
+        for (const auto& [product, plan] : ctx.matmuls->plans) {
+            if (product.epilogue == CUBLASLT_EPILOGUE_DEFAULT || product.epilogue == CUBLASLT_EPILOGUE_BIAS)
+                continue;
+            (plan.separate ? in_steps : fused)++;
+        }
+        CHECK((separate ? in_steps : fused + in_steps) >= 4);  // 2 GELU forward, GELU backward, bias gradient
+        CHECK((separate ? fused : 0) == 0);
+        CHECK((matmul_report(ctx).find("separate kernels, ") != std::string::npos) == (in_steps > 0));
+    }
+    setenv("XDG_CACHE_HOME", g_cache.folder.path.c_str(), 1);
+}
+
+TEST_CASE("a cache folder that cannot be written, and none at all, are no errors") {
+    const OneAlgorithmAgain at_the_end;
+    const TempFolder folder;
+    write_text(folder / "file", "in the way");
+    setenv("XDG_CACHE_HOME", (folder / "file").c_str(), 1);
+    Layer<float>(7, 24, 40).check_all(tuned_context());
+    CHECK(read_text(folder / "file") == "in the way");
+    setenv("XDG_CACHE_HOME", "not/absolute", 1);
+    const std::string home = getenv("HOME") ? getenv("HOME") : "";
+    unsetenv("HOME");
+    Layer<float>(7, 24, 40).check_all(tuned_context());
+    if (!home.empty()) setenv("HOME", home.c_str(), 1);
+    setenv("XDG_CACHE_HOME", g_cache.folder.path.c_str(), 1);
+}
+
+TEST_CASE("where the file of choices lies") {
+    setenv("XDG_CACHE_HOME", "/x", 1);
+    const std::string path = matmul_choices_path("device 1");
+    CHECK(path.starts_with("/x/condensed_gpt2/matmul_"));
+    CHECK(path.ends_with(".json"));
+    CHECK(path == matmul_choices_path("device 1"));
+    CHECK(path != matmul_choices_path("device 2"));
+    const std::string home = getenv("HOME") ? getenv("HOME") : "";
+    setenv("HOME", "/h", 1);
+    for (const char* ignored : {"", "relative"}) {
+        setenv("XDG_CACHE_HOME", ignored, 1);
+        CHECK(matmul_choices_path("device 1").starts_with("/h/.cache/condensed_gpt2/"));
+    }
+    unsetenv("HOME");
+    CHECK(matmul_choices_path("device 1") == "");
+    if (!home.empty()) setenv("HOME", home.c_str(), 1);
+    setenv("XDG_CACHE_HOME", g_cache.folder.path.c_str(), 1);
+}
+
+TEST_CASE("choices are read as they were written, and nothing else is taken for one") {
+    const TempFolder folder;
+    const std::string path = folder / "new/folder/choices.json";
+    MatmulChoices choices;
+    choices["fast"] = {{66, 20, 36, 2, 4, 1, 0, 3, 65535}, 12.5f, 13.25f, 0};
+    choices["slow"] = {{0, 0, 0, 0, 0, 0, 0, 0, 0}, 900.0f, 0, 800.0f};
+    write_matmul_choices(path, "GPU 1", choices);
+    const auto same = [](const MatmulChoices& a, const MatmulChoices& b) {
+        return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
+                   return x.first == y.first && x.second.algorithm == y.second.algorithm &&
+                          x.second.us == y.second.us && x.second.guess_us == y.second.guess_us &&
+                          x.second.separate_us == y.second.separate_us;
+               });
+    };
+    const MatmulChoices back = read_matmul_choices(path, "GPU 1");
+    CHECK(same(back, choices));
+    CHECK(back.at("slow").separate());
+    CHECK_FALSE(back.at("fast").separate());
+    CHECK(read_matmul_choices(path, "GPU 2").empty());
+    CHECK(read_matmul_choices(folder / "none.json", "GPU 1").empty());
+    CHECK(read_matmul_choices(folder.path, "GPU 1").empty());
+
+    const std::string good = read_text(path);
+    for (size_t size = 0; size + 2 < good.size(); size++) {  // the last two: the brace and the newline
+        write_text(path, good.substr(0, size));
+        CHECK(read_matmul_choices(path, "GPU 1").empty());
+    }
+    const std::string one =
+        R"({"algorithm": [1, 2, 3, 4, 5, 6, 7, 8, 9], "us": 1, "guess_us": 1, "separate_us": 0})";
+    const auto read = [&](const std::string& entry) {
+        write_text(path, R"({"made_on": "GPU 1", "products": {"p": )" + entry + ", \"q\": " + one + "}}");
+        const MatmulChoices found = read_matmul_choices(path, "GPU 1");
+        CHECK(found.contains("q"));  // the rest is still good
+        return found.contains("p");
+    };
+    CHECK(read(one));
+    for (const auto& [from, to] : {std::pair{"9]", "-9]"},
+                                   {"9]", "9, 10]"},
+                                   {", 9]", "]"},
+                                   {"9]", "4294967296]"},
+                                   {"9]", "0.5]"},
+                                   {"9]", "\"9\"]"},
+                                   {"9]", "null]"},
+                                   {"algorithm", "logarithm"},
+                                   {"\"us\": 1", "\"us\": 0"},
+                                   {"\"us\": 1", "\"us\": -1"},
+                                   {"\"us\": 1", "\"us\": 1e300"},
+                                   {"\"us\": 1", "\"us\": true"},
+                                   {"\"guess_us\": 1", "\"guess_us\": null"},
+                                   {"\"separate_us\": 0", "\"separate_us\": -1"},
+                                   {"\"separate_us\": 0", "\"x\": 0"}}) {
+        std::string bad = one;
+        bad.replace(bad.find(from), strlen(from), to);
+        CAPTURE(bad);
+        CHECK_FALSE(read(bad));
+    }
+    for (const char* bad : {"null", "[]", "7", "\"text\"", "{}"}) CHECK_FALSE(read(bad));
+    for (const char* text : {R"({"made_on": "GPU 1"})", R"({"made_on": "GPU 1", "products": []})",
+                             R"({"made_on": ["GPU 1"], "products": {}})", R"({"products": {}})"}) {
+        write_text(path, text);
+        CHECK(read_matmul_choices(path, "GPU 1").empty());
+    }
+}
+
+TEST_CASE("the fastest, and of equals the first") {
+    CHECK(fastest({3.0f}) == 0);
+    CHECK(fastest({3.0f, 2.0f, 1.0f, 2.0f}) == 2);
+    CHECK(fastest({1.005f, 1.0f}) == 0);
+    CHECK(fastest({INFINITY, 1.005f, 1.0f}) == 1);
+    CHECK(fastest({1.02f, 1.0f}) == 1);
+}
+
+TEST_CASE("a candidate that cannot run is not chosen, and each is timed") {
+    const Context ctx = make_context();
+    std::array<int, 3> calls{};
+    const auto us = least_us(ctx, 3, [&](size_t i) {
+        calls[i]++;
+        return i != 1;
+    });
+    CHECK(std::isinf(us[1]));
+    CHECK(calls[1] == 1);
+    CHECK(calls[0] > 2);
+    CHECK(fastest(us) != 1);
+    CHECK(us[fastest(us)] < 1e6f);
+}
+
+TEST_CASE("every product has its own name in the file") {
+    std::set<std::string> names;
+    size_t count = 0;
+    for (auto type : {CUDA_R_32F, CUDA_R_16BF})
+        for (auto out : {CUDA_R_32F, CUDA_R_16BF})
+            for (auto op : {CUBLAS_OP_N, CUBLAS_OP_T})
+                for (bool accumulate : {false, true})
+                    for (auto epilogue :
+                         {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
+                          CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_BGRADB})
+                        for (auto [m, n, k] :
+                             {std::array<int, 3>{8, 16, 24}, {16, 8, 24}, {8, 24, 16}, {8, 162, 4}}) {
+                            names.insert(
+                                describe({type, type, out, op, CUBLAS_OP_N, m, n, k, accumulate, epilogue}));
+                            names.insert(
+                                describe({type, type, out, op, CUBLAS_OP_T, m, n, k, accumulate, epilogue}));
+                            count += 2;
+                        }
+    CHECK(names.size() == count);
+}

@@ -24,7 +24,7 @@ CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
 GPU_ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '),80)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCC_FLAGS = -std=c++20 -O3 -arch=sm_$(GPU_ARCH) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
-NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublas -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
+NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
 
 # Tests are built with the CPU backend's checks; each kind of build has its own folder. The expensive optimizations
 # include the contraction to fma, without which attention's kernels would not compute their scores bit for bit alike.

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kClassifierThreads, 2)
     Pack<Float> kept[KEPT > 0 ? KEPT : 1];
     if constexpr (KEPT > 0) {
         for (int p = first_shared; p < end_shared; p += block)
-            cp_async_16(shared + p - KEPT * block, row + (size_t)p * N);
+            cp_async_16(shared_address(shared + p - KEPT * block), row + (size_t)p * N);
         cp_async_commit();
 #pragma unroll
         for (int i = 0; i < KEPT; i++) {

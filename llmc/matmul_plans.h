@@ -1,11 +1,11 @@
 // Which of cuBLASLt's algorithms computes a matrix product, and how that is found out.
 //
 // For one product cuBLASLt offers some twenty candidates (tile sizes, pipeline depths, pieces along the sum)
-// and guesses which is the fastest; the guess is often 5-10% off, more for the long, thin weight gradients.
-// So at the first product of each kind all are timed, and the winner is kept: in memory, and in a file, so
-// that the next run starts at once and computes the same bits. A product with an epilogue (GELU, a bias
-// gradient) is timed against the plain product with separate kernels, too: it saves memory traffic, but
-// cuBLASLt has fewer and sometimes slower kernels for it, on some GPUs none.
+// in the order in which it guesses their speed. So at the first product of each kind all are timed, and the
+// winner is kept: in memory, and in a file, so that the next run starts at once and computes the same bits. A
+// product with an epilogue (GELU, a bias gradient) is timed against the plain product with separate kernels,
+// too: it saves memory traffic, but cuBLASLt has fewer kernels for it, sometimes slower ones, on some GPUs
+// none.
 //
 // Timing cannot be part of a CUDA graph: run one step before capturing. A product that is first met inside a
 // capture gets the algorithm that cuBLASLt offers first.
@@ -18,8 +18,11 @@
 #include <cmath>
 #include <compare>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
+#include <iterator>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -385,7 +388,7 @@ std::vector<float> least_us(const Context& ctx, size_t count, Work work) {
     for (int round = 0; round < 3; round++) {
         const float best = count > 0 ? *std::min_element(us.begin(), us.end()) : 0;
         for (size_t i = 0; i < count; i++) {
-            if (us[i] > 1.3f * best) continue;
+            if (!std::isfinite(us[i]) || us[i] > 1.3f * best) continue;
             const int repetitions = round == 0 ? 2 : std::clamp((int)(2000.0f / us[i]), 2, 20);
             us[i] = std::min(us[i], mean_us(ctx, repetitions, [&] { work(i); }));
         }
@@ -402,7 +405,7 @@ inline size_t fastest(const std::vector<float>& us) {
 }
 
 // Times the candidates and, if `comparable`, the same work in separate steps. Returns false where that is not
-// possible: in a capture, or where there is no memory to save what the work adds to.
+// possible: in a capture, where there is no memory to save what the work adds to, or if no candidate runs.
 template <class Finish, class Separate>
 bool time_candidates(const Context& ctx, MatmulPlan& plan, const Product& p, const Operands& o,
                      const std::vector<Candidate>& candidates, bool comparable, Finish finish,
@@ -418,7 +421,10 @@ bool time_candidates(const Context& ctx, MatmulPlan& plan, const Product& p, con
         return launch_product(ctx, plan, candidates[i].algorithm, p, o) == CUBLAS_STATUS_SUCCESS;
     });
     const size_t best = fastest(us);
-    if (!std::isfinite(us[best])) return false;
+    if (!std::isfinite(us[best])) {
+        plan.candidates = 0;
+        return false;
+    }
     plan.algorithm = candidates[best].algorithm;
     plan.choice = {candidates[best].config, us[best], std::isfinite(us[0]) ? us[0] : 0.0f, 0.0f};
     if (comparable) {
@@ -478,7 +484,7 @@ MatmulPlan& matmul_plan(const Context& ctx, const Product& p, const Operands& o,
             if (!known.choices_path.empty())
                 write_matmul_choices(known.choices_path, known.made_on, known.choices);
         }
-        plan.separate = plan.choice.separate();
+        plan.separate = plan.candidates == 0 || plan.choice.separate();
     }
     return known.plans[p] = plan;
 }

@@ -1,6 +1,7 @@
 # make train_gpt2cu     the trainer, for this machine's GPU if there is one and always for the CPU, and its data
 # make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
 # make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
+# make bench            times of the machine, each kernel and whole steps; BENCH="--quick": flags, see dev/bench/README.md
 # make gpu-compile      compile the GPU code for sm_80 and sm_90a, on a machine that need not have a GPU
 # make readme           put the table of flags into the README
 # make format / make clean
@@ -89,12 +90,21 @@ build/deps: dev/deps
 	@CXX="$(CXX)" dev/deps
 	@touch $@
 
-# ---- learning ----
+# ---- benchmark, ladder: on the GPU where there is one, otherwise on the CPU backend ----
 
-# On the GPU where there is one, otherwise on the CPU backend.
-.PHONY: ladder
-ladder: build/attention_ladder
 HAS_GPU := $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null))
+BENCH_PROGRAM = $(if $(HAS_GPU),build/gpu/bench,build/bench)
+.PHONY: bench ladder
+bench: $(BENCH_PROGRAM)
+	$< $(BENCH)
+build/bench: dev/bench/bench.cu build/deps Makefile build/commit.o
+	llmc/cpu/cpu_nvcc $< -o $@.o $(CPU_FLAGS)
+	$(CXX) $@.o build/commit.o $(CPU_LIBS) -o $@
+build/gpu/bench: dev/bench/bench.cu build/deps build/gpu_arch Makefile build/commit.o
+	@mkdir -p build/gpu
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
+
+ladder: build/attention_ladder
 build/attention_ladder: dev/cuda/attention_ladder.cu build/deps build/gpu_arch Makefile
 ifneq ($(HAS_GPU),)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(NVCC_LIBS) -o $@
@@ -155,7 +165,7 @@ gpu-compile: build/deps build/commit.o
 	@mkdir -p build/gpu
 	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_80$(,)code=sm_80 -gencode arch=compute_90a$(,)code=sm_90a \
 	    --threads 2,$(NVCC_FLAGS)) -c tests/test_model.cu -o build/gpu/test_model_both.o
-	for file in $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu; do \
+	for file in $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu dev/bench/bench.cu; do \
 	    $(NVCC) $(subst -O3,-O0 -Xcicc -O0 -Xptxas -O0,$(NVCC_FLAGS)) -c $$file -o build/gpu/compiled.o || exit 1; done
 
 # ---- housekeeping ----

@@ -48,13 +48,9 @@ def gpt2(p, x, n_layer, n_head, k, reg):
     return h @ p["wte.weight"].T, R, torch.stack(masses), torch.stack(scores)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file")
-    parser.add_argument("--bound", type=float, default=1e-4, help="largest relative difference of a tensor (1e-4)")
-    args = parser.parse_args()
-
-    with safe_open(args.file, "pt") as f:
+def check(path, bound):
+    """Compares one file. What came out, as a dictionary; prints the tensors that differ by more than the bound."""
+    with safe_open(path, "pt") as f:
         meta = f.metadata()
         state = {name: f.get_tensor(name) for name in f.keys()}
     n_layer, n_head, k = (int(meta[name]) for name in ("n_layer", "n_head", "topk"))
@@ -72,20 +68,31 @@ def main():
         g, w = state[name].double(), w.detach().reshape(state[name].shape)
         error = ((g - w).norm() / w.norm().clamp_min(1e-30)).item() if w.norm() > 0 else g.norm().item()
         worst = max(worst, (name, error), key=lambda item: item[1])
-        if not error <= args.bound:
+        if not error <= bound:
             failed += 1
             print(f"DIFFERS  {name}: relative difference {error:.2e}")
     # theta lies between the k-th and the (k+1)-th largest score: exactly k scores are above it (but for ties)
     theta = state["topk.threshold"].double()
     rows = torch.arange(x.shape[1]) >= k
+    share = 1.0
     if k > 0 and rows.any():
         above = (scores > theta[..., None]).sum(-1)[..., rows]
         share = (above == k).double().mean().item()
-        print(f"rows with exactly k = {k} scores above their threshold: {100 * share:.3f}%")
         failed += share < 0.999
-    print(f"{len(want)} tensors compared, k = {k}, lambda = {lam:g}, {meta['reg']}: largest relative difference "
-          f"{worst[1]:.2e} ({worst[0]}); {failed} differ by more than {args.bound:g}")
-    return failed > 0
+    return {"k": k, "lambda": lam, "reg": meta["reg"], "tensors": len(want), "worst": worst[0], "difference": worst[1],
+            "rows with k": share, "failed": failed, "loss": (ce + lam * R).item(), "R": R.item()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("--bound", type=float, default=1e-4, help="largest relative difference of a tensor (1e-4)")
+    args = parser.parse_args()
+    r = check(args.file, args.bound)
+    print(f"rows with exactly k = {r['k']} scores above their threshold: {100 * r['rows with k']:.3f}%")
+    print(f"{r['tensors']} tensors compared, k = {r['k']}, lambda = {r['lambda']:g}, {r['reg']}: largest relative "
+          f"difference {r['difference']:.2e} ({r['worst']}); {r['failed']} differ by more than {args.bound:g}")
+    return r["failed"] > 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# gpu_session.sh: everything that a machine with a GPU is needed for, in one unattended run: the tests, the benchmark, a
+# short training run, and the tests again under compute-sanitizer for as long as time is left. The programs come from
+# pack.sh. Each step has its own time limit; what every step came to stands in summary.txt and at the end of the output.
+#
+#   BIN=FOLDER           what pack.sh made (default: where this script is)
+#   RESULTS=FOLDER       where logs and tables go (default: gpu_results)
+#   TOTAL=520            seconds for all of it
+#   TEST_LIMIT=75        seconds for each test program
+#   BENCH_BUDGET=170     the benchmark's own budget; it is stopped 30 seconds later
+#   BENCH_FLAGS=         further flags of the benchmark
+#   TRAIN_UPDATES=60     updates of the training run
+#   TRAIN_LIMIT=75       seconds for it
+#   SANITIZER_LIMIT=75   seconds for each test program under each tool of compute-sanitizer; 0: none
+#   CUDA_HOME            where the CUDA Toolkit is, if not /usr/local/cuda
+#
+# PASS and FAIL mean what they say: a test that does not end within its limit has failed, too. STOPPED is for
+# compute-sanitizer alone: the time limit came first, and nothing bad had been seen until then.
+set -u
+bin=$(cd "${BIN:-$(dirname "${BASH_SOURCE[0]}")}" && pwd) || exit 1
+results=${RESULTS:-gpu_results}
+total=${TOTAL:-520}
+mkdir -p "$results" || exit 1
+results=$(cd "$results" && pwd)
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+summary=$results/summary.txt
+for log in summary.txt tests.log bench.log train.log sanitizer.log; do : >"$results/$log"; done
+SECONDS=0
+failed=0
+
+say() { printf '%s\n' "$1" | tee -a "$summary"; }
+outcome() { # outcome WHAT NAME SECONDS [REMARK]
+    say "$(printf '%-7s  %-40s %4d s  %s' "$1" "$2" "$3" "${4:-}")"
+    [ "$1" != FAIL ] || failed=$((failed + 1))
+}
+
+# step NAME LIMIT LOG COMMAND...: runs it within its limit and what is left of the total, and appends its output to LOG.
+step() {
+    local name=$1 limit=$2 log=$results/$3 left=$((total - SECONDS)) begin=$SECONDS status bytes remark
+    shift 3
+    ((limit < left)) || limit=$left
+    if ((limit < 5)); then
+        outcome SKIPPED "$name" 0 "no time is left"
+        return
+    fi
+    printf '\n==== %s: %s\n' "$name" "$*" | tee -a "$log"
+    bytes=$(wc -c <"$log")
+    timeout -k 5 "$limit" "$@" >>"$log" 2>&1 </dev/null
+    status=$?
+    tail -c +$((bytes + 1)) "$log" >"$work/output"
+    tail -n 40 "$work/output"
+    remark=$(grep -aE '^\[doctest\] (test cases|assertions):|^error: |ERROR SUMMARY|RACECHECK SUMMARY' "$work/output" |
+        sed -E 's/^(\[doctest\]|=+) *//; s/ +/ /g' | paste -sd ';' | cut -c1-160)
+    if ((status == 0)); then
+        outcome PASS "$name" $((SECONDS - begin)) "$remark"
+    elif ((status != 124 && status != 137)); then
+        outcome FAIL "$name" $((SECONDS - begin)) "exit status $status; ${remark:-see $(basename "$log")}"
+    elif [ "$log" != "$results/sanitizer.log" ]; then
+        outcome FAIL "$name" $((SECONDS - begin)) "did not end within $limit s"
+    elif grep -aqE '^=+ +(Invalid|Error|Race reported|Barrier error)|ERROR: CHECK' "$work/output"; then
+        outcome FAIL "$name" $((SECONDS - begin)) "stopped after $limit s, with errors before: see sanitizer.log"
+    else
+        outcome STOPPED "$name" $((SECONDS - begin)) "after $limit s"
+    fi
+}
+
+# ---- the machine ----
+
+if ! nvidia-smi -L >"$work/gpus" 2>&1; then
+    say "FAIL: there is no NVIDIA GPU here: nvidia-smi says: $(head -n 1 "$work/gpus")"
+    exit 1
+fi
+say "$(head -n 1 "$work/gpus"); $(date -u +%Y-%m-%dT%H:%M:%SZ)"
+state() { nvidia-smi -i 0 --query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used --format=csv,noheader; }
+say "driver, clocks, temperature, power, memory used: $(state)"
+
+# Our libraries travel with the programs; CUDA's are sought where the toolkit, or else PyTorch's packages, have them.
+export LD_LIBRARY_PATH=$bin/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+places=("${CUDA_HOME:-/usr/local/cuda}/lib64" /usr/local/cuda*/lib64 /usr/local/cuda*/targets/*/lib)
+for python in python3 python; do
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null) &&
+        places+=("$site"/nvidia/*/lib)
+done
+for program in "$bin"/{bench,train_gpt2cu,test_model}; do
+    for library in $(ldd "$program" 2>/dev/null | awk '/not found/ {print $1}'); do
+        for place in "${places[@]}"; do
+            [ -e "$place/$library" ] && { LD_LIBRARY_PATH+=:$place; break; }
+        done
+    done
+    lacking=$(ldd "$program" 2>/dev/null | awk '/not found/ {print $1}' | xargs)
+    [ -z "$lacking" ] || say "$(basename "$program") lacks shared libraries that were found nowhere: $lacking"
+done
+
+# ---- the steps; the sanitizers come last, because they take whatever time there is ----
+
+for test in test_layers test_attention test_matmul test_model; do
+    step "$test" "${TEST_LIMIT:-75}" tests.log "$bin/$test"
+done
+
+budget=${BENCH_BUDGET:-170}
+# shellcheck disable=SC2086
+step "benchmark" $((budget + 30)) bench.log "$bin/bench" --budget "$budget" -o "$results" ${BENCH_FLAGS:-}
+say "driver, clocks, temperature, power, memory used: $(state)"
+
+updates=${TRAIN_UPDATES:-60}
+step "training, $updates updates" "${TRAIN_LIMIT:-75}" train.log "$bin/train_gpt2cu" --device cuda -l 0.1 -k 8 \
+    -x "$updates" -v $((updates / 2 > 0 ? updates / 2 : 1)) -m 5 -s "$updates" -g 64 -n 0 -o "$work/run"
+if [ -f "$work/run/metrics.jsonl" ]; then cp "$work/run/metrics.jsonl" "$results/train_metrics.jsonl"; fi
+
+sanitizer=$(command -v compute-sanitizer)
+for place in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda*; do
+    [ -n "$sanitizer" ] || [ ! -x "$place/bin/compute-sanitizer" ] || sanitizer=$place/bin/compute-sanitizer
+done
+limit=${SANITIZER_LIMIT:-75}
+for tool in memcheck racecheck; do
+    for test in test_layers test_attention; do
+        if [ "$limit" = 0 ]; then
+            outcome SKIPPED "$tool, $test" 0 "SANITIZER_LIMIT is 0"
+        elif [ -z "$sanitizer" ]; then
+            outcome SKIPPED "$tool, $test" 0 "compute-sanitizer is not installed here"
+        else
+            step "$tool, $test" "$limit" sanitizer.log \
+                "$sanitizer" --tool $tool --error-exitcode 99 --print-limit 20 "$bin/$test"
+        fi
+    done
+done
+
+echo
+echo "==== summary ($SECONDS s in all; logs and tables are in $results)"
+cat "$summary"
+if ((failed > 0)); then echo "FAIL: $failed steps failed"; exit 1; fi
+echo "PASS: no step failed"

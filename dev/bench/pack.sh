@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# pack.sh FOLDER: builds for a GPU that is elsewhere, and collects in FOLDER what gpu_session.sh and compare need there:
+# the trainer, the tests and the benchmark, the shared libraries that are neither CUDA's nor the C and C++ libraries,
+# and tokens to train on. The machine that builds needs nvcc, but no GPU.
+#
+#   GPU_ARCH=90a   compute capability to build for (default: 90a, the H100's)
+#   MAX_MIB=64     fail if FOLDER becomes larger than this
+set -eu -o pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+arch=${GPU_ARCH:-90a}
+max_mib=${MAX_MIB:-64}
+tests=(test_layers test_attention test_matmul test_model)
+
+die() { printf 'pack.sh: %s\n' "$1" >&2; exit 1; }
+
+(($# == 1)) || die "give one folder, for example: dev/bench/pack.sh /tmp/gpu"
+folder=$1
+command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || die "there is no nvcc: install the CUDA Toolkit"
+
+make -C "$root" GPU_ARCH="$arch" train_gpt2cu build/gpu/bench "${tests[@]/#/build/gpu/}"
+
+mkdir -p "$folder/lib" "$folder/data/gpt2"
+folder=$(cd "$folder" && pwd)
+cp "$root/train_gpt2cu" "$folder/"
+for name in bench "${tests[@]}"; do cp "$root/build/gpu/$name" "$folder/"; done
+cp "$here/gpu_session.sh" "$here/compare" "$here/torch_gpt2.py" "$folder/"
+
+for name in train_gpt2cu bench "${tests[@]}"; do
+    strip "$folder/$name"
+    ldd "$folder/$name" | awk '$2 == "=>" && $3 ~ /^\// {print $1, $3}'
+done | sort -u | while read -r library path; do
+    case $library in
+        libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | libstdc++.so.* | libgcc_s.so.*) ;;
+        libcu* | libnv*) ;;
+        *) cp -L "$path" "$folder/lib/$library" ;;
+    esac
+done
+
+dataset=$(cat "$root/data/default_dataset" 2>/dev/null) || die "there is no data yet: run data/prepare"
+cp "$root/data/default_dataset" "$folder/data/"
+cp "$root/data/$dataset"_*_{train,val}_*.bin "$folder/data/"
+if [ -f "$root/data/gpt2/vocab.bpe" ]; then
+    cp "$root/data/gpt2/encoder.json" "$root/data/gpt2/vocab.bpe" "$folder/data/gpt2/"
+fi
+compgen -G "$folder/data/${dataset}_gpt2_train_*.bin" >/dev/null ||
+    die "there are no GPT-2 tokens of $dataset, which the training run on the GPU needs: run data/fetch gpt2 && data/prepare"
+
+mib=$(($(du -sk "$folder" | cut -f1) / 1024))
+printf '%s: %d MiB for compute capability %s\n' "$folder" "$mib" "$arch"
+ls "$folder" "$folder/lib"
+((mib < max_mib)) || die "$folder has $mib MiB, and $max_mib is the limit: du -a $folder says what is large"
+printf 'there: %s/gpu_session.sh\n' "$folder"

@@ -96,21 +96,24 @@ HAS_GPU := $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null))
 BENCH_PROGRAM = $(if $(HAS_GPU),build/gpu/bench,build/bench)
 .PHONY: bench ladder
 bench: $(BENCH_PROGRAM)
-	$< $(BENCH)
-build/bench: dev/bench/bench.cu build/deps Makefile build/commit.o
-	llmc/cpu/cpu_nvcc $< -o $@.o $(CPU_FLAGS)
-	$(CXX) $@.o build/commit.o $(CPU_LIBS) -o $@
+	OMP_WAIT_POLICY=passive $< $(BENCH)
+build/bench.o: dev/bench/bench.cu build/deps Makefile
+	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
+build/bench: build/bench.o build/commit.o
+	$(CXX) $^ $(CPU_LIBS) -o $@
 build/gpu/bench: dev/bench/bench.cu build/deps build/gpu_arch Makefile build/commit.o
 	@mkdir -p build/gpu
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
 
 ladder: build/attention_ladder
-build/attention_ladder: dev/cuda/attention_ladder.cu build/deps build/gpu_arch Makefile
 ifneq ($(HAS_GPU),)
+build/attention_ladder: dev/cuda/attention_ladder.cu build/deps build/gpu_arch Makefile
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(NVCC_LIBS) -o $@
 else
-	llmc/cpu/cpu_nvcc $< -o $@.o $(CPU_FLAGS)
-	$(CXX) $@.o $(CPU_LIBS) -o $@
+build/attention_ladder.o: dev/cuda/attention_ladder.cu build/deps Makefile
+	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
+build/attention_ladder: build/attention_ladder.o
+	$(CXX) $< $(CPU_LIBS) -o $@
 endif
 
 # ---- tests ----
@@ -160,13 +163,17 @@ test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix bu
 	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) build/attention_ladder $(addprefix tests/,$(SCRIPTS))
 endif
 
-# test_model.cu includes the trainer, and so every kernel in both precisions.
-gpu-compile: build/deps build/commit.o
+# test_model.cu includes the trainer, and so every kernel in both precisions; of the rest only the code of its own is
+# looked at, without optimization.
+COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu dev/bench/bench.cu
+gpu-compile: build/gpu/test_model_both.o $(COMPILED_ONLY:%=build/gpu/compiled/%.o)
+build/gpu/test_model_both.o: tests/test_model.cu build/deps FORCE
 	@mkdir -p build/gpu
 	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_80$(,)code=sm_80 -gencode arch=compute_90a$(,)code=sm_90a \
-	    --threads 2,$(NVCC_FLAGS)) -c tests/test_model.cu -o build/gpu/test_model_both.o
-	for file in $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu dev/bench/bench.cu; do \
-	    $(NVCC) $(subst -O3,-O0 -Xcicc -O0 -Xptxas -O0,$(NVCC_FLAGS)) -c $$file -o build/gpu/compiled.o || exit 1; done
+	    --threads 2,$(NVCC_FLAGS)) -c $< -o $@
+build/gpu/compiled/%.o: % build/deps FORCE
+	@mkdir -p $(@D)
+	$(NVCC) $(subst -O3,-O0 -Xcicc -O0 -Xptxas -O0,$(NVCC_FLAGS)) -c $< -o $@
 
 # ---- housekeeping ----
 

@@ -491,7 +491,7 @@ void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
 
 template <class Float>
 GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                         const std::vector<float>& host_params, bool optimizer = true) {
+                         std::vector<float> host_params, bool optimizer = true) {
     GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer};
     const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer);
     size_t free_bytes = 0, total_bytes = 0;
@@ -505,6 +505,8 @@ GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, in
     model.params = point_to_params(model.params_base, config);
     model.grads = point_to_params(model.grads_base, config);
     upload_params(model, host_params);
+    std::vector<float>().swap(
+        host_params);  // before the gradients' memory is touched: it is as large as they are
     if (optimizer) {
         CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
         CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
@@ -1025,6 +1027,13 @@ Start find_start(TrainConfig& c) {
     return start;
 }
 
+std::vector<float> first_params(const Start& start, const GPT2Config& config, uint64_t seed) {
+    if (start.from_scratch) return init_params(config, seed);
+    std::vector<float> params(num_parameters(config));
+    load_weights(start.weights, config, params.data());
+    return params;
+}
+
 // Where the vocabulary's files are: beside the weights, if they have their own, otherwise where data/fetch
 // puts GPT-2's.
 std::string vocabulary_folder(const Start& start) {
@@ -1202,16 +1211,8 @@ void train(TrainConfig c) {
             fail("the shards of %s have a vocabulary of %d tokens, and those of %s one of %d",
                  c.val_data.c_str(), val_data->vocab_size(), c.train_data.c_str(), config.vocab_size);
     }
-    std::vector<float> host_params;
-    if (start.from_scratch) {
-        host_params = init_params(config, c.seed);
-    } else {
-        host_params.resize(num_parameters(config));
-        load_weights(start.weights, config, host_params.data());
-    }
-    GPT2<Float> model =
-        create_model<Float>(ctx, config, c.B, c.T, c.recompute, host_params, c.debug_state.empty());
-    host_params = {};
+    GPT2<Float> model = create_model<Float>(ctx, config, c.B, c.T, c.recompute,
+                                            first_params(start, config, c.seed), c.debug_state.empty());
 
     if (!c.debug_state.empty()) {
         write_first_step(ctx, model, train_data, c);

@@ -455,9 +455,10 @@ inline void load_weights(const WeightFiles& files, const GPT2Config& config, flo
 
 // ---- Out ----
 
-// config.json and generation_config.json. <|endoftext|> is the last entry of the vocabulary, as in GPT-2's.
+// config.json and generation_config.json. <|endoftext|> is the last entry of the vocabulary, as in GPT-2's,
+// to which others may have been added behind it.
 inline void write_gpt2_config(const std::string& folder, const GPT2Config& c) {
-    const int end_of_text = c.vocab_size - 1;
+    const int end_of_text = std::min(c.vocab_size, 50257) - 1;
     nlohmann::ordered_json root = {
         {"architectures", nlohmann::ordered_json::array({"GPT2LMHeadModel"})},
         {"model_type", "gpt2"},

@@ -270,3 +270,11 @@ TEST_CASE("the vocabulary goes along under the names that transformers looks for
     CHECK(!fs::exists(folder / "bad"));
     CHECK(!fs::exists(folder / "bad.tmp"));
 }
+
+TEST_CASE("<|endoftext|> stays GPT-2's where tokens were added behind it") {
+    TempFolder folder;
+    for (const auto& [vocab, end] : {std::pair{257, 256}, {50257, 50256}, {50300, 50256}}) {
+        write_gpt2_config(folder.path, {.vocab_size = vocab});
+        CHECK(nlohmann::json::parse(read_text(folder / "config.json"))["eos_token_id"] == end);
+    }
+}

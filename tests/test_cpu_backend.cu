@@ -92,6 +92,23 @@ TEST_CASE("every thread of every block runs once and knows its place") {
     });
 }
 
+__global__ void unrolled_kernel(int* out) {
+    int sum = 0;
+#pragma unroll 4
+    for (int i = 0; i < 8; i++) sum += i;
+#pragma unroll
+    for (int i = 0; i < 3; i++) sum += 10 * i;
+#pragma unroll(2)
+    for (int i = 0; i < 4; i++) sum += 100 * i;
+    out[threadIdx.x] = sum;
+}
+
+TEST_CASE("#pragma unroll, with and without a number, leaves the code around it as it is") {
+    DeviceArray<int> out(2);
+    unrolled_kernel<<<1, 2>>>(out);
+    CHECK(out.get() == std::vector<int>(2, 28 + 30 + 600));
+}
+
 TEST_CASE("vector types have CUDA's sizes and alignments") {
     CHECK((sizeof(float2) == 8 && alignof(float2) == 8));
     CHECK((sizeof(float3) == 12 && alignof(float3) == 4));

@@ -162,8 +162,9 @@ while ($text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:st
         }
         $done = $to;
     } elsif (defined $4) {
-        my $unroll = $4 =~ /(\d+)\)?\s*$/ ? "#pragma GCC unroll $1" : '';
-        $out .= substr($text, $done, $-[4] - $done) . $unroll;
+        my ($at, $pragma) = ($-[4], $4);    # the next match overwrites both
+        my $unroll = $pragma =~ /(\d+)\)?\s*$/ ? "#pragma GCC unroll $1" : '';
+        $out .= substr($text, $done, $at - $done) . $unroll;
         $done = pos($text);
     }
 }

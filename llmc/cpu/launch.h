@@ -142,12 +142,12 @@ struct Launch {
         bool serial = race || (blocks < 8 && threads < 512);
         int workers = serial ? 1 : static_cast<int>(std::min<int64_t>(blocks, omp_get_max_threads()));
         int chunk = static_cast<int>(std::clamp<int64_t>(blocks / (workers * 16), 1, 64));
-        race_launch(true);
 #pragma omp parallel num_threads(workers) if (workers > 1)
         {
             Worker& w = begin_worker(config);
             w.run = run_them;
             w.kernel = thread;
+            race_launch(true);  // not before: what is set up above is not the kernel's
 #pragma omp for schedule(dynamic, chunk)
             for (int64_t i = 0; i < blocks; i++) {
                 int64_t b = schedule == Schedule::backward ? blocks - 1 - i : i;

@@ -1,16 +1,20 @@
-// Mutates good files and reads them, for so many seconds (the argument; 5 without one) from a seed (the
-// second argument). The only outcomes allowed are success and Error: a crash, a hang, another exception or
-// memory out of proportion to the file ends the program with a failure. The file at fault stays in the folder
-// that is printed.
+// Mutates good files and reads them: fuzz_files [SECONDS [SEED [KIND]]], 5 seconds from seed 1 of every kind
+// in turn if nothing is said. The only outcomes allowed are success and Error: a crash, a hang, another
+// exception or memory out of proportion to the file ends the program with a failure. The file at fault stays
+// in the folder that is printed.
 //
-// Fuzzed: a .safetensors file, config.json, state.json and an index, llm.c's .bin, a TensorFlow checkpoint's
-// hparams.json, each through everything that reads it, and metrics.jsonl. (The TensorFlow checkpoint itself
-// has a fuzzer of its own.)
+//     safetensors    a model in one file and in shards, an optimizer
+//     llm.c          its .bin
+//     json           config.json, state.json, an index, hparams.json
+//     metrics        metrics.jsonl
+//
+// Each goes through everything that reads it. (The TensorFlow checkpoint itself has a fuzzer of its own.)
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
+#include <functional>
 #include <random>
 
 #include "../llmc/checkpoint.h"
@@ -116,24 +120,34 @@ std::string mutate(std::string bytes, Random& random, const std::string& name) {
     return bytes;
 }
 
-// Everything that a user could point at such a folder.
-void read_everything(const std::string& run) {
+GPT2Config read_model(const std::string& path) {
+    const GPT2Config config = config_for_weights(find_model(path));
+    std::vector<float> values(num_parameters(config));
+    load_weights(find_model(path), config, values.data());
+    return config;
+}
+
+// As a model, and as a run that is resumed.
+void read_run(const std::string& run) {
     const std::string folder = latest_checkpoint(run, false);
-    for (const std::string& path :
-         {run + "/step_00000007", run + "/sharded", run + "/llmc", run + "/tensorflow", run}) {
-        const GPT2Config config = config_for_weights(find_model(path));
-        std::vector<float> values(num_parameters(config)), other(values);
-        load_weights(find_model(path), config, values.data());
-        if (path == run) load_optimizer(folder, config, values.data(), other.data());
-    }
+    read_model(run + "/step_00000007");
+    const GPT2Config config = read_model(run);
+    std::vector<float> m(num_parameters(config)), v(m);
+    load_optimizer(folder, config, m.data(), v.data());
     load_run_state(folder);
 }
+
+struct Target {
+    std::string kind, path;
+    std::function<void()> read;
+};
 
 }  // namespace
 
 int main(int argc, char** argv) {
     const double seconds = argc > 1 ? atof(argv[1]) : 5;
     const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
+    const std::string kind = argc > 3 ? argv[3] : "";
 #if !defined(__SANITIZE_ADDRESS__)
     // The sanitizer itself reserves terabytes of addresses.
     const rlimit limit = {512 << 20, 512 << 20};
@@ -182,14 +196,32 @@ int main(int argc, char** argv) {
             log.validation(i, 1, 1, 1);
         }
     }
-    const std::string targets[] = {step + "/model.safetensors", step + "/optimizer.safetensors",
-                                   sharded + "/a.safetensors",  step + "/config.json",
-                                   step + "/state.json",        sharded + "/model.safetensors.index.json",
-                                   run + "/llmc/gpt2.bin",      run + "/tensorflow/hparams.json",
-                                   run + "/metrics.jsonl"};
+    const auto resume = [&] { read_run(run); };
+    const auto model = [&](const char* name) { return [=] { read_model(run + name); }; };
+    std::vector<Target> targets = {
+        {"safetensors", step + "/model.safetensors", resume},
+        {"safetensors", step + "/optimizer.safetensors", resume},
+        {"safetensors", sharded + "/a.safetensors", model("/sharded")},
+        {"llm.c", run + "/llmc/gpt2.bin", model("/llmc")},
+        {"json", step + "/config.json", resume},
+        {"json", step + "/state.json", resume},
+        {"json", sharded + "/model.safetensors.index.json", model("/sharded")},
+        {"json", run + "/tensorflow/hparams.json", model("/tensorflow")},
+        {"metrics", run + "/metrics.jsonl",
+         [&] {
+             MetricsLog(run, {{"lambda", 0.1}}, 3);
+         }},
+    };
+    if (!kind.empty()) std::erase_if(targets, [&](const Target& t) { return t.kind != kind; });
+    if (targets.empty()) {
+        printf("the kinds are safetensors, llm.c, json and metrics, not %s\n", kind.c_str());
+        return 1;
+    }
     std::vector<std::string> good;
-    for (const std::string& target : targets) good.push_back(read_text(target));
-    read_everything(run);
+    for (const Target& target : targets) {
+        good.push_back(read_text(target.path));
+        target.read();
+    }
 
     Random random(seed);
     long tries = 0, accepted = 0;
@@ -198,22 +230,20 @@ int main(int argc, char** argv) {
     printf("mutating files in %s from seed %llu\n", run.c_str(), static_cast<unsigned long long>(seed));
     fflush(stdout);
     for (; now() < end; tries++) {
-        const size_t which = below(random, std::size(targets));
-        write_text(targets[which], mutate(good[which], random, targets[which]));
+        const size_t which = below(random, targets.size());
+        const Target& target = targets[which];
+        write_text(target.path, mutate(good[which], random, target.path));
         alarm(10);  // a hang
         try {
-            if (which + 1 == std::size(targets))
-                MetricsLog(run, {{"lambda", 0.1}}, 3);
-            else
-                read_everything(run);
+            target.read();
             accepted++;
         } catch (const Error&) {
         } catch (const std::exception& e) {
-            printf("after %ld files: %s, reading %s\n", tries, e.what(), targets[which].c_str());
+            printf("after %ld files: %s, reading %s\n", tries, e.what(), target.path.c_str());
             return 1;
         }
         alarm(0);
-        write_text(targets[which], good[which]);
+        write_text(target.path, good[which]);
     }
     std::filesystem::remove_all(run);
     printf("%ld files read, %ld of them accepted, the others refused with an Error\n", tries, accepted);

@@ -22,6 +22,7 @@
 #include "llmc/classifier.cuh"
 #include "llmc/context.h"
 #include "llmc/dataloader.h"
+#include "llmc/device_memory.cuh"
 #include "llmc/encoder.cuh"
 #include "llmc/flags.h"
 #include "llmc/gelu.cuh"
@@ -32,6 +33,7 @@
 #include "llmc/params.h"
 #include "llmc/sampler.h"
 #include "llmc/schedule.h"
+#include "llmc/startup.h"
 #include "llmc/step_stats.cuh"
 #include "llmc/tokenizer.h"
 #include "llmc/topk.h"
@@ -40,9 +42,6 @@ extern const char* const kGitCommit;  // written by make
 
 // ---------------------------------------------------------------------------------------------------------
 // configuration
-
-enum class Precision { automatic, bf16, fp32 };
-enum class Device { automatic, cpu, cuda };
 
 // What the flags set. A value of -1 (or an empty text) is filled in by resolve_defaults(), which knows the
 // device, the model and the data.
@@ -191,16 +190,6 @@ std::vector<Flag> train_flags(TrainConfig& c) {
     };
 }
 
-// This program's file; data/ and the CPU program are beside it, wherever it is called from.
-std::filesystem::path program_path() {
-    std::error_code error;
-    const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-    return error ? "./train_gpt2cu" : self;
-}
-std::string program_folder() {
-    return program_path().parent_path().string();
-}
-
 // What -e names when it is not a file: "tiny", or "dN" for a depth of N. False if it is neither.
 // Between GPT-2's own depths (12, 24, 36, 48) and d6, the number of heads of 64 channels is interpolated.
 bool preset_config(const std::string& name, GPT2Config& config) {
@@ -227,42 +216,6 @@ bool preset_config(const std::string& name, GPT2Config& config) {
 // ---------------------------------------------------------------------------------------------------------
 // parameters
 
-template <class T>
-struct LayerParams {
-    T *ln1_w, *ln1_b;          // [C]
-    T *qkv_w, *qkv_b;          // [3C,C], [3C]
-    T *attproj_w, *attproj_b;  // [C,C], [C]
-    T *ln2_w, *ln2_b;          // [C]
-    T *fc_w, *fc_b;            // [4C,C], [4C]
-    T *fcproj_w, *fcproj_b;    // [C,4C], [C]
-};
-template <class T>
-struct Params {
-    T *wte, *wpe;  // [Vp,C], [maxT,C]
-    std::vector<LayerParams<T>> layers;
-    T *lnf_w, *lnf_b;  // [C]
-};
-
-// Pointers into one array that is laid out by the table in llmc/params.h. The table's order is this order.
-template <class T>
-Params<T> point_to_params(T* base, const GPT2Config& config) {
-    const std::vector<ParamTensor> table = gpt2_params(config);
-    size_t i = 0;
-    auto next = [&] { return base + table[i++].offset; };
-    Params<T> p;
-    p.wte = next();
-    p.wpe = next();
-    p.layers.resize(config.num_layers);
-    for (LayerParams<T>& l : p.layers)
-        for (T** tensor : {&l.ln1_w, &l.ln1_b, &l.qkv_w, &l.qkv_b, &l.attproj_w, &l.attproj_b, &l.ln2_w,
-                           &l.ln2_b, &l.fc_w, &l.fc_b, &l.fcproj_w, &l.fcproj_b})
-            *tensor = next();
-    p.lnf_w = next();
-    p.lnf_b = next();
-    assert(i == table.size());
-    return p;
-}
-
 // GPT-2's initialization, on the host, by the table. The same seed gives the same model on every machine.
 std::vector<float> init_params(const GPT2Config& config, uint64_t seed) {
     std::vector<float> params(num_parameters(config), 0.0f);
@@ -283,20 +236,6 @@ std::vector<float> init_params(const GPT2Config& config, uint64_t seed) {
 
 // ---------------------------------------------------------------------------------------------------------
 // activations
-
-// Hands out pieces of one allocation. Everything is laid out twice: first without memory, to learn the size.
-struct Arena {
-    char* base = nullptr;
-    size_t used = 0;
-
-    template <class T>
-    T* take(size_t n) {
-        used = ceil_div(used, size_t{256}) * 256;
-        T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
-        used += n * sizeof(T);
-        return piece;
-    }
-};
 
 // What a layer's forward leaves for its backward. With -r 1 the pieces marked [1] are shared by all layers
 // and made again in the backward; with -r 2 all are but the layer's output and the attention rows.
@@ -464,18 +403,6 @@ size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, i
     Arena arena;
     lay_out_model(model, arena, ctx);
     return arena.used;
-}
-
-template <class T>
-void to_device(T* device, const T* host, size_t n) {
-    CUDA_CHECK(cudaMemcpy(device, host, n * sizeof(T), cudaMemcpyHostToDevice));
-}
-template <class T>
-std::vector<T> to_host(const Context& ctx, const T* device, size_t n) {
-    std::vector<T> host(n);
-    CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
-    CUDA_CHECK(cudaMemcpy(host.data(), device, n * sizeof(T), cudaMemcpyDeviceToHost));
-    return host;
 }
 
 // Master weights, and in bf16 their rounded copy.
@@ -991,37 +918,20 @@ std::vector<float> parse_layer_lambda(const std::string& text, int num_layers) {
     return factors;
 }
 
-// Where data/fetch puts the weights that OpenAI published as "124M", "355M", "774M" and "1558M"; "" for other
-// names.
-std::string public_weights(const std::string& name) {
-    for (const char* size : {"124M", "355M", "774M", "1558M"})
-        if (name == size) return program_folder() + "/data/gpt2-" + name;
-    return "";
-}
-
 // What the run starts from, before its vocabulary and context are known.
 struct Start {
     GPT2Config config;
     bool from_scratch;
     WeightFiles weights;  // unless from scratch
+
+    const WeightFiles* files() const { return from_scratch ? nullptr : &weights; }
 };
 
 Start find_start(TrainConfig& c) {
     if (c.from.empty()) c.from = kOnCpu ? "tiny" : is_folder(public_weights("124M")) ? "124M" : "d12";
     Start start{{}, true, {}};
     if (preset_config(c.from, start.config)) return start;
-    std::string path = c.from;
-    if (const std::string folder = public_weights(c.from); !folder.empty()) {
-        if (!is_folder(folder))
-            fail("-e %s: OpenAI's weights are not here yet: run data/fetch %s", c.from.c_str(),
-                 c.from.c_str());
-        path = folder;
-    } else if (!std::filesystem::exists(path) && !std::filesystem::exists(path + ".index")) {
-        fail(
-            "-e (--from) takes tiny, d6 ... d48, 124M ... 1558M, or a model's folder or file; there is no '%s'",
-            c.from.c_str());
-    }
-    start.weights = find_model(path);
+    start.weights = find_named_model(c.from, "tiny, d6 ... d48, 124M ... 1558M, or a model's folder or file");
     start.config = config_for_weights(start.weights);
     start.from_scratch = false;
     return start;
@@ -1034,44 +944,15 @@ std::vector<float> first_params(const Start& start, const GPT2Config& config, ui
     return params;
 }
 
-// Where the vocabulary's files are: beside the weights, if they have their own, otherwise where data/fetch
-// puts GPT-2's.
-std::string vocabulary_folder(const Start& start) {
-    std::string tokens, merges;
-    if (!start.from_scratch && find_vocabulary(start.weights.folder, tokens, merges))
-        return start.weights.folder;
-    return program_folder() + "/data/gpt2";
-}
-
-// What turns samples into text; nullptr where no vocabulary is known, and samples are token numbers. A
-// vocabulary that lies beside the weights must be theirs.
-std::unique_ptr<Tokenizer> find_tokenizer(const Start& start, int vocab_size) {
-    const std::string folder = vocabulary_folder(start);
-    try {
-        if (!start.from_scratch && folder == start.weights.folder)
-            return std::make_unique<Tokenizer>(Tokenizer::gpt2(folder, vocab_size));
-    } catch (const Error& e) {
-        fail(
-            "the weights in %s have a vocabulary of %d tokens, and the vocabulary beside them is another: %s",
-            start.weights.path.c_str(), vocab_size, e.what());
-    }
-    try {
-        return std::make_unique<Tokenizer>(Tokenizer::for_vocab(vocab_size, folder));
-    } catch (const Error& e) {
-        printf("tokens stay numbers: %s\n", e.what());
-        return nullptr;
-    }
-}
-
 // --export: whatever -e names, as the folder that transformers opens.
 void export_weights(TrainConfig& c) {
     const Start start = find_start(c);
     if (start.from_scratch)
         fail("--export writes weights that are there: name them with -e, not %s", c.from.c_str());
     const GPT2Config& config = start.config;
-    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start, config.vocab_size);
+    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start.files(), config.vocab_size);
     const std::string vocabulary =
-        tokenizer && config.vocab_size != kByteVocab ? vocabulary_folder(start) : "";
+        tokenizer && config.vocab_size != kByteVocab ? vocabulary_folder(start.files()) : "";
     std::vector<float> params(num_parameters(config));
     load_weights(start.weights, config, params.data());
     export_model(c.export_to, config, params.data(), vocabulary);
@@ -1220,7 +1101,7 @@ void train(TrainConfig c) {
         return;
     }
 
-    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start, config.vocab_size);
+    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start.files(), config.vocab_size);
 
     // run folder, and where to begin
     if (c.out.empty()) c.out = default_run_folder(c.resume);
@@ -1344,46 +1225,6 @@ void train(TrainConfig c) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// device
-
-// Starts another program (or this one again) in this one's place, with the same arguments.
-[[noreturn]] void become(const std::string& program, char** argv) {
-    fflush(stdout);
-    // Between two parallel regions OpenMP's threads spin by default, which on a machine that has anything
-    // else to do costs whole time slices: with two busy neighbours a step took 15 times as long. Let them
-    // sleep.
-    setenv("OMP_WAIT_POLICY", "passive", 0);
-    execv(program.c_str(), argv);
-    fail("cannot start %s (%s): build it with make train_gpt2cu", program.c_str(), strerror(errno));
-}
-
-// Where there is no GPU, the CPU program that was built beside this one takes over.
-void choose_device(const TrainConfig& c, char** argv) {
-    constexpr const char* said =
-        "TRAIN_GPT2_DEVICE_SAID";  // so that the second program does not say it again
-#ifdef CUDA_CPU
-    if (c.device == Device::cuda)
-        fail(
-            "--device cuda needs a program built with the CUDA Toolkit (nvcc), and this one was built without");
-    if (c.device == Device::automatic && !getenv(said))
-        printf("running on the CPU: this program was built without the CUDA Toolkit\n");
-    setenv(said, "1", 1);
-    if (!getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
-#else
-    int count = 0;
-    const cudaError_t error = cudaGetDeviceCount(&count);
-    const char* why = error != cudaSuccess ? cudaGetErrorString(error) : "there is none";
-    const bool found = error == cudaSuccess && count > 0;
-    if (c.device == Device::cuda && !found)
-        fail("--device cuda needs an NVIDIA GPU, and none can be used: %s", why);
-    if (c.device == Device::automatic && !found)
-        printf("running on the CPU: no NVIDIA GPU can be used (%s)\n", why);
-    setenv(said, "1", 1);
-    if (c.device == Device::cpu || !found) become(program_folder() + "/train_gpt2cpu", argv);
-#endif
-}
-
-// ---------------------------------------------------------------------------------------------------------
 // main
 
 #ifndef NO_MAIN
@@ -1400,10 +1241,8 @@ int main(int argc, char** argv) {
             export_weights(config);
             return 0;
         }
-        choose_device(config, argv);
-        const bool bf16 =
-            config.precision == Precision::bf16 || (config.precision == Precision::automatic && !kOnCpu);
-        if (bf16)
+        choose_device(config.device, "train_gpt2cpu", argv);
+        if (wants_bf16(config.precision))
             train<__nv_bfloat16>(config);
         else
             train<float>(config);

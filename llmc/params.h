@@ -5,6 +5,7 @@
 // Hugging Face's Conv1D stores [in, out] on disk, which `turned` marks: it is turned once, on load.
 // The vocabulary is padded to a multiple of 128 rows in memory, for the matmuls; never on disk.
 #pragma once
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -136,4 +137,40 @@ inline std::vector<ParamTensor> gpt2_params(const GPT2Config& c) {
 inline size_t num_parameters(const GPT2Config& c) {
     const ParamTensor last = gpt2_params(c).back();
     return last.offset + last.size();
+}
+
+template <class T>
+struct LayerParams {
+    T *ln1_w, *ln1_b;          // [C]
+    T *qkv_w, *qkv_b;          // [3C,C], [3C]
+    T *attproj_w, *attproj_b;  // [C,C], [C]
+    T *ln2_w, *ln2_b;          // [C]
+    T *fc_w, *fc_b;            // [4C,C], [4C]
+    T *fcproj_w, *fcproj_b;    // [C,4C], [C]
+};
+template <class T>
+struct Params {
+    T *wte, *wpe;  // [Vp,C], [maxT,C]
+    std::vector<LayerParams<T>> layers;
+    T *lnf_w, *lnf_b;  // [C]
+};
+
+// Pointers into one array that is laid out by the table. The table's order is this order.
+template <class T>
+Params<T> point_to_params(T* base, const GPT2Config& config) {
+    const std::vector<ParamTensor> table = gpt2_params(config);
+    size_t i = 0;
+    auto next = [&] { return base + table[i++].offset; };
+    Params<T> p;
+    p.wte = next();
+    p.wpe = next();
+    p.layers.resize(config.num_layers);
+    for (LayerParams<T>& l : p.layers)
+        for (T** tensor : {&l.ln1_w, &l.ln1_b, &l.qkv_w, &l.qkv_b, &l.attproj_w, &l.attproj_b, &l.ln2_w,
+                           &l.ln2_b, &l.fc_w, &l.fc_b, &l.fcproj_w, &l.fcproj_b})
+            *tensor = next();
+    p.lnf_w = next();
+    p.lnf_b = next();
+    assert(i == table.size());
+    return p;
 }

@@ -1,0 +1,128 @@
+// What the programs here do before they begin: find their own folder, choose between GPU and CPU, and find
+// the model that the user named together with its vocabulary.
+#pragma once
+#include <cuda_runtime.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "checkpoint.h"
+#include "context.h"
+#include "tokenizer.h"
+
+// ---------------------------------------------------------------------------------------------------------
+// device
+
+enum class Device { automatic, cpu, cuda };
+enum class Precision { automatic, bf16, fp32 };
+
+// bf16 where the hardware has it.
+inline bool wants_bf16(Precision precision) {
+    return precision == Precision::bf16 || (precision == Precision::automatic && !kOnCpu);
+}
+
+// This program's file; data/ and the CPU program are beside it, wherever it is called from.
+inline std::filesystem::path program_path() {
+    std::error_code error;
+    const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+    return error ? "./program" : self;
+}
+inline std::string program_folder() {
+    return program_path().parent_path().string();
+}
+
+// Starts another program (or this one again) in this one's place, with the same arguments.
+[[noreturn]] inline void become(const std::string& program, char** argv) {
+    fflush(stdout);
+    // Between two parallel regions OpenMP's threads spin by default, which on a machine that has anything
+    // else to do costs whole time slices: with two busy neighbours a step took 15 times as long. Let them
+    // sleep.
+    setenv("OMP_WAIT_POLICY", "passive", 0);
+    execv(program.c_str(), argv);
+    const std::string name = std::filesystem::path(program).filename().string();
+    fail("cannot start %s (%s): build it with make %s", program.c_str(), strerror(errno), name.c_str());
+}
+
+// Where there is no GPU, the CPU program that was built beside this one, `cpu_program`, takes over. What is
+// said about it goes to `say`.
+inline void choose_device(Device wanted, const char* cpu_program, char** argv, FILE* say = stdout) {
+    constexpr const char* said = "GPT2_DEVICE_SAID";  // so that the second program does not say it again
+#ifdef CUDA_CPU
+    (void)cpu_program;
+    if (wanted == Device::cuda)
+        fail(
+            "--device cuda needs a program built with the CUDA Toolkit (nvcc), and this one was built without");
+    if (wanted == Device::automatic && !getenv(said))
+        fprintf(say, "running on the CPU: this program was built without the CUDA Toolkit\n");
+    setenv(said, "1", 1);
+    if (!getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
+#else
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    const char* why = error != cudaSuccess ? cudaGetErrorString(error) : "there is none";
+    const bool found = error == cudaSuccess && count > 0;
+    if (wanted == Device::cuda && !found)
+        fail("--device cuda needs an NVIDIA GPU, and none can be used: %s", why);
+    if (wanted == Device::automatic && !found)
+        fprintf(say, "running on the CPU: no NVIDIA GPU can be used (%s)\n", why);
+    setenv(said, "1", 1);
+    if (wanted == Device::cpu || !found) become(program_folder() + "/" + cpu_program, argv);
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// the model that -e names
+
+// Where data/fetch puts the weights that OpenAI published as "124M", "355M", "774M" and "1558M"; "" for other
+// names.
+inline std::string public_weights(const std::string& name) {
+    for (const char* size : {"124M", "355M", "774M", "1558M"})
+        if (name == size) return program_folder() + "/data/gpt2-" + name;
+    return "";
+}
+
+// The weights that -e names: one of OpenAI's sizes, or a folder or file in any format that weights.h knows.
+// `takes`: what -e takes, for the message when there is no such thing.
+inline WeightFiles find_named_model(const std::string& name, const char* takes) {
+    if (const std::string folder = public_weights(name); !folder.empty()) {
+        if (!is_folder(folder))
+            fail("-e %s: OpenAI's weights are not here yet: run data/fetch %s", name.c_str(), name.c_str());
+        return find_model(folder);
+    }
+    if (!std::filesystem::exists(name) && !std::filesystem::exists(name + ".index"))
+        fail("-e (--from) takes %s; there is no '%s'", takes, name.c_str());
+    return find_model(name);
+}
+
+// Where the vocabulary's files are: beside the weights, if they have their own, otherwise (and for a model
+// from scratch, weights = nullptr) where data/fetch puts GPT-2's.
+inline std::string vocabulary_folder(const WeightFiles* weights) {
+    std::string tokens, merges;
+    if (weights && find_vocabulary(weights->folder, tokens, merges)) return weights->folder;
+    return program_folder() + "/data/gpt2";
+}
+
+// What turns text into tokens and back; nullptr where no vocabulary is known, after saying why to `say`. A
+// vocabulary that lies beside the weights must be theirs.
+inline std::unique_ptr<Tokenizer> find_tokenizer(const WeightFiles* weights, int vocab_size,
+                                                 FILE* say = stdout) {
+    const std::string folder = vocabulary_folder(weights);
+    try {
+        if (weights && folder == weights->folder)
+            return std::make_unique<Tokenizer>(Tokenizer::gpt2(folder, vocab_size));
+    } catch (const Error& e) {
+        fail(
+            "the weights in %s have a vocabulary of %d tokens, and the vocabulary beside them is another: %s",
+            weights->path.c_str(), vocab_size, e.what());
+    }
+    try {
+        return std::make_unique<Tokenizer>(Tokenizer::for_vocab(vocab_size, folder));
+    } catch (const Error& e) {
+        fprintf(say, "tokens stay numbers: %s\n", e.what());
+        return nullptr;
+    }
+}

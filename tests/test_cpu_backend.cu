@@ -1,6 +1,6 @@
 // What CUDA code may expect of CUDA on the CPU: indices, barriers, warp collectives, shared memory, launches,
-// bf16, fast maths, tensor-core wrappers, cuBLASLt and the runtime API. Most of it says what a GPU does too,
-// and would pass there; what only the CPU backend has is inside #ifdef CUDA_CPU.
+// bf16, fast maths, tensor-core wrappers, cuBLASLt, graphs and the runtime API. Most of it says what a GPU
+// does too, and would pass there; what only the CPU backend has is inside #ifdef CUDA_CPU.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #define DOCTEST_CONFIG_SUPER_FAST_ASSERTS  // fast to compile: there are many
 #include <cublasLt.h>
@@ -992,12 +992,13 @@ struct LtMatmul {
         if (count == 1) *algorithm = result.algo;
         return status;
     }
-    cublasStatus_t run(float alpha, const void* a_data, const void* b_data, float beta, void* d_data) {
+    cublasStatus_t run(float alpha, const void* a_data, const void* b_data, float beta, void* d_data,
+                       cudaStream_t stream = nullptr) {
         cublasLtMatmulAlgo_t algorithm{};
         const cublasStatus_t status = offer(&algorithm);
         if (status != CUBLAS_STATUS_SUCCESS) return status;
         return cublasLtMatmul(handle, &desc, &alpha, a_data, &a, b_data, &b, &beta, d_data, &d, d_data, &d,
-                              &algorithm, nullptr, 0, nullptr);
+                              &algorithm, nullptr, 0, stream);
     }
 };
 
@@ -1240,6 +1241,261 @@ TEST_CASE("events measure time") {
     CHECK(cudaEventDestroy(begin) == cudaSuccess);
     CHECK(cudaEventDestroy(end) == cudaSuccess);
 }
+
+// ---------------------------------------------------------------- graphs
+
+struct Stream {
+    cudaStream_t stream = nullptr;
+    explicit Stream(unsigned flags = cudaStreamDefault) {
+        REQUIRE(cudaStreamCreateWithFlags(&stream, flags) == cudaSuccess);
+    }
+    Stream(const Stream&) = delete;
+    ~Stream() { cudaStreamDestroy(stream); }
+    operator cudaStream_t() const { return stream; }
+
+    void begin(cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal) {
+        REQUIRE(cudaStreamBeginCapture(stream, mode) == cudaSuccess);
+    }
+    // Ends the capture and makes an executable graph of it.
+    cudaGraphExec_t end() {
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t exec = nullptr;
+        REQUIRE(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+        REQUIRE(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
+        CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+        return exec;
+    }
+    cudaStreamCaptureStatus status() {
+        cudaStreamCaptureStatus status;
+        REQUIRE(cudaStreamIsCapturing(stream, &status) == cudaSuccess);
+        return status;
+    }
+    void launch(cudaGraphExec_t exec) {
+        REQUIRE(cudaGraphLaunch(exec, stream) == cudaSuccess);
+        REQUIRE(cudaStreamSynchronize(stream) == cudaSuccess);
+    }
+};
+
+__global__ void add_multiple_kernel(int* sum, const int* x, int factor, float ignored = 0) {
+    sum[threadIdx.x] += factor * x[threadIdx.x] + (int)ignored;
+}
+template <class T>
+__global__ void double_kernel(T* x) {
+    x[threadIdx.x] *= 2;
+}
+// The kernel and its factor are locals that are gone when the graph is launched.
+static void launch_by_pointer(cudaStream_t stream, int* sum, const int* x) {
+    void (*kernel)(int*, const int*, int, float) = add_multiple_kernel;
+    const int factor = 10;
+    kernel<<<1, 4, 0, stream>>>(sum, x, factor, 0.0f);
+}
+
+TEST_CASE(
+    "a graph does what was recorded, in order, with the arguments of then, as often as it is launched") {
+    Stream stream;
+    int* source = nullptr;
+    REQUIRE(cudaMallocHost(&source, 4 * sizeof(int)) == cudaSuccess);
+    std::fill(source, source + 4, 1);
+    DeviceArray<int> sum(std::vector<int>(4, 7)), x(std::vector<int>(4, 100)), copy(std::vector<int>(4, 0));
+    int factor = 3;
+    CHECK(stream.status() == cudaStreamCaptureStatusNone);
+    stream.begin();
+    CHECK(stream.status() == cudaStreamCaptureStatusActive);
+    CHECK(cudaMemsetAsync((int*)sum, 0, 4 * sizeof(int), stream) == cudaSuccess);
+    CHECK(cudaMemcpyAsync((int*)x, source, 4 * sizeof(int), cudaMemcpyHostToDevice, stream) == cudaSuccess);
+    add_multiple_kernel<<<1, 4, 0, stream>>>((int*)sum, (int*)x, factor);
+    double_kernel<<<1, dim3(4), 0, stream>>>((int*)sum);
+    launch_by_pointer(stream, sum, x);
+    CHECK(cudaMemcpyAsync((int*)copy, (int*)sum, 4 * sizeof(int), cudaMemcpyDeviceToDevice, stream) ==
+          cudaSuccess);
+    CHECK(cudaGetLastError() == cudaSuccess);
+    cudaGraphExec_t exec = stream.end();
+    factor = 1000;
+    CHECK(stream.status() == cudaStreamCaptureStatusNone);
+    CHECK(sum.get() == std::vector<int>(4, 7));
+    CHECK(x.get() == std::vector<int>(4, 100));
+    for (int value : {1, 5, 2}) {
+        std::fill(source, source + 4, value);
+        stream.launch(exec);
+        CHECK(sum.get() == std::vector<int>(4, 2 * 3 * value + 10 * value));
+        CHECK(copy.get() == sum.get());
+    }
+    CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+    CHECK(cudaFreeHost(source) == cudaSuccess);
+}
+
+TEST_CASE("a matrix product in a graph keeps its shapes, factors and pointers") {
+    Stream stream;
+    const Gemm g(5, 4, 3, false, false, 2.0f, 0.0f, 1);
+    DeviceArray<float> a(std::vector<float>(g.a.begin(), g.a.end()));
+    DeviceArray<float> b(std::vector<float>(g.b.begin(), g.b.end()));
+    DeviceArray<float> now(g.c.size()), replayed(g.c.size());
+    LtMatmul matmul(g, CUDA_R_32F, CUDA_R_32F);
+    const std::vector<float> start(g.c.begin(), g.c.end());
+    now.set(start), replayed.set(start);
+    REQUIRE(matmul.run(g.alpha, (float*)a, (float*)b, g.beta, (float*)now) == CUBLAS_STATUS_SUCCESS);
+    stream.begin();
+    REQUIRE(matmul.run(g.alpha, (float*)a, (float*)b, g.beta, (float*)replayed, stream) ==
+            CUBLAS_STATUS_SUCCESS);
+    cudaGraphExec_t exec = stream.end();
+    matmul.set(CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)CUBLAS_OP_T);
+    CHECK(replayed.get() == start);
+    stream.launch(exec);
+    CHECK(replayed.get() == now.get());
+    CHECK(now.get() != start);
+    CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+}
+
+TEST_CASE("a graph launched in a capture becomes part of the new graph, and may then be destroyed") {
+    Stream stream;
+    DeviceArray<int> x(std::vector<int>(4, 1));
+    stream.begin();
+    double_kernel<<<1, 4, 0, stream>>>((int*)x);
+    cudaGraphExec_t inner = stream.end();
+    stream.begin();
+    for (int i = 0; i < 3; i++) CHECK(cudaGraphLaunch(inner, stream) == cudaSuccess);
+    cudaGraphExec_t outer = stream.end();
+    CHECK(cudaGraphExecDestroy(inner) == cudaSuccess);
+    CHECK(x.get() == std::vector<int>(4, 1));
+    stream.launch(outer);
+    CHECK(x.get() == std::vector<int>(4, 8));
+    CHECK(cudaGraphExecDestroy(outer) == cudaSuccess);
+}
+
+TEST_CASE("what a stream that captures cannot do fails, and makes the capture invalid") {
+    Stream stream, other;
+    DeviceArray<int> x(std::vector<int>(4, 1));
+    cudaEvent_t event = nullptr, captured = nullptr;
+    REQUIRE(cudaEventCreate(&event) == cudaSuccess);
+    REQUIRE(cudaEventCreate(&captured) == cudaSuccess);
+    REQUIRE(cudaEventRecord(event, other) == cudaSuccess);
+    int host[4], *p = nullptr, *allocated = nullptr, *pinned = nullptr;
+    REQUIRE(cudaMalloc(&allocated, 4) == cudaSuccess);
+    REQUIRE(cudaMallocHost(&pinned, 4) == cudaSuccess);
+    const struct {
+        const char* name;
+        cudaError_t want;
+        std::function<cudaError_t()> call;
+    } calls[] = {
+        {"cudaMalloc", cudaErrorStreamCaptureUnsupported, [&] { return cudaMalloc(&p, 16); }},
+        {"cudaFree", cudaErrorStreamCaptureUnsupported, [&] { return cudaFree(allocated); }},
+        {"cudaMallocHost", cudaErrorStreamCaptureUnsupported, [&] { return cudaMallocHost(&p, 16); }},
+        {"cudaFreeHost", cudaErrorStreamCaptureUnsupported, [&] { return cudaFreeHost(pinned); }},
+        {"cudaStreamSynchronize", cudaErrorStreamCaptureUnsupported,
+         [&] { return cudaStreamSynchronize(stream); }},
+        {"cudaStreamQuery", cudaErrorStreamCaptureUnsupported, [&] { return cudaStreamQuery(stream); }},
+        {"cudaDeviceSynchronize", cudaErrorStreamCaptureUnsupported, [] { return cudaDeviceSynchronize(); }},
+        {"cudaEventSynchronize", cudaErrorCapturedEvent, [&] { return cudaEventSynchronize(captured); }},
+        {"cudaEventQuery of a captured event", cudaErrorCapturedEvent,
+         [&] { return cudaEventQuery(captured); }},
+        {"cudaEventQuery", cudaErrorStreamCaptureUnsupported, [&] { return cudaEventQuery(event); }},
+        {"cudaStreamWaitEvent of work outside", cudaErrorStreamCaptureIsolation,
+         [&] { return cudaStreamWaitEvent(stream, event, 0); }},
+        {"cudaMemcpy", cudaErrorStreamCaptureImplicit,
+         [&] { return cudaMemcpy(host, (int*)x, sizeof host, cudaMemcpyDeviceToHost); }},
+        {"cudaMemset", cudaErrorStreamCaptureImplicit, [&] { return cudaMemset((int*)x, 0, sizeof host); }},
+        {"cudaMemcpyAsync on the legacy stream", cudaErrorStreamCaptureImplicit,
+         [&] { return cudaMemcpyAsync(host, (int*)x, sizeof host, cudaMemcpyDeviceToHost, nullptr); }},
+        {"cudaStreamSynchronize of the legacy stream", cudaErrorStreamCaptureImplicit,
+         [&] { return cudaStreamSynchronize(nullptr); }},
+        {"a launch on the legacy stream", cudaErrorStreamCaptureImplicit, [&] {
+             double_kernel<<<1, 4>>>((int*)x);
+             return cudaPeekAtLastError();
+         }}};
+    for (const auto& [name, want, call] : calls) {
+        CAPTURE(name);
+        stream.begin();
+        double_kernel<<<1, 4, 0, stream>>>((int*)x);
+        REQUIRE(cudaEventRecord(captured, stream) == cudaSuccess);
+        CHECK(cudaGetLastError() == cudaSuccess);
+        CHECK(call() == want);
+        CHECK(cudaGetLastError() == want);
+        CHECK(stream.status() == cudaStreamCaptureStatusInvalidated);
+        double_kernel<<<1, 4, 0, stream>>>((int*)x);
+        CHECK(cudaGetLastError() == cudaErrorStreamCaptureInvalidated);
+        CHECK(cudaMemsetAsync((int*)x, 0, sizeof host, stream) == cudaErrorStreamCaptureInvalidated);
+        cudaGraph_t graph = nullptr;
+        CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated);
+        CHECK(graph == nullptr);
+        cudaGetLastError();
+        CHECK(stream.status() == cudaStreamCaptureStatusNone);
+        CHECK(x.get() == std::vector<int>(4, 1));
+    }
+    // What concerns another stream only is no one's business.
+    stream.begin();
+    double_kernel<<<1, 4, 0, other>>>((int*)x);
+    CHECK(cudaStreamSynchronize(other) == cudaSuccess);
+    CHECK(cudaEventRecord(event, other) == cudaSuccess);
+    CHECK(cudaGraphExecDestroy(stream.end()) == cudaSuccess);
+    CHECK(x.get() == std::vector<int>(4, 2));
+    CHECK(cudaEventDestroy(event) == cudaSuccess);
+    CHECK(cudaEventDestroy(captured) == cudaSuccess);
+    CHECK(cudaFree(allocated) == cudaSuccess);
+    CHECK(cudaFreeHost(pinned) == cudaSuccess);
+}
+
+TEST_CASE("a capture begins and ends once, in one thread, and not on the legacy stream") {
+    Stream stream;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal) == cudaErrorStreamCaptureUnsupported);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorIllegalState);
+    stream.begin();
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaErrorIllegalState);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorIllegalState);
+    stream.begin();
+    std::thread([&] {
+        CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureWrongThread);
+    }).join();
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated);
+    CHECK(cudaGraphInstantiate(&exec, nullptr) == cudaErrorInvalidValue);
+    cudaGetLastError();
+}
+
+TEST_CASE("the capture's mode says whom it keeps from unsafe calls") {
+    const auto malloc_and_free = [] {
+        int* p = nullptr;
+        const cudaError_t error = cudaMalloc(&p, 16);
+        if (error == cudaSuccess) CHECK(cudaFree(p) == cudaSuccess);
+        return error;
+    };
+    const auto in_another_thread = [&] {
+        cudaError_t error;
+        std::thread([&] { error = malloc_and_free(); }).join();
+        return error;
+    };
+    const cudaError_t refused = cudaErrorStreamCaptureUnsupported;
+    const struct {
+        cudaStreamCaptureMode mode;
+        cudaError_t there, here;
+    } modes[] = {{cudaStreamCaptureModeRelaxed, cudaSuccess, cudaSuccess},
+                 {cudaStreamCaptureModeThreadLocal, cudaSuccess, refused},
+                 {cudaStreamCaptureModeGlobal, refused, refused}};
+    for (const auto& [mode, there, here] : modes) {
+        CAPTURE((int)mode);
+        Stream stream(cudaStreamNonBlocking);
+        stream.begin(mode);
+        CHECK(in_another_thread() == there);
+        CHECK(malloc_and_free() == here);
+        cudaGraph_t graph = nullptr;
+        const bool valid = cudaStreamEndCapture(stream, &graph) == cudaSuccess;
+        CHECK(valid == (here == cudaSuccess));
+        if (valid) CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    }
+    cudaGetLastError();
+    // The legacy stream does not wait for a stream that was created not to block it.
+    Stream stream(cudaStreamNonBlocking);
+    DeviceArray<int> x(std::vector<int>(4, 1));
+    stream.begin();
+    double_kernel<<<1, 4>>>((int*)x);
+    CHECK(cudaGetLastError() == cudaSuccess);
+    CHECK(cudaGraphExecDestroy(stream.end()) == cudaSuccess);
+    CHECK(x.get() == std::vector<int>(4, 2));
+}
+
+// ---------------------------------------------------------------- the device
 
 TEST_CASE("there is a device") {
     int count = 0, device = -1, value = 0;

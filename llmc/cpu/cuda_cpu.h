@@ -7,9 +7,10 @@
 //
 //   types.h       dim3, float4, threadIdx, ...         intrinsics.h  atomics, cache hints, fast maths
 //   fibers.h      stacks and the switch between them   bf16.h        __nv_bfloat16
-//   scheduler.h   runs one block                       runtime.h     cudaMalloc, streams, events, ...
-//   launch.h      runs a grid                          mma_cpu.h     tensor-core and cp.async wrappers
-//   warp.h        barriers, shuffles, votes            race_check.cpp  the race checker
+//   scheduler.h   runs one block                       runtime.h     cudaMalloc, events, the device, ...
+//   launch.h      runs a grid                          graphs.h      streams, captures and graphs
+//   warp.h        barriers, shuffles, votes            mma_cpu.h     tensor-core and cp.async wrappers
+//                                                      race_check.cpp  the race checker
 //
 // Environment: CUDA_CPU_SCHEDULE=forward|backward|random  the order of threads (scheduler.h)
 //              CUDA_CPU_PROFILE=1                         time by kernel, printed at exit (launch.h)
@@ -43,6 +44,7 @@
 
 #include "bf16.h"
 #include "fibers.h"
+#include "graphs.h"
 #include "intrinsics.h"
 #include "launch.h"
 #include "runtime.h"

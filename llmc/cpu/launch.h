@@ -1,5 +1,5 @@
 // Kernel launches: what launch.pl turns K<<<grid, block, shared, stream>>>(args) into. A launch returns when
-// the grid is done; streams order nothing more.
+// the grid is done, or when it is recorded, if the stream captures.
 #pragma once
 #include <omp.h>
 
@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "graphs.h"
 #include "scheduler.h"
 #include "types.h"
 
@@ -22,8 +23,9 @@ inline constexpr size_t kSharedOptInLimit = 227 << 10;  // an H100's
 struct Config {
     dim3 grid, block;
     size_t shared;
-    Config(dim3 grid_, dim3 block_, size_t shared_ = 0, cudaStream_t = nullptr)
-        : grid(grid_), block(block_), shared(shared_) {}
+    cudaStream_t stream;
+    Config(dim3 grid_, dim3 block_, size_t shared_ = 0, cudaStream_t stream_ = nullptr)
+        : grid(grid_), block(block_), shared(shared_), stream(stream_) {}
 };
 
 // The dynamic shared memory that each kernel asked for with cudaFuncSetAttribute, by the kernel's address.
@@ -115,15 +117,17 @@ struct Launch {
             result(error);
             return;
         }
-        auto thread = [&] { call(args...); };
-        double start = profile.on ? omp_get_wtime() : 0;
-        run_grid(&thread, run_threads<decltype(thread)>);
-        if (profile.on) profile.add(name, omp_get_wtime() - start);
+        submit(config.stream, [launch = *this, ... copies = args] {
+            auto thread = [&] { launch.call(copies...); };
+            double start = profile.on ? omp_get_wtime() : 0;
+            launch.run_grid(&thread, run_threads<decltype(thread)>);
+            if (profile.on) profile.add(launch.name, omp_get_wtime() - start);
+        });
     }
 
   private:
     cudaError_t config_error() const {
-        const auto& [grid, block, shared] = config;
+        const auto& [grid, block, shared, stream] = config;
         uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, threads = uint64_t{block.x} * block.y * block.z;
         if (!blocks || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
             return cudaErrorInvalidConfiguration;

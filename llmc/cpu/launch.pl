@@ -143,7 +143,7 @@ while ($text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:st
         $out .= substr($text, $done, $start - $done)
             . "::cuda_cpu::launch(::cuda_cpu::Config($config), \"$name\", "
             . "[&](auto cuda_cpu_f) -> decltype(cuda_cpu_f($kernel)) { return cuda_cpu_f($kernel); }, "
-            . "[&](auto... cuda_cpu_a) { $kernel(cuda_cpu_a...); })";
+            . "[=](auto... cuda_cpu_a) { $kernel(cuda_cpu_a...); })";
         $done = $end;
         pos($text) = $end;
     } elsif (defined $3) {

@@ -1,5 +1,6 @@
-// The runtime API: memory, streams, events, the device. Everything is synchronous: when a call returns, its
-// work is done. "Device memory" is what this process may still have of the machine's memory.
+// The runtime API: memory, events, the device. Everything is synchronous: when a call returns, its work is
+// done (or recorded, if it is for a stream that captures: graphs.h). "Device memory" is what this process may
+// still have of the machine's memory.
 #pragma once
 #include <sys/resource.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "graphs.h"
 #include "launch.h"
 #include "scheduler.h"
 #include "types.h"
@@ -38,7 +40,22 @@ inline constexpr ErrorText kErrorTexts[] = {
      "CUDA driver version is insufficient for CUDA runtime version"},
     {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorIllegalState, "cudaErrorIllegalState",
+     "the operation cannot be performed in the present state"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+     "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureIsolation, "cudaErrorStreamCaptureIsolation",
+     "dependency created on uncaptured work in another stream"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
+    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
+     "operation not permitted on an event last recorded in a capturing stream"},
+    {cudaErrorStreamCaptureWrongThread, "cudaErrorStreamCaptureWrongThread",
+     "attempt to terminate a thread-local capture sequence from another thread"},
 };
 inline const ErrorText& error_text(cudaError_t error) {
     static constexpr ErrorText unknown = {cudaSuccess, "unrecognized error code", "unrecognized error code"};
@@ -142,6 +159,7 @@ inline Allocations& allocations() {
 
 inline cudaError_t allocate(void** p, size_t bytes, bool device) {
     *p = nullptr;
+    if (cudaError_t error = use_unsafe_call(); error != cudaSuccess) return error;
     if (!bytes) return cudaSuccess;
     Allocations& a = allocations();
     std::lock_guard lock(a.mutex);
@@ -159,6 +177,7 @@ inline cudaError_t allocate(void** p, size_t bytes, bool device) {
 
 inline cudaError_t release(void* p, bool device) {
     if (!p) return cudaSuccess;
+    if (cudaError_t error = use_unsafe_call(); error != cudaSuccess) return error;
     Allocations& a = allocations();
     std::lock_guard lock(a.mutex);
     auto it = a.bytes.find(p);
@@ -219,22 +238,24 @@ inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
     *total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
     return cudaSuccess;
 }
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-    if (bytes) memmove(to, from, bytes);
-    cuda_cpu::race_initialized(to, bytes);
-    return cudaSuccess;
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t stream = nullptr) {
+    return cuda_cpu::submit(stream, [=] {
+        if (bytes) memmove(to, from, bytes);
+        cuda_cpu::race_initialized(to, bytes);
+    });
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-    return cudaMemcpy(to, from, bytes, kind);
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    return cudaMemcpyAsync(to, from, bytes, kind);
+}
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream = nullptr) {
+    return cuda_cpu::submit(stream, [=] {
+        if (bytes) memset(p, value, bytes);
+        cuda_cpu::race_initialized(p, bytes);
+    });
 }
 inline cudaError_t cudaMemset(void* p, int value, size_t bytes) {
-    if (bytes) memset(p, value, bytes);
-    cuda_cpu::race_initialized(p, bytes);
-    return cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = nullptr) {
-    return cudaMemset(p, value, bytes);
+    return cudaMemsetAsync(p, value, bytes);
 }
 template <class T>
 cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t bytes, size_t offset = 0,
@@ -243,43 +264,15 @@ cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t bytes, size_t
     return cudaMemcpy(reinterpret_cast<char*>(&symbol) + offset, from, bytes, kind);
 }
 
-// ---------------------------------------------------------------- streams and events
+// ---------------------------------------------------------------- events
 
-struct CUstream_st {};
-namespace cuda_cpu {
-inline CUstream_st the_stream;  // there is nothing that two streams could do differently
-}
 struct CUevent_st {
     std::chrono::steady_clock::time_point time;
     bool recorded = false;
+    bool captured = false;  // recorded last in a capture: there is no time when it happens
 };
-enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 enum { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
 
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-    *stream = &cuda_cpu::the_stream;
-    return cudaSuccess;
-}
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    return cudaStreamCreate(stream);
-}
-inline cudaError_t cudaStreamDestroy(cudaStream_t) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaStreamQuery(cudaStream_t) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
 inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
     *event = new CUevent_st;
     return cudaSuccess;
@@ -291,16 +284,29 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
     return cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
-    event->time = std::chrono::steady_clock::now();
-    event->recorded = true;
-    return cudaSuccess;
+// In a capture, an event only marks a place that other streams may wait for: a replay does not record it.
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
+    const bool captured = cuda_cpu::is_capturing(stream);
+    event->captured = captured;
+    return cuda_cpu::submit(stream, [event, captured] {
+        if (captured) return;
+        event->time = std::chrono::steady_clock::now();
+        event->recorded = true;
+    });
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return cudaSuccess;
+inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+    if (!event->captured) return cuda_cpu::use_unsafe_call();
+    cuda_cpu::refuse(cudaErrorCapturedEvent, cuda_cpu::any_stream);
+    return cuda_cpu::result(cudaErrorCapturedEvent);
 }
-inline cudaError_t cudaEventQuery(cudaEvent_t) {
-    return cudaSuccess;
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    return cudaEventQuery(event);
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (event->captured == cuda_cpu::is_capturing(stream)) return cuda_cpu::submit(stream, [] {});
+    cuda_cpu::refuse(cudaErrorStreamCaptureIsolation, cuda_cpu::any_stream);
+    return cuda_cpu::result(event->captured ? cudaErrorStreamCaptureUnsupported
+                                            : cudaErrorStreamCaptureIsolation);
 }
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     if (!begin->recorded || !end->recorded) return cuda_cpu::result(cudaErrorInvalidValue);
@@ -341,7 +347,7 @@ inline cudaError_t cudaGetDevice(int* device) {
     return cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() {
-    return cudaSuccess;
+    return cuda_cpu::refuse(cudaErrorStreamCaptureUnsupported, cuda_cpu::any_stream);
 }
 inline cudaError_t cudaDeviceReset() {
     return cudaSuccess;

@@ -18,6 +18,7 @@ enum cublasStatus_t {
     CUBLAS_STATUS_SUCCESS = 0,
     CUBLAS_STATUS_NOT_INITIALIZED = 1,
     CUBLAS_STATUS_INVALID_VALUE = 7,
+    CUBLAS_STATUS_EXECUTION_FAILED = 13,
     CUBLAS_STATUS_NOT_SUPPORTED = 15,
 };
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
@@ -107,6 +108,8 @@ inline const char* cublasLtGetStatusName(cublasStatus_t status) {
             return "CUBLAS_STATUS_NOT_INITIALIZED";
         case CUBLAS_STATUS_INVALID_VALUE:
             return "CUBLAS_STATUS_INVALID_VALUE";
+        case CUBLAS_STATUS_EXECUTION_FAILED:
+            return "CUBLAS_STATUS_EXECUTION_FAILED";
         case CUBLAS_STATUS_NOT_SUPPORTED:
             return "CUBLAS_STATUS_NOT_SUPPORTED";
     }
@@ -322,6 +325,26 @@ void matmul(const cublasLtMatmulDescOpaque_t& op, float alpha, const float* a, i
     for (int j = 0; j < n; j++) race_initialized(d + j * ldd, m * sizeof(T));
     for (int j = 0; j < n && with_gelu; j++) race_initialized(aux + j * op.aux_ld, m * sizeof(T));
 }
+
+// d = op(a) op(b) with its epilogue, of a request that is known to be right.
+inline void run_matmul(const cublasLtMatmulDescOpaque_t& op, float alpha, const void* a,
+                       const cublasLtMatrixLayoutOpaque_t& a_layout, const void* b,
+                       const cublasLtMatrixLayoutOpaque_t& b_layout, float beta, void* d,
+                       const cublasLtMatrixLayoutOpaque_t& d_layout) {
+    static thread_local std::vector<float> a_buffer, b_buffer;
+    const float *fa = as_float(a, a_layout, a_buffer), *fb = as_float(b, b_layout, b_buffer);
+    const int k = (int)(op.transa ? a_layout.rows : a_layout.cols);
+    if (d_layout.type == CUDA_R_32F)
+        matmul(op, alpha, fa, a_layout.ld, fb, b_layout.ld, beta, static_cast<float*>(d), d_layout, k);
+    else
+        matmul(op, alpha, fa, a_layout.ld, fb, b_layout.ld, beta, static_cast<__nv_bfloat16*>(d), d_layout,
+               k);
+    if (op.epilogue == CUBLASLT_EPILOGUE_BGRADB) {
+        auto* out = static_cast<float*>(op.bias);
+        sum_columns(out, fb, b_layout.ld, (int)b_layout.rows, k);
+        race_initialized(out, b_layout.rows * sizeof(float));
+    }
+}
 }  // namespace cuda_cpu
 
 inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t op,
@@ -356,7 +379,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
                                      cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                                      cublasLtMatrixLayout_t, void* d, cublasLtMatrixLayout_t d_layout,
-                                     const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t) {
+                                     const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t stream) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
     const cublasStatus_t status = cuda_cpu::check_matmul(*op, *a_layout, *b_layout, *d_layout);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
@@ -368,20 +391,9 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if (c != d || (keep != 0 && op->epilogue != CUBLASLT_EPILOGUE_DEFAULT && !bias_gradient))
         return CUBLAS_STATUS_NOT_SUPPORTED;
 
-    static thread_local std::vector<float> a_buffer, b_buffer;
-    const float *fa = cuda_cpu::as_float(a, *a_layout, a_buffer),
-                *fb = cuda_cpu::as_float(b, *b_layout, b_buffer);
-    const int k = (int)(op->transa ? a_layout->rows : a_layout->cols);
-    if (d_layout->type == CUDA_R_32F)
-        cuda_cpu::matmul(*op, factor, fa, a_layout->ld, fb, b_layout->ld, keep, static_cast<float*>(d),
-                         *d_layout, k);
-    else
-        cuda_cpu::matmul(*op, factor, fa, a_layout->ld, fb, b_layout->ld, keep,
-                         static_cast<__nv_bfloat16*>(d), *d_layout, k);
-    if (bias_gradient) {
-        auto* out = static_cast<float*>(op->bias);
-        cuda_cpu::sum_columns(out, fb, b_layout->ld, (int)b_layout->rows, k);
-        cuda_cpu::race_initialized(out, b_layout->rows * sizeof(float));
-    }
-    return CUBLAS_STATUS_SUCCESS;
+    const cudaError_t error = cuda_cpu::submit(stream, [op = *op, factor, a, a_layout = *a_layout, b,
+                                                        b_layout = *b_layout, keep, d, d_layout = *d_layout] {
+        cuda_cpu::run_matmul(op, factor, a, a_layout, b, b_layout, keep, d, d_layout);
+    });
+    return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

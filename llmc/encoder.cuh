@@ -14,14 +14,15 @@
 
 #include "cuda_common.cuh"
 
-// LANES threads a row.
+// LANES threads a row. Row r is at position r % T, or positions[r] where these are given.
 template <class Float, int LANES>
 __global__ void encoder_forward_kernel(Float* out, const int* tokens, const Float* wte, const Float* wpe,
-                                       int rows, int T, int C) {
+                                       int rows, int T, int C, const int* positions) {
     constexpr int N = Pack<Float>::size;
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
     if (row >= rows) return;
-    const Float *token = wte + (size_t)tokens[row] * C, *position = wpe + (size_t)(row % T) * C;
+    const Float* token = wte + (size_t)tokens[row] * C;
+    const Float* position = wpe + (size_t)(positions ? positions[row] : row % T) * C;
     for (int c = lane * N; c < C; c += LANES * N) {
         const Pack<Float> a = load_pack(token + c), b = load_pack(position + c);
         Pack<Float> sum;
@@ -139,14 +140,15 @@ __global__ void wte_backward_kernel(float* dwte, float* slots, const Float* dout
 }
 
 // out [B,T,C]; tokens [B,T], each below wte's rows; wte [Vp,C]; wpe [maxT,C]. C is a multiple of 8.
+// positions [B,T] on the device, each below maxT; null: 0 ... T - 1 in each of the B rows.
 template <class Float>
 void encoder_forward(const Context& ctx, Float* out, const int* tokens, const Float* wte, const Float* wpe,
-                     int B, int T, int C) {
+                     int B, int T, int C, const int* positions = nullptr) {
     assert(C % 8 == 0);
     const int rows = B * T, block = 256;
     auto kernel = ctx.row_lanes == 1 ? encoder_forward_kernel<Float, 1> : encoder_forward_kernel<Float, 32>;
     kernel<<<(unsigned)ceil_div((size_t)rows * ctx.row_lanes, block), block, 0, ctx.stream>>>(
-        out, tokens, wte, wpe, rows, T, C);
+        out, tokens, wte, wpe, rows, T, C, positions);
     CUDA_CHECK(cudaGetLastError());
 }
 

@@ -1,0 +1,265 @@
+// Attention over whole sequences with every row cut to k of its keys: what a model that reads only k keys
+// would compute. For evaluation: no gradients, and the scores of a row lie in shared memory.
+//
+//   s_ij = q_i . k_j / sqrt(hs) for j <= i,  p = softmax(s)
+//   S_i: min(k, i + 1) of the keys that row i sees, see Cut
+//   kept_i = sum of p_ij over S_i
+//   o_i = sum over S_i of p_ij v_j, divided by kept_i if renormalized
+//
+// A block takes 8 queries of one head, so that a key that is read serves 8 rows: all threads compute scores,
+// a thread a key; then a warp has one row to itself. On the CPU backend a block is one thread, which has
+// nobody to wait for. Scores are the same chain of fmaf as in attention_plain.cuh, so in fp32 they have the
+// same bits.
+//
+// Reads of keys, from L2: T^2 / 16 * hs elements a head (T = 1024, hs = 64, fp32: 17 MB), T^2 * hs FLOPs for
+// the scores; values: each row reads those of its S_i.
+#pragma once
+#include "attention_common.cuh"
+
+// Which keys a row keeps. `topk`: the k largest scores, of equal ones the earliest. `random`: k keys drawn
+// uniformly without replacement. `recent`: the last k, the query's own included. `first_recent`: key 0 and
+// the last k - 1.
+enum class Cut { dense, topk, random, recent, first_recent };
+
+inline constexpr int kCutRows = 8;  // of a block
+inline constexpr int kMaxCutHeadSize = 128;
+
+// ---------------------------------------------------------------------------------------------------------
+// one row, shared by LANES threads: 32 or 1, see Context::row_lanes
+
+template <int LANES>
+__device__ void row_barrier() {
+    if (LANES > 1) __syncwarp();
+}
+template <int LANES>
+__device__ int row_count(int x) {
+    return LANES > 1 ? __reduce_add_sync(0xffffffffu, x) : x;
+}
+
+// The sum of f(j) over j < n, the same in every lane. A single thread adds up 16 sums side by side, which fit
+// a vector register.
+template <int LANES, class F>
+__device__ float sum_over_row(int lane, int n, F f) {
+    constexpr int N = LANES == 1 ? 16 : 1;
+    float sum[N] = {};
+    int j = lane;
+    if (N > 1)
+        for (; j + N <= n; j += N)
+            for (int u = 0; u < N; u++) sum[u] += f(j + u);
+    for (; j < n; j += LANES) sum[0] += f(j);
+    for (int u = 1; u < N; u++) sum[0] += sum[u];
+    return row_sum<LANES>(sum[0]);
+}
+
+// The largest of the s[j] with keep(j), one at least. As integers, since those g++ reduces in vector
+// registers.
+template <int LANES, class Keep>
+__device__ float max_over_row(int lane, int n, const float* s, Keep keep) {
+    unsigned top = 0;
+    for (int j = lane; j < n; j += LANES) {
+        const unsigned bits = keep(j) ? ordered_bits(s[j]) : 0;
+        top = top < bits ? bits : top;
+    }
+    return from_ordered_bits(LANES > 1 ? __reduce_max_sync(0xffffffffu, top) : top);
+}
+
+// k of a row's keys by their rank, an unsigned integer: all of a higher rank than `rank`, and those of this
+// rank up to position `last`.
+struct Chosen {
+    unsigned rank;
+    int last;
+    __device__ bool has(unsigned r, int j) const { return r > rank || (r == rank && j <= last); }
+};
+
+// The k keys of highest rank(j) among j < n, of equal ones the earliest. The bits of the k-th highest rank
+// are decided from the top, by counting the keys that reach it; it ends early once k keys are told from the
+// rest.
+template <int LANES, class Rank>
+__device__ Chosen choose_highest(int lane, int n, int k, Rank rank) {
+    if (n <= k) return {0, n};
+    auto count = [&](auto wanted) {
+        int c = 0;
+        for (int j = lane; j < n; j += LANES) c += wanted(j) ? 1 : 0;
+        return row_count<LANES>(c);
+    };
+    unsigned kth = 0;
+    for (int bit = 31; bit >= 0; bit--) {
+        const unsigned candidate = kth | 1u << bit;
+        const int reach = count([&](int j) { return rank(j) >= candidate; });
+        if (reach == k) return {candidate, n};
+        if (reach > k) kth = candidate;
+    }
+    // More than k keys reach the k-th rank: the first `places` of those that tie get in.
+    const int places = k - count([&](int j) { return rank(j) > kth; });
+    int last = 0;
+    for (int bit = 30; bit >= 0; bit--) {
+        const int candidate = last | 1 << bit;
+        if (candidate < n && count([&](int j) { return rank(j) == kth && j < candidate; }) < places)
+            last = candidate;
+    }
+    return {kth, last};
+}
+
+// The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), and the n-th number of the generator that
+// starts at `seed`.
+__device__ inline uint64_t splitmix64(uint64_t seed, uint64_t n) {
+    uint64_t x = seed + 0x9e3779b97f4a7c15ull * (n + 1);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+// Calls body(d, x) for each dimension d = lane + x LANES of a head that this lane owns.
+template <int LANES, class Body>
+__device__ __forceinline__ void for_owned_dimensions(int lane, int hs, Body body) {
+    const int owned = LANES == 1 ? hs : kMaxCutHeadSize / LANES;
+#pragma unroll
+    for (int x = 0; x < owned; x++)
+        if (LANES == 1 || lane + x * LANES < hs) body(lane + x * LANES, x);
+}
+
+// sum[x] += weight(j) v[j][d] over j < n for the dimensions d that this lane owns; the values of keys with
+// weight 0 are not read.
+template <int LANES, class Float, class Weight>
+__device__ __forceinline__ void add_values(float (&sum)[kMaxCutHeadSize / LANES], int lane, int n, int hs,
+                                           const Float* v, size_t stride, Weight weight) {
+    for (int j = 0; j < n; j++) {
+        const float w = weight(j);
+        if (w == 0.0f) continue;
+        const Float* value = v + j * stride;
+        for_owned_dimensions<LANES>(lane, hs,
+                                    [&](int d, int x) { sum[x] = fmaf(w, (float)value[d], sum[x]); });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// kernels
+
+// s[r][j] = q_r . k_j / sqrt(hs) for r < rows, j < n, by the whole block: the scores of `rows` queries, of
+// which the last sees n keys. q_turned: [hs][kCutRows] of shared memory. Ends with a barrier.
+template <class Float, int LANES>
+__device__ void block_scores(float* s, int T, float* q_turned, const Float* q, const Float* k, size_t stride,
+                             int rows, int n, int hs) {
+    constexpr int N = Pack<Float>::size, R = kCutRows;
+    constexpr int KEYS =
+        LANES == 1 ? 8 : 1;  // at once: a single thread does not wait for one fmaf after another
+    for (int i = threadIdx.x; i < R * hs; i += blockDim.x)
+        q_turned[i] = i % R < rows ? (float)q[i % R * stride + i / R] : 0.0f;
+    __syncthreads();
+    const float scale = 1.0f / sqrtf((float)hs);
+    for (int j = threadIdx.x * KEYS; j < n; j += blockDim.x * KEYS) {
+        float dot[KEYS][R] = {};
+        for (int d = 0; d < hs; d += N) {
+            Pack<Float> key[KEYS];
+            for (int c = 0; c < KEYS; c++) key[c] = load_pack(k + min(j + c, n - 1) * stride + d);
+            for (int u = 0; u < N; u++)
+                for (int c = 0; c < KEYS; c++)
+#pragma omp simd
+                    for (int r = 0; r < R; r++)
+                        dot[c][r] = fmaf(q_turned[(d + u) * R + r], (float)key[c][u], dot[c][r]);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < KEYS; c++)
+                if (j + c < n) s[(size_t)r * T + j + c] = dot[c][r] * scale;
+    }
+    __syncthreads();
+}
+
+// Grid: (groups of `rows` queries, B * NH).
+template <class Float, int LANES>
+__global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, int T, int num_heads, int hs,
+                                     int rows, Cut cut, int k, bool renormalize, uint64_t seed) {
+    extern __shared__ float4 shared[];
+    float* q_turned = (float*)shared;          // [hs][kCutRows]
+    float* scores = q_turned + hs * kCutRows;  // [rows][T]
+    const int C = num_heads * hs, b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int first = (gridDim.x - 1 - blockIdx.x) * rows;  // the longest rows start first
+    const int block_rows = min(rows, T - first);
+    const size_t stride = 3 * (size_t)C;
+    const Float* q = qkv + (size_t)b * T * stride + head * hs;
+    const Float *keys = q + C, *v = q + 2 * C;
+    block_scores<Float, LANES>(scores, T, q_turned, q + first * stride, keys, stride, block_rows,
+                               first + block_rows, hs);
+
+    const int lane = threadIdx.x % LANES;
+    for (int r = threadIdx.x / LANES; r < block_rows; r += blockDim.x / LANES) {
+        const int i = first + r, n = i + 1;
+        const size_t row = (size_t)blockIdx.y * T + i;
+        float* s = scores + (size_t)r * T;
+        const float max = max_over_row<LANES>(lane, n, s, [](int) { return true; });
+        const float total = sum_over_row<LANES>(lane, n, [&](int j) { return __expf(s[j] - max); });
+
+        // Replaces the scores by weights, exp(s_ij - max over S_i) or 0. The maximum is that of S_i, so that
+        // a row whose kept keys are all far below the largest still has an output to be renormalized.
+        float kept_sum = 0.0f, kept_mass = 0.0f;
+        auto weigh = [&](auto keep) {
+            const float kept_max = max_over_row<LANES>(lane, n, s, keep);
+            kept_sum = sum_over_row<LANES>(lane, n, [&](int j) {
+                const float w = keep(j) ? __expf(s[j] - kept_max) : 0.0f;
+                s[j] = w;
+                return w;
+            });
+            kept_mass = fminf(__expf(kept_max - max) * (kept_sum / total), 1.0f);
+        };
+        if (cut == Cut::topk) {
+            // + 0 makes the two zeros one
+            auto rank = [&](int j) { return ordered_bits(s[j] + 0.0f); };
+            const Chosen chosen = choose_highest<LANES>(lane, n, k, rank);
+            weigh([&](int j) { return chosen.has(rank(j), j); });
+        } else if (cut == Cut::random) {
+            const uint64_t row_seed = splitmix64(seed, row);
+            auto rank = [&](int j) { return (unsigned)(splitmix64(row_seed, j) >> 32); };
+            const Chosen chosen = choose_highest<LANES>(lane, n, k, rank);
+            weigh([&](int j) { return chosen.has(rank(j), j); });
+        } else if (cut == Cut::recent) {
+            weigh([&](int j) { return j >= n - k; });
+        } else if (cut == Cut::first_recent) {
+            weigh([&](int j) { return j == 0 || j > n - k; });
+        } else {
+            weigh([](int) { return true; });
+        }
+        row_barrier<LANES>();
+
+        float o[kMaxCutHeadSize / LANES] = {};
+        add_values<LANES>(o, lane, n, hs, v, stride, [&](int j) { return s[j]; });
+        const float factor = (renormalize ? 1.0f : kept_mass) / kept_sum;
+        Float* o_row = out + ((size_t)b * T + i) * C + head * hs;
+        for_owned_dimensions<LANES>(lane, hs, [&](int d, int x) { o_row[d] = (Float)(o[x] * factor); });
+        if (kept && lane == 0) kept[row] = kept_mass;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// launchers
+
+// The longest context whose rows, `arrays` arrays of T floats each, fit into shared memory one at a time.
+inline int max_cut_context(const Context& ctx, int arrays = 1) {
+    return (int)(ctx.max_shared / sizeof(float) - kMaxCutHeadSize * kCutRows) / arrays;
+}
+
+// out [B,T,C], with C = num_heads * hs; kept [B,NH,T], may be null; qkv [B,T,3C] as for attention_forward.
+// T is at most max_cut_context, k at least 1 (not looked at where cut is dense). seed is for Cut::random
+// alone: the same seed draws the same keys, so a caller gives each layer its own.
+template <class Float>
+void attention_cut_forward(const Context& ctx, Float* out, float* kept, const Float* qkv, int B, int T,
+                           int num_heads, int hs, Cut cut, int k, bool renormalize, uint64_t seed) {
+    assert(B > 0 && T > 0 && hs % 8 == 0 && hs <= kMaxCutHeadSize && B * num_heads <= 65535);
+    assert(cut == Cut::dense || k >= 1);
+    if (T > max_cut_context(ctx))
+        fail(
+            "cutting attention rows of %d tokens takes more shared memory than a block of %s has: use a context "
+            "of at most %d tokens",
+            T, ctx.device_name.c_str(), max_cut_context(ctx));
+    const int fit = (int)((ctx.max_shared / sizeof(float) - hs * kCutRows) / T);
+    const int rows = fit < kCutRows ? fit : kCutRows;
+    const dim3 grid(ceil_div(T, rows), B * num_heads);
+    const size_t shared = sizeof(float) * (hs * kCutRows + (size_t)rows * T);
+    auto launch = [&](auto kernel, int threads) {
+        launch_attention(ctx, kernel, grid, threads, shared, out, kept, qkv, T, num_heads, hs, rows, cut, k,
+                         renormalize, seed);
+    };
+    if (ctx.row_lanes == 1)
+        launch(attention_cut_kernel<Float, 1>, 1);
+    else
+        launch(attention_cut_kernel<Float, 32>, 32 * kCutRows);
+}

@@ -1,0 +1,123 @@
+// The linear layer for few rows with all that is fused into it, against plain loops: every size of a row's
+// sum, every number of rows, both kernels.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "../llmc/matvec.cuh"
+
+#include "check.h"
+#include "reference.h"
+
+using bf16 = __nv_bfloat16;
+
+enum class Before { nothing, layernorm };
+enum class After { nothing, gelu, residual };
+
+// Everything that one call reads.
+template <class Float>
+struct Layer {
+    int rows, IC, OC;
+    std::vector<Float> inp, weight, bias, norm_weight, norm_bias, residual;
+
+    Layer(int rows_, int IC_, int OC_)
+        : rows(rows_),
+          IC(IC_),
+          OC(OC_),
+          // a mean, so that what cancels in the variance is seen
+          inp(normal_values<Float>((size_t)rows * IC, 1, 1.0, 0.5)),
+          weight(normal_values<Float>((size_t)OC * IC, 2, 1 / std::sqrt(IC))),
+          bias(normal_values<Float>(OC, 3)),
+          norm_weight(normal_values<Float>(IC, 4, 0.5, 1.0)),
+          norm_bias(normal_values<Float>(IC, 5)),
+          residual(normal_values<Float>((size_t)rows * OC, 6)) {}
+
+    std::vector<double> want(Before before, After after, bool with_bias) const {
+        ref::Vec x = to_double(inp);
+        const ref::Vec gain = to_double(norm_weight), shift = to_double(norm_bias);
+        if (before == Before::layernorm) x = ref::layernorm_forward(x, gain.data(), shift.data(), rows, IC);
+        const ref::Vec w = to_double(weight), b = to_double(bias);
+        ref::Vec y = ref::matmul_forward(x, w.data(), with_bias ? b.data() : nullptr, rows, IC, OC);
+        for (size_t i = 0; i < y.size(); i++) {
+            if (after == After::gelu) y[i] = ref::gelu(y[i]);
+            if (after == After::residual) y[i] += (double)(float)residual[i];
+        }
+        return y;
+    }
+
+    // the first `some` rows; the sum with the residual takes the residual's place
+    std::vector<Float> got(const Context& ctx, Before before, After after, bool with_bias, int some) const {
+        DeviceArray<Float> d_inp(std::vector<Float>(inp.begin(), inp.begin() + (size_t)some * IC));
+        DeviceArray<Float> d_weight(weight), d_bias(bias), d_gain(norm_weight), d_shift(norm_bias);
+        DeviceArray<Float> out((size_t)some * OC);
+        if (after == After::residual)
+            out.set(std::vector<Float>(residual.begin(), residual.begin() + (size_t)some * OC));
+        const bool norm = before == Before::layernorm;
+        matvec_forward<Float>(ctx, out, d_inp, d_weight, with_bias ? (Float*)d_bias : nullptr,
+                              {norm ? (Float*)d_gain : nullptr, norm ? (Float*)d_shift : nullptr},
+                              after == After::residual ? (Float*)out : nullptr, after == After::gelu, some,
+                              IC, OC);
+        return out.get();
+    }
+};
+
+TEST_CASE_TEMPLATE("few rows times a matrix: what is fused before and after", Float, float, bf16) {
+    for (const Context& ctx : both_lane_counts())
+        for (const auto& [rows, IC, OC] : {std::array{1, 8, 8}, {3, 24, 40}, {4, 768, 136}, {8, 264, 24}}) {
+            const Layer<Float> layer(rows, IC, OC);
+            for (Before before : {Before::nothing, Before::layernorm})
+                for (After after : {After::nothing, After::gelu, After::residual})
+                    for (bool with_bias : {false, true}) {
+                        CAPTURE(ctx.row_lanes);
+                        CAPTURE(rows);
+                        CAPTURE(IC);
+                        CAPTURE((int)before);
+                        CAPTURE((int)after);
+                        CAPTURE(with_bias);
+                        CHECK(relative_error(layer.got(ctx, before, after, with_bias, rows),
+                                             layer.want(before, after, with_bias)) < tolerance<Float>());
+                    }
+        }
+}
+
+// The widths at which 1, 2, 4 and 8 warps share an output, wider ones than these read at once, and such as
+// leave lanes, warps or blocks without work; outputs in more turns than one.
+TEST_CASE_TEMPLATE("few rows times a matrix: sizes", Float, float, bf16) {
+    Context narrow = both_lane_counts()[0];
+    narrow.num_sms = 1;  // few blocks: each takes several turns
+    std::vector<Context> contexts = both_lane_counts();
+    contexts.push_back(narrow);
+    for (const Context& ctx : contexts)
+        for (const auto& [rows, IC, OC] : {std::array{1, 768, 2304},
+                                           {2, 1032, 72},
+                                           {1, 1600, 200},
+                                           {5, 3072, 64},
+                                           {2, 4104, 40},
+                                           {4, 6400, 24},
+                                           {1, 16384, 8},
+                                           {8, 8200, 8},
+                                           {7, 16, 1000}}) {
+            CAPTURE(ctx.row_lanes);
+            CAPTURE(ctx.num_sms);
+            CAPTURE(rows);
+            CAPTURE(IC);
+            const Layer<Float> layer(rows, IC, OC);
+            CHECK(relative_error(layer.got(ctx, Before::layernorm, After::gelu, true, rows),
+                                 layer.want(Before::layernorm, After::gelu, true)) < tolerance<Float>());
+        }
+}
+
+TEST_CASE_TEMPLATE("few rows times a matrix: a row has the same bits, however many there are", Float, float,
+                   bf16) {
+    for (const Context& ctx : both_lane_counts())
+        for (const auto& [IC, OC] : {std::pair{768, 120}, {1600, 48}, {8, 16}, {8200, 8}}) {
+            CAPTURE(ctx.row_lanes);
+            CAPTURE(IC);
+            const Layer<Float> layer(kMaxMatvecRows, IC, OC);
+            for (Before before : {Before::nothing, Before::layernorm}) {
+                const auto all = layer.got(ctx, before, After::residual, true, kMaxMatvecRows);
+                for (int some = 1; some < kMaxMatvecRows; some++) {
+                    CAPTURE(some);
+                    CHECK(same_bits(layer.got(ctx, before, After::residual, true, some),
+                                    std::vector<Float>(all.begin(), all.begin() + (size_t)some * OC)));
+                }
+            }
+        }
+}

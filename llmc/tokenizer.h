@@ -1,5 +1,5 @@
 // Text to token ids and back. Two tokenizers: "bytes" (a token is a byte; needs no files) and "gpt2" (GPT-2's
-// byte-level BPE, read from encoder.json and vocab.bpe), which gives the tokens that tiktoken's "gpt2"
+// byte-level BPE, from the files of vocabulary.h), which gives the tokens that tiktoken's "gpt2"
 // encoding gives on any valid UTF-8. Text is cut into pieces by GPT-2's pattern (PCRE2) and the byte pairs of
 // each piece are merged, lowest rank first, leftmost on a tie. A maximal run of bytes that are not valid
 // UTF-8 is a piece of its own, and the text on either side of it is cut as if it ended there;
@@ -21,6 +21,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <queue>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,16 +30,15 @@
 
 #include "error.h"
 #include "files.h"
+#include "vocabulary.h"
 
-inline constexpr std::string_view kEndOfText = "<|endoftext|>";
 inline constexpr int kByteVocab = 257;    // 256 bytes and <|endoftext|>
 inline constexpr int kGpt2Vocab = 50257;  // 256 bytes, 50000 merges and <|endoftext|>
 
 namespace bpe {
 
-inline constexpr size_t kMaxTokenBytes = 512;       // GPT-2's longest is 128; bounds the work of loading
-inline constexpr size_t kMaxFileBytes = 64u << 20;  // GPT-2's encoder.json is 1 MB
-inline constexpr size_t kLinearPiece = 48;          // longer pieces are merged with a heap
+inline constexpr size_t kMaxTokenBytes = 512;  // GPT-2's longest is 128; bounds the work of loading
+inline constexpr size_t kLinearPiece = 48;     // longer pieces are merged with a heap
 inline constexpr uint32_t kNoToken = UINT32_MAX;
 
 // ---------------------------------------------------------------------------------------------------------
@@ -116,91 +116,40 @@ struct ByteAlphabet {
 };
 
 // ---------------------------------------------------------------------------------------------------------
-// The vocabulary's files
-
-// The text of a vocabulary file.
-inline std::string_view text_of(const MappedFile& file) {
-    if (file.size() > kMaxFileBytes) {
-        fail("%s has %zu bytes, too many for a GPT-2 vocabulary file", file.path().c_str(), file.size());
-    }
-    return {reinterpret_cast<const char*>(file.data()), file.size()};
-}
-
-// encoder.json: one flat object, word -> id. Reading it as events finds duplicate words (a DOM would keep the
-// last) and never builds what an unexpected file might hold.
-class EncoderReader : public nlohmann::json_sax<nlohmann::json> {
-  public:
-    std::unordered_map<std::string, uint32_t> ids;
-    std::string problem;
-
-    bool key(string_t& word) override {
-        word_ = word;
-        return true;
-    }
-    bool number_unsigned(number_unsigned_t id) override {
-        if (!inside_) return wrong("is not an object");
-        if (id > UINT16_MAX)
-            return wrong(format("gives an id above 65535 (%ju)", static_cast<uintmax_t>(id)));
-        if (!ids.emplace(word_, static_cast<uint32_t>(id)).second) {
-            return wrong(format("has the word \"%s\" twice", printable(word_).c_str()));
-        }
-        return true;
-    }
-    bool start_object(size_t) override {
-        if (inside_) return wrong("has an object inside its object");
-        return inside_ = true;
-    }
-    bool end_object() override { return true; }
-    bool null() override { return not_an_id(); }
-    bool boolean(bool) override { return not_an_id(); }
-    bool number_integer(number_integer_t) override { return not_an_id(); }
-    bool number_float(number_float_t, const string_t&) override { return not_an_id(); }
-    bool string(string_t&) override { return not_an_id(); }
-    bool binary(binary_t&) override { return not_an_id(); }
-    bool start_array(size_t) override { return not_an_id(); }
-    bool end_array() override { return not_an_id(); }
-    bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
-        return wrong(format("is not valid JSON at byte %zu", position));
-    }
-
-  private:
-    bool wrong(const std::string& what) {
-        problem = what;
-        return false;
-    }
-    bool not_an_id() { return wrong("holds something else than words and their ids"); }
-
-    std::string word_;
-    bool inside_ = false;
-};
-
-// ---------------------------------------------------------------------------------------------------------
 // The vocabulary
 
 class Vocabulary {
   public:
-    Vocabulary(const std::string& folder, int expected) : serial(next_serial()) {
-        const auto file = [&](const char* name, const char* other) {  // OpenAI's name, or Hugging Face's
-            for (const char* n : {name, other}) {
-                const std::string path = folder + "/" + n;
-                if (is_file(path)) return path;
-            }
-            fail("there is no %s (or %s) in %s; data/fetch gpt2 gets GPT-2's vocabulary", name, other,
-                 folder.c_str());
-        };
-        const std::string encoder_path = file("encoder.json", "vocab.json");
-        const std::string merges_path = file("vocab.bpe", "merges.txt");
-        load_merges(merges_path, expected);
-        check_encoder(encoder_path, merges_path);
+    Vocabulary(const VocabularyText& text, int expected) : serial(next_serial()) {
+        bytes_.reserve(static_cast<size_t>(expected));  // so that views of its strings stay valid
+        load_merges(text, expected);
+        end_of_text_ = static_cast<uint32_t>(size());
+        bytes_.emplace_back(kEndOfText);  // not in ids_: in text it is plain text
+        add_special(end_of_text_);
+        load_added(text, expected);
+        check_words(text);
         index_pairs();
         compile_pattern();
     }
 
     int size() const { return static_cast<int>(bytes_.size()); }
+    uint32_t end_of_text() const { return end_of_text_; }
     const std::string& bytes(uint32_t id) const { return bytes_[id]; }
     uint32_t id_of(std::string_view piece) const {
         const auto found = ids_.find(piece);
         return found == ids_.end() ? kNoToken : found->second;
+    }
+
+    // The special token (<|endoftext|> or an added one) that a text begins with, the longest if there are
+    // several, or kNoToken.
+    uint32_t special_at(std::string_view text) const {
+        if (!special_first_[static_cast<unsigned char>(text[0])]) return kNoToken;
+        for (const size_t length : special_lengths_) {
+            if (length > text.size()) continue;
+            if (const auto found = specials_.find(text.substr(0, length)); found != specials_.end())
+                return found->second;
+        }
+        return kNoToken;
     }
 
     // The token that two adjacent tokens merge into, which is also the rank of that merge.
@@ -229,17 +178,23 @@ class Vocabulary {
     uint32_t hash(uint32_t key) const { return (key * 0x9E3779B1u) >> shift_; }
 
     void add(const std::string& token) {
-        bytes_.push_back(token);  // the capacity was reserved: the string_view keys stay valid
+        bytes_.push_back(token);
         ids_.emplace(bytes_.back(), static_cast<uint32_t>(bytes_.size() - 1));
+    }
+
+    void add_special(uint32_t id) {
+        const std::string& token = bytes_[id];
+        specials_.emplace(token, id);
+        special_lengths_.insert(token.size());
+        special_first_[static_cast<unsigned char>(token[0])] = true;
     }
 
     // vocab.bpe: a "#version" line, then the merges, "left right", in order of rank. The merge on line i
     // makes token 256 + i.
-    void load_merges(const std::string& path, int expected) {
-        const MappedFile file(path);
-        const std::string_view text = text_of(file);
+    void load_merges(const VocabularyText& files, int expected) {
+        const std::string_view text = files.merges;
+        const std::string& path = files.merges_name;
         const ByteAlphabet alphabet;
-        bytes_.reserve(static_cast<size_t>(expected));
         ids_.reserve(static_cast<size_t>(expected));
         for (int id = 0; id < 256; id++) add(std::string(1, static_cast<char>(alphabet.byte_of_id[id])));
 
@@ -272,45 +227,68 @@ class Vocabulary {
             }
             add(token);
         }
-        if (size() + 1 != expected) {
-            fail("%s has %d merges, but a vocabulary of %d tokens has %d", path.c_str(), size() - 256,
-                 expected, expected - 257);
-        }
-        bytes_.emplace_back(kEndOfText);  // not in ids_: in text it is plain text
     }
 
-    // encoder.json must hold the same tokens under the ids that the merges' order gives them.
-    void check_encoder(const std::string& path, const std::string& merges_path) {
-        EncoderReader reader;
-        const MappedFile file(path);
-        const std::string_view text = text_of(file);
-        if (!nlohmann::json::sax_parse(text.begin(), text.end(), &reader))
-            fail("%s %s", path.c_str(), reader.problem.c_str());
-        if (reader.ids.size() != bytes_.size()) {
-            fail("%s has %zu tokens, but %zu are expected", path.c_str(), reader.ids.size(), bytes_.size());
+    // The added tokens, which must fill the ids from the merges' last to the end.
+    void load_added(const VocabularyText& text, int expected) {
+        const int first = size();
+        if (first < expected && (text.added.empty() || text.added.rbegin()->first <= end_of_text_)) {
+            fail("%s has %d merges, but a vocabulary of %d tokens has %d, or added tokens beside them",
+                 text.merges_name.c_str(), first - 257, expected, expected - 257);
         }
+        for (const auto& [id, token] : text.added) {
+            if (token == kEndOfText) {
+                if (id == end_of_text_) continue;
+                fail("the tokens added in %s give \"%s\" the id %u, but by %s it is %u", text.folder.c_str(),
+                     token.c_str(), id, text.merges_name.c_str(), end_of_text_);
+            }
+            if (id != static_cast<uint32_t>(size()) || size() == expected) {
+                fail("the tokens added in %s must be those from %d to %d, without a gap, and %u is \"%s\"",
+                     text.folder.c_str(), first, expected - 1, id, printable(token).c_str());
+            }
+            bytes_.push_back(token);
+            add_special(id);
+        }
+        if (size() < expected) {
+            fail("the tokens added in %s end at %d, but a vocabulary of %d tokens has them to %d",
+                 text.folder.c_str(), size() - 1, expected, expected - 1);
+        }
+    }
+
+    // encoder.json must hold the same tokens under the ids that the merges' order gives them. Added tokens
+    // may stand among them.
+    void check_words(const VocabularyText& text) {
+        const std::string& path = text.words_name;
+        vocabulary_detail::WordsReader reader;
+        if (!nlohmann::json::sax_parse(text.words, &reader))
+            fail("%s %s", path.c_str(), reader.problem.c_str());
         const ByteAlphabet alphabet;
         std::string token;
+        size_t ordinary = 0;
         for (const auto& [word, id] : reader.ids) {
+            if (id > end_of_text_ && id < bytes_.size() && bytes_[id] == word) continue;
+            ordinary++;
             const bool special = word == kEndOfText;
             if (!special && !alphabet.to_bytes(word, token)) {
                 fail("the word \"%s\" of %s holds a character that stands for no byte",
                      printable(word).c_str(), path.c_str());
             }
-            const uint32_t expected = special ? static_cast<uint32_t>(size() - 1) : id_of(token);
+            const uint32_t expected = special ? end_of_text_ : id_of(token);
             if (id != expected) {
                 fail("%s gives \"%s\" the id %u, but by %s it is %s", path.c_str(), printable(word).c_str(),
-                     id, merges_path.c_str(),
+                     id, text.merges_name.c_str(),
                      expected == kNoToken ? "no token" : std::to_string(expected).c_str());
             }
         }
+        if (ordinary != end_of_text_ + 1)
+            fail("%s has %zu tokens, but %u are expected", path.c_str(), ordinary, end_of_text_ + 1);
     }
 
     // tiktoken merges two tokens whenever their bytes together are a token, whichever pair first made that
     // token: so every way of cutting a token in two is a pair.
     void index_pairs() {
         std::vector<Pair> found;
-        for (uint32_t id = 256; id + 1 < bytes_.size(); id++) {
+        for (uint32_t id = 256; id < end_of_text_; id++) {
             const std::string_view token = bytes_[id];
             for (size_t cut = 1; cut < token.size(); cut++) {
                 const uint32_t left = id_of(token.substr(0, cut));
@@ -360,9 +338,13 @@ class Vocabulary {
         pcre2_jit_compile(pattern_.get(), PCRE2_JIT_COMPLETE);  // without JIT, matching is only slower
     }
 
-    std::vector<std::string> bytes_;  // of each id
-    std::unordered_map<std::string_view, uint32_t> ids_;
-    std::vector<Pair> pairs_;  // open addressing, at most half full
+    std::vector<std::string> bytes_;                      // of each id
+    std::unordered_map<std::string_view, uint32_t> ids_;  // of the bytes and what merges make
+    uint32_t end_of_text_ = 0;
+    std::unordered_map<std::string_view, uint32_t> specials_;  // <|endoftext|> and the added tokens
+    std::set<size_t, std::greater<>> special_lengths_;
+    bool special_first_[256] = {};  // whether a special token begins with this byte
+    std::vector<Pair> pairs_;       // open addressing, at most half full
     uint32_t mask_ = 0;
     int shift_ = 0;
     std::unique_ptr<pcre2_code, void (*)(pcre2_code*)> pattern_{nullptr, pcre2_code_free};
@@ -530,12 +512,13 @@ class Tokenizer {
   public:
     static Tokenizer bytes() { return Tokenizer(nullptr); }
 
-    // folder holds encoder.json and vocab.bpe, or the same files under Hugging Face's names, vocab.json and
-    // merges.txt. Another size than GPT-2's is for tests.
+    // folder holds a vocabulary in any of the forms of vocabulary.h. vocab_size is the model's: GPT-2's, or
+    // more where tokens were added. (The tests have merges of their own.)
     static Tokenizer gpt2(const std::string& folder, int vocab_size = kGpt2Vocab) {
         if (vocab_size < 257 || vocab_size > 65536)
             fail("a vocabulary has 257 to 65536 tokens, not %d", vocab_size);
-        return Tokenizer(std::make_shared<const bpe::Vocabulary>(folder, vocab_size));
+        return Tokenizer(
+            std::make_shared<const bpe::Vocabulary>(read_vocabulary(folder, vocab_size), vocab_size));
     }
 
     static Tokenizer for_vocab(int vocab_size, const std::string& gpt2_folder) {
@@ -546,25 +529,32 @@ class Tokenizer {
     }
 
     int vocab_size() const { return bpe_ ? bpe_->size() : kByteVocab; }
-    int eot() const { return vocab_size() - 1; }
+    int eot() const { return bpe_ ? static_cast<int>(bpe_->end_of_text()) : kByteVocab - 1; }
     const char* name() const { return bpe_ ? "gpt2" : "bytes"; }
 
-    // "<|endoftext|>" in the text is plain text, as in tiktoken's encode_ordinary.
+    // "<|endoftext|>" in the text is plain text, and so are added tokens, as in tiktoken's encode_ordinary.
     std::vector<uint16_t> encode(std::string_view text) const {
         std::vector<uint16_t> tokens;
         append(text, tokens);
         return tokens;
     }
 
-    // "<|endoftext|>" in the text is the one token, as with tiktoken's allowed_special.
+    // "<|endoftext|>" in the text is the one token, and so are added tokens, as with tiktoken's
+    // allowed_special and in Hugging Face's tokenizers: the leftmost first, and of those the longest.
     std::vector<uint16_t> encode_special(std::string_view text) const {
         std::vector<uint16_t> tokens;
-        for (size_t at; (at = text.find(kEndOfText)) != std::string_view::npos;) {
-            append(text.substr(0, at), tokens);
-            tokens.push_back(static_cast<uint16_t>(eot()));
-            text.remove_prefix(at + kEndOfText.size());
+        size_t begin = 0;
+        for (size_t at = 0; at < text.size();) {
+            const uint32_t token = special_at(text.substr(at));
+            if (token == bpe::kNoToken) {
+                at++;
+                continue;
+            }
+            append(text.substr(begin, at - begin), tokens);
+            tokens.push_back(static_cast<uint16_t>(token));
+            begin = at += bpe_ ? bpe_->bytes(token).size() : kEndOfText.size();
         }
-        append(text, tokens);
+        append(text.substr(begin), tokens);
         return tokens;
     }
 
@@ -613,6 +603,11 @@ class Tokenizer {
 
   private:
     explicit Tokenizer(std::shared_ptr<const bpe::Vocabulary> vocabulary) : bpe_(std::move(vocabulary)) {}
+
+    uint32_t special_at(std::string_view text) const {
+        if (bpe_) return bpe_->special_at(text);
+        return text.starts_with(kEndOfText) ? static_cast<uint32_t>(eot()) : bpe::kNoToken;
+    }
 
     std::shared_ptr<const bpe::Vocabulary> bpe_;  // null: bytes
 };

@@ -1,8 +1,8 @@
 // GPT-2's weights, in the formats in which people have them, and out in the one that everybody reads.
 //
-//     safetensors        model.safetensors, or several with model.safetensors.index.json; config.json beside
-//     them TensorFlow         OpenAI's: model.ckpt.index, model.ckpt.data-00000-of-00001; hparams.json beside
-//     them llm.c              gpt2_124M.bin, model_00019560.bin; the sizes are in the file
+//     safetensors    model.safetensors, or several with model.safetensors.index.json; beside: config.json
+//     TensorFlow     OpenAI's: model.ckpt.index, model.ckpt.data-00000-of-00001; beside: hparams.json
+//     llm.c          gpt2_124M.bin, model_00019560.bin; the sizes are in the file
 //
 // A file is known by its content, a folder by the files in it. What a name such as wte means, and how its
 // tensor lies in memory, is in params.h; here is what the same tensor is called, and how it lies, in each
@@ -22,6 +22,7 @@
 #include "params.h"
 #include "safetensors.h"
 #include "tf_checkpoint.h"
+#include "vocabulary.h"
 
 // ---- What is where ----
 
@@ -499,17 +500,6 @@ inline void write_model(const std::string& folder, const GPT2Config& config, con
     file.finish();
 }
 
-// The two files of a GPT-2 vocabulary in a folder, under OpenAI's names or Hugging Face's; false if they are
-// not there.
-inline bool find_vocabulary(const std::string& folder, std::string& tokens, std::string& merges) {
-    for (const auto& [t, m] : {std::pair{"/encoder.json", "/vocab.bpe"}, {"/vocab.json", "/merges.txt"}}) {
-        tokens = folder + t;
-        merges = folder + m;
-        if (is_file(tokens) && is_file(merges)) return true;
-    }
-    return false;
-}
-
 // --export: write_model() into a folder that is not there yet, with the vocabulary of vocabulary_folder ("":
 // none) under the names that transformers.GPT2Tokenizer looks for.
 inline void export_model(const std::string& to, const GPT2Config& config, const float* params,
@@ -525,15 +515,9 @@ inline void export_model(const std::string& to, const GPT2Config& config, const 
     if (error) fail("cannot create the folder %s: %s", temporary.c_str(), error.message().c_str());
     try {
         write_model(temporary, config, params);
-        std::string tokens, merges;
-        if (!vocabulary_folder.empty() && find_vocabulary(vocabulary_folder, tokens, merges)) {
-            for (const auto& [from, to] : {std::pair{tokens, "/vocab.json"}, {merges, "/merges.txt"}}) {
-                const MappedFile file(from);
-                OutputFile copy(temporary + to);
-                copy.write(file.data(), file.size());
-                copy.commit();
-            }
-        }
+        std::string words, merges;
+        if (!vocabulary_folder.empty() && find_vocabulary(vocabulary_folder, words, merges))
+            write_vocabulary(temporary, read_vocabulary(vocabulary_folder, config.vocab_size));
         sync_folder(temporary);
         if (rename(temporary.c_str(), folder.c_str()) != 0)
             fail("cannot rename %s to %s: %s", temporary.c_str(), folder.c_str(), strerror(errno));

@@ -14,6 +14,8 @@
 #include <set>
 #include <thread>
 
+#include "temp_folder.h"
+
 namespace fs = std::filesystem;
 using Tokens = std::vector<uint16_t>;
 
@@ -486,5 +488,281 @@ TEST_CASE("bad vocabulary files are refused by name") {
         fs::rename(copy.folder / "vocab.bpe", copy.folder / "merges.txt");
         fs::rename(copy.folder / "encoder.json", copy.folder / "vocab.json");
         CHECK(Tokenizer::gpt2(copy.folder.string(), kTinySize).encode("the dog").size() < 7);
+    }
+}
+
+// ---- tokenizer.json and added tokens; fixtures/tiny_hf was written by transformers ----
+
+static const std::string kHf = (kTests / "fixtures/tiny_hf").string();
+static constexpr int kHfSize = 574;  // the tiny vocabulary and six tokens more
+
+static nlohmann::json hf_json() {
+    return nlohmann::json::parse(read_text(kHf + "/tokenizer.json"));
+}
+
+static void check_hf_golden(const std::string& folder) {
+    const Tokenizer tokenizer = Tokenizer::gpt2(folder, kHfSize);
+    CHECK(tokenizer.vocab_size() == kHfSize);
+    CHECK(tokenizer.eot() == kTinySize - 1);
+    std::ifstream file(kHf + "/golden.jsonl");
+    int rows = 0;
+    for (std::string line; std::getline(file, line); rows++) {
+        INFO(line);
+        const nlohmann::json row = nlohmann::json::parse(line);
+        const std::string text = row["text"];
+        CHECK(tokenizer.encode_special(text) == row["tokens"].get<Tokens>());
+        CHECK(tokenizer.decode(row["tokens"].get<Tokens>()) == text);
+        CHECK(tokenizer.encode(text) == tiny().encode(text));  // where special tokens are plain text
+    }
+    CHECK(rows == 29);
+    CHECK_THROWS_AS(tokenizer.decode(Tokens{kHfSize}), Error);
+}
+
+// Merges in one string each, as transformers 4 wrote them.
+static nlohmann::json with_merges_in_strings(nlohmann::json json) {
+    for (nlohmann::json& merge : json["model"]["merges"])
+        merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+    return json;
+}
+
+TEST_CASE("tokenizer.json alone is the vocabulary") {
+    check_hf_golden(kHf);
+    TempFolder folder;
+    const std::string path = folder / "tokenizer.json";
+    write_text(path, with_merges_in_strings(hf_json()).dump());
+    check_hf_golden(folder.path);
+
+    nlohmann::json json = hf_json();
+    SUBCASE("nothing is added") {
+        json["added_tokens"] = nlohmann::json::array({json["added_tokens"][0]});
+    }
+    SUBCASE("no list of added tokens") {
+        json.erase("added_tokens");
+    }
+    SUBCASE("<|endoftext|> is among the added tokens only") {
+        json["model"]["vocab"].erase("<|endoftext|>");
+    }
+    SUBCASE("a model that was not enlarged has no use for what was added") {}
+    write_text(path, json.dump());
+    check_golden(Tokenizer::gpt2(folder.path, kTinySize), "tiny");
+    std::string words, merges;
+    CHECK(find_vocabulary(folder.path, words, merges));
+}
+
+TEST_CASE("tokens added beside the two files") {
+    Copy copy;
+    const auto added = [&](const nlohmann::json& tokens) {
+        write_text(copy.folder / "added_tokens.json", tokens.dump());
+    };
+    const nlohmann::json six = {{"<|pad|>", 568}, {"<mask>", 569},     {"<sep>", 570},
+                                {"foo bar", 571}, {"<sep><sep>", 572}, {"\xC3\xA9\xE2\x9C\x93", 573}};
+    SUBCASE("in added_tokens.json") {
+        added(six);
+        check_hf_golden(copy.folder);
+    }
+    SUBCASE("in added_tokens.json, with <|endoftext|>") {
+        nlohmann::json seven = six;
+        seven["<|endoftext|>"] = 567;
+        added(seven);
+        check_hf_golden(copy.folder);
+    }
+    SUBCASE("in tokenizer.json") {
+        fs::copy_file(kHf + "/tokenizer.json", copy.folder / "tokenizer.json");
+        check_hf_golden(copy.folder);
+    }
+    SUBCASE("in both, and among the words too") {
+        added(six);
+        fs::copy_file(kHf + "/tokenizer.json", copy.folder / "tokenizer.json");
+        nlohmann::json words = nlohmann::json::parse(copy.encoder);
+        words.update(six);
+        copy.encoder = words.dump();
+        copy.write();
+        check_hf_golden(copy.folder);
+        // but a word that nobody added is a mistake
+        words["<other>"] = 574;
+        copy.encoder = words.dump();
+        CHECK(copy.problem(kHfSize).find("gives \"<other>\" the id 574, but by ") != std::string::npos);
+    }
+    SUBCASE("half in one, half in the other") {
+        nlohmann::json json = hf_json(), half = six;
+        while (json["added_tokens"].size() > 4) json["added_tokens"].erase(4);
+        write_text(copy.folder / "tokenizer.json", json.dump());
+        half.erase("<mask>");
+        added(half);
+        check_hf_golden(copy.folder);
+    }
+    SUBCASE("merges without the line of the version, or without a last newline") {
+        added(six);
+        copy.merges = copy.merges.substr(copy.merges.find('\n') + 1);
+        copy.merges.pop_back();
+        copy.write();
+        check_hf_golden(copy.folder);
+    }
+    SUBCASE("one token") {
+        added({{"<x>", 568}});
+        CHECK(copy.problem(569) == "");
+        const Tokenizer tokenizer = Tokenizer::gpt2(copy.folder, 569);
+        CHECK(tokenizer.encode_special("<x>the") ==
+              Tokens{568, tokenizer.encode("the")[0], tokenizer.encode("the")[1]});
+    }
+    SUBCASE("a model that was not enlarged does not look at them") {
+        write_text(copy.folder / "added_tokens.json", "not JSON");
+        write_text(copy.folder / "tokenizer.json", "not JSON");
+        CHECK(copy.problem() == "");
+    }
+}
+
+TEST_CASE("special tokens: the leftmost, of those the longest; wherever one begins inside another") {
+    Copy copy;
+    write_text(copy.folder / "added_tokens.json",
+               R"({"ab": 568, "abab": 569, "b": 570, "ba!": 571, "\u00ff": 572, " ": 573})");
+    const Tokenizer tokenizer = Tokenizer::gpt2(copy.folder, kHfSize);
+    CHECK(tokenizer.encode_special("ababab") == Tokens{569, 568});
+    CHECK(tokenizer.encode_special("aba!") ==
+          Tokens{568, tokenizer.encode("a")[0], tokenizer.encode("!")[0]});
+    CHECK(tokenizer.encode_special("ba!b") == Tokens{571, 570});
+    CHECK(tokenizer.encode_special("\xC3\xBF \xC3") == Tokens{572, 573, tokenizer.encode("\xC3")[0]});
+    CHECK(tokenizer.decode(Tokens{569, 573, 567, 572}) == "abab <|endoftext|>\xC3\xBF");
+}
+
+TEST_CASE("bad added tokens are refused in one sentence") {
+    Copy copy;
+    const std::string path = copy.folder / "added_tokens.json";
+    const auto problem_of = [&](const std::string& text, int size = 570) {
+        write_text(path, text);
+        const std::string problem = copy.problem(size);
+        CHECK(problem.find(copy.folder.string()) != std::string::npos);
+        return problem;
+    };
+    const auto mentions = [](const std::string& problem, const std::string& what) {
+        INFO("message: ", problem);
+        CHECK(problem.find(what) != std::string::npos);
+    };
+    mentions(copy.problem(570), "has 311 merges, but a vocabulary of 570 tokens has 313, or added tokens");
+    mentions(problem_of("{}"), "or added tokens beside them");
+    mentions(problem_of(R"({"<|endoftext|>": 567})"), "or added tokens beside them");
+    mentions(problem_of(R"({"<x>": 568})"), "end at 568, but a vocabulary of 570 tokens has them to 569");
+    mentions(problem_of(R"({"<x>": 569})"),
+             "must be those from 568 to 569, without a gap, and 569 is \"<x>\"");
+    mentions(problem_of(R"({"<x>": 568, "<y>": 569, "<z>": 570})"), "and 570 is \"<z>\"");
+    mentions(problem_of(R"({"<x>": 5, "<y>": 568, "<z>": 569})"), "and 5 is \"<x>\"");
+    mentions(problem_of(R"({"<x>": 568, "<y>": 568})"), "the id 568, which another added token has");
+    mentions(problem_of(R"({"<x>": 568, "<x>": 569})"), "has the word \"<x>\" twice");
+    mentions(problem_of(R"({"<|endoftext|>": 568, "<y>": 569})"), "the id 568, but by");
+    mentions(problem_of(R"({"": 568, "<y>": 569})"), "a token of 0 bytes");
+    mentions(problem_of("{\"" + std::string(513, 'x') + "\": 568, \"<y>\": 569}"), "a token of 513 bytes");
+    mentions(problem_of(R"({"<x>": "568"})"), "holds something else than words and their ids");
+    mentions(problem_of(R"({"<x>": 70000})"), "an id above 65535");
+    mentions(problem_of(R"([568])"), "holds something else");
+    mentions(problem_of(""), "not valid JSON");
+    CHECK(problem_of(R"({"<x>": 568, "<y>": 569})", 569) != "");
+
+    // the same in tokenizer.json, and where the two contradict each other
+    const auto problem_of_list = [&](const std::string& list) {
+        write_text(copy.folder / "tokenizer.json", "{\"added_tokens\": " + list + "}");
+        return copy.problem(570);
+    };
+    fs::remove(path);
+    CHECK(problem_of_list(
+              R"([{"id": 568, "content": "<x>"}, {"id": 569, "content": "<y>", "lstrip": false}])") == "");
+    mentions(
+        problem_of_list(R"([{"id": 568, "content": "<x>"}, {"id": 569, "content": "<y>", "lstrip": true}])"),
+        "the added token \"<y>\" has lstrip, which is not known here");
+    mentions(problem_of_list(R"([{"id": 568, "content": "<x>"}, {"id": 569, "content": "<x>"}])"),
+             "gives \"<x>\" the id 569, but it has another already");
+    for (const char* list : {"7", "{}", "[7]", "[{}]", R"([{"id": 568}])", R"([{"content": "<x>"}])",
+                             R"([{"id": -1, "content": "<x>"}])", R"([{"id": 65536, "content": "<x>"}])",
+                             R"([{"id": 1.5, "content": "<x>"}])", R"([{"id": 568, "content": 7}])"}) {
+        INFO(list);
+        mentions(problem_of_list(list), "added_tokens must");
+    }
+    write_text(path, R"({"<x>": 568})");
+    mentions(problem_of_list(R"([{"id": 568, "content": "<other>"}])"), "which another added token has");
+    mentions(problem_of_list(R"([{"id": 569, "content": "<x>"}])"), "has another already");
+    write_text(copy.folder / "tokenizer.json", "{");
+    mentions(copy.problem(570), "tokenizer.json is not valid JSON");
+}
+
+TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
+    TempFolder folder;
+    const std::string path = folder / "tokenizer.json";
+    const nlohmann::json good = hf_json();
+    const auto problem_of = [&](const std::string& text) {
+        write_text(path, text);
+        return error_of([&] { Tokenizer::gpt2(folder.path, kHfSize); });
+    };
+    const auto mentions = [&](const std::string& problem, const std::string& what) {
+        INFO("message: ", problem);
+        CHECK(problem.find(path) != std::string::npos);
+        CHECK(problem.find(what) != std::string::npos);
+    };
+    std::string words, merges;
+    CHECK(problem_of(good.dump()) == "");
+    CHECK(find_vocabulary(folder.path, words, merges));
+
+    // another kind is no mistake, but no vocabulary either
+    for (const auto& [object, key, value] : std::vector<std::tuple<const char*, const char*, nlohmann::json>>{
+             {"model", "type", "Unigram"},
+             {"model", "type", nullptr},
+             {"model", "dropout", 0.1},
+             {"model", "continuing_subword_prefix", "##"},
+             {"model", "end_of_word_suffix", "</w>"},
+             {"pre_tokenizer", "type", "Whitespace"},
+             {"pre_tokenizer", "add_prefix_space", true},
+             {"pre_tokenizer", "use_regex", false}}) {
+        nlohmann::json json = good;
+        json[object][key] = value;
+        mentions(problem_of(json.dump()),
+                 "is not of GPT-2's kind: its " + std::string(object) + " has " + key);
+        CHECK(!find_vocabulary(folder.path, words, merges));
+    }
+    for (const char* object : {"model", "pre_tokenizer"}) {
+        nlohmann::json json = good;
+        json.erase(object);
+        mentions(problem_of(json.dump()), "is not of GPT-2's kind");
+        json[object] = 7;
+        mentions(problem_of(json.dump()), "is not of GPT-2's kind");
+    }
+    nlohmann::json json = good;
+    json["normalizer"] = {{"type", "NFC"}};
+    mentions(problem_of(json.dump()), "is not of GPT-2's kind: it has a normalizer");
+
+    const auto problem_with = [&](const std::function<void(nlohmann::json&)>& spoil) {
+        nlohmann::json spoilt = good;
+        spoil(spoilt["model"]);
+        return problem_of(spoilt.dump());
+    };
+    using Json = nlohmann::json;
+    for (const Json& merge : {Json(7), Json(""), Json::array({"a"}), Json::array({"a", "b", "c"}),
+                              Json::array({"a", 7}), Json("a b\nc d"), Json::object()})
+        mentions(problem_with([&](Json& model) { model["merges"][3] = merge; }),
+                 "the list of merges in " + path + " holds something else than");
+    mentions(problem_with([](Json& model) { model["merges"][3] = "zq"; }), "is not a merge of two tokens");
+    mentions(problem_with([](Json& model) {
+                 model["merges"][3] = Json::array({"a b", "c"});
+             }),
+             "line 5 of the list of merges in " + path + " is not a merge");
+    mentions(problem_with([](Json& model) { model["merges"].erase(310); }), "it is 566");
+    mentions(problem_with([](Json& model) { model["merges"].push_back("z z"); }), "it is 568");
+    mentions(problem_with([](Json& model) { model.erase("merges"); }), "its model must have vocab");
+    mentions(problem_with([](Json& model) { model["vocab"] = Json::array(); }), "its model must have vocab");
+    mentions(problem_with([](Json& model) { model["vocab"] = Json::object(); }), "has 1 tokens, but 568");
+    mentions(problem_with([](Json& model) { model["vocab"]["!"] = 1; }), "gives \"!\" the id 1, but");
+    mentions(problem_with([](Json& model) { model["vocab"].erase("!"); }), "has 567 tokens, but 568");
+    for (const Json& id : {Json(-1), Json(65536), Json(1.5), Json("0"), Json(nullptr), Json::array()})
+        mentions(problem_with([&](Json& model) { model["vocab"]["!"] = id; }),
+                 "gives \"!\" an id that is none from 0 to 65535");
+
+    // what is no JSON of this kind at all is a mistake for whoever looks for a vocabulary too
+    const std::string text = good.dump();
+    for (const std::string& bad :
+         {std::string(), std::string("{"), std::string("[]"), text.substr(0, text.size() / 2), text + "x",
+          text + std::string(1, '\0'), std::string(1 << 20, '['), std::string(9 << 20, ' '),
+          replaced(text, "\"!\":0", "\"!\":0,\"!\":0"),
+          replaced(text, "\"normalizer\":null", "\"model\":null"),
+          replaced(text, "\"!\":0", "\"!\":1e999")}) {
+        INFO(bad.substr(0, 60));
+        mentions(problem_of(bad), "");
+        CHECK_THROWS_AS(find_vocabulary(folder.path, words, merges), Error);
     }
 }

@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "../llmc/checkpoint.h"
+#include "../llmc/tokenizer.h"
 #include "temp_folder.h"
 
 namespace fs = std::filesystem;
@@ -267,6 +268,59 @@ TEST_CASE("the vocabulary goes along under the names that transformers looks for
     bad.back() = NAN;
     check_mentions(error_of([&] { export_model(folder / "bad", model.config, bad.data(), ""); }),
                    "ln_f.bias");
+    CHECK(!fs::exists(folder / "bad"));
+    CHECK(!fs::exists(folder / "bad.tmp"));
+}
+
+TEST_CASE("from tokenizer.json the two files are written, and one for the tokens that were added") {
+    TempFolder folder;
+    const Loaded model = load(kFixtures + "/gpt2");
+    const std::string plain = folder / "plain", enlarged = folder / "enlarged", again = folder / "again";
+    export_model(plain, model.config, model.params.data(), kFixtures + "/tiny_hf");
+    CHECK(nlohmann::json::parse(read_text(plain + "/vocab.json")) ==
+          nlohmann::json::parse(read_text(kFixtures + "/tiny_bpe/encoder.json")));
+    CHECK(read_text(plain + "/merges.txt") == read_text(kFixtures + "/tiny_bpe/vocab.bpe"));
+    CHECK(!fs::exists(plain + "/added_tokens.json"));
+    CHECK(!fs::exists(plain + "/tokenizer.json"));
+
+    const GPT2Config config = {.max_seq_len = 4,
+                               .vocab_size = 574,
+                               .padded_vocab_size = pad_vocab(574),
+                               .num_layers = 1,
+                               .num_heads = 1,
+                               .channels = 8};
+    const std::vector<float> params(num_parameters(config));
+    export_model(enlarged, config, params.data(), kFixtures + "/tiny_hf");
+    CHECK(read_text(enlarged + "/vocab.json") == read_text(plain + "/vocab.json"));
+    CHECK(read_text(enlarged + "/merges.txt") == read_text(plain + "/merges.txt"));
+    CHECK(nlohmann::json::parse(read_text(enlarged + "/added_tokens.json")) ==
+          nlohmann::json{{"<|pad|>", 568},
+                         {"<mask>", 569},
+                         {"<sep>", 570},
+                         {"foo bar", 571},
+                         {"<sep><sep>", 572},
+                         {"\xC3\xA9\xE2\x9C\x93", 573}});
+    const std::string text = "the foo bar<sep><sep><sep> dog<|endoftext|>";
+    CHECK(Tokenizer::gpt2(enlarged, 574).encode_special(text) ==
+          Tokenizer::gpt2(kFixtures + "/tiny_hf", 574).encode_special(text));
+    // and what was written is read and written again, byte for byte
+    export_model(again, config, params.data(), enlarged);
+    for (const char* name : {"/vocab.json", "/merges.txt", "/added_tokens.json"})
+        CHECK(read_text(again + name) == read_text(enlarged + name));
+}
+
+TEST_CASE("a tokenizer of another kind than GPT-2's stays behind") {
+    TempFolder folder;
+    const Loaded model = load(kFixtures + "/gpt2");
+    fs::create_directory(folder / "other");
+    write_text(folder / "other/tokenizer.json", R"({"model": {"type": "WordLevel", "vocab": {"a": 0}}})");
+    export_model(folder / "out", model.config, model.params.data(), folder / "other");
+    CHECK(fs::exists(folder / "out/model.safetensors"));
+    CHECK(!fs::exists(folder / "out/vocab.json"));
+    write_text(folder / "other/tokenizer.json", "{");
+    check_mentions(
+        error_of([&] { export_model(folder / "bad", model.config, model.params.data(), folder / "other"); }),
+        "tokenizer.json is not valid JSON");
     CHECK(!fs::exists(folder / "bad"));
     CHECK(!fs::exists(folder / "bad.tmp"));
 }

@@ -191,9 +191,9 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, kMatvecBlocks<ROWS>)
 }
 
 // out[o][n] = sum over i of weight[o][i] x[n][i], for one thread, in eight partial sums. The CPU body holds
-// them in a vector register, which g++ does not find by itself, and asks for the weights of the next outputs,
-// line by line: OUTS rows read side by side are streams that a processor's prefetcher loses at every row's
-// end, which takes two thirds of the bandwidth.
+// them in a vector register, which g++ does not find by itself. It also asks for the next outputs' weights,
+// into the second-level cache: a processor prefetches along a row, but at its end starts again, which can
+// take half of the bandwidth; and the first-level cache is for x.
 template <int OUTS, int ROWS, class Float>
 __device__ __forceinline__ void dot_rows(float (&out)[OUTS][ROWS], const Float* weight, const Float* x,
                                          int IC) {
@@ -209,8 +209,7 @@ __device__ __forceinline__ void dot_rows(float (&out)[OUTS][ROWS], const Float* 
     };
     Eight sum[OUTS][ROWS] = {};
     for (int i = 0; i < IC; i += 8) {
-        const char* ahead = (const char*)(weight + (size_t)OUTS * IC + i * OUTS) + 2048;
-        for (size_t line = 0; line < OUTS * 8 * sizeof(Float); line += 64) __builtin_prefetch(ahead + line);
+        for (int o = 0; o < OUTS; o++) __builtin_prefetch(weight + (size_t)(OUTS + o) * IC + i, 0, 2);
         Eight w[OUTS];
         for (int o = 0; o < OUTS; o++) w[o] = eight(weight + (size_t)o * IC + i);
         for (int n = 0; n < ROWS; n++) {

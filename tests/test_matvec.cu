@@ -78,19 +78,17 @@ TEST_CASE_TEMPLATE("few rows times a matrix: what is fused before and after", Fl
 }
 
 // The widths at which 1, 2, 4 and 8 warps share an output, wider ones than these read at once, and such as
-// leave lanes, warps or blocks without work; outputs in more turns than one.
+// leave lanes, warps or blocks without work; GPT-2's own; on one SM, where a block takes several turns.
 TEST_CASE_TEMPLATE("few rows times a matrix: sizes", Float, float, bf16) {
-    Context narrow = both_lane_counts()[0];
-    narrow.num_sms = 1;  // few blocks: each takes several turns
     std::vector<Context> contexts = both_lane_counts();
-    contexts.push_back(narrow);
+    contexts.push_back(contexts[0]);
+    contexts.back().num_sms = 1;
     for (const Context& ctx : contexts)
         for (const auto& [rows, IC, OC] : {std::array{1, 768, 2304},
                                            {2, 1032, 72},
                                            {1, 1600, 200},
                                            {5, 3072, 64},
                                            {2, 4104, 40},
-                                           {4, 6400, 24},
                                            {1, 16384, 8},
                                            {8, 8200, 8},
                                            {7, 16, 1000}}) {

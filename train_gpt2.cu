@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@
 #include "llmc/flags.h"
 #include "llmc/gelu.cuh"
 #include "llmc/grad_norm.cuh"
+#include "llmc/graph.h"
 #include "llmc/layernorm.cuh"
 #include "llmc/matmul.cuh"
 #include "llmc/metrics.h"
@@ -266,6 +268,7 @@ struct Acts {
     float* losses;               // [B,T]
     float* mass_sums;            // [L,B*NH,2]
     float* sink_sums;            // [L,B*NH,4]
+    float* reg_weight;           // [L] lambda / N of each layer
     Float* branch;               // [B,T,C] what attention or MLP adds to the residual stream
     // gradients
     Float* dresidual;    // [B,T,C]
@@ -318,6 +321,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.losses = arena.take<float>(BT);
     a.mass_sums = arena.take<float>(L * BNH * 2);
     a.sink_sums = arena.take<float>(L * BNH * 4);
+    a.reg_weight = arena.take<float>(L);
     a.branch = arena.take<Float>(BT * C);
     a.dresidual = arena.take<Float>(BT * C);
     a.dbranch = arena.take<Float>(BT * C);
@@ -338,8 +342,8 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
 // ---------------------------------------------------------------------------------------------------------
 // the model
 
-// Micro-batches on their way to the device. The copy of one is under way while the host prepares the next, so
-// there are two buffers, in memory that the device reads by itself.
+// What changes from one micro-step to the next, on its way to the device. The copy of one is under way while
+// the host prepares the next, so there are two buffers, in memory that the device reads by itself.
 struct BatchQueue {
     int* buffer[2] = {};
     cudaEvent_t copied[2] = {};
@@ -360,6 +364,18 @@ struct BatchQueue {
     }
 };
 
+// Which micro-step it is: all that its recording as a graph has fixed. What else changes is in device memory.
+struct MicroStepKind {
+    int B, T;
+    int topk;  // 0: no mass is measured
+    Reg reg;
+    std::vector<bool> regularized;  // which layers are
+    float share, mass_share;        // see micro_step()
+    std::vector<float> layer_lambda;
+
+    auto operator<=>(const MicroStepKind&) const = default;
+};
+
 template <class Float>
 struct GPT2 {
     GPT2Config config;
@@ -376,6 +392,7 @@ struct GPT2 {
     uint32_t* decay_bits = nullptr;                           // see adamw.cuh
     Acts<Float> acts = {};
     std::shared_ptr<BatchQueue> batches = nullptr;
+    std::shared_ptr<std::map<MicroStepKind, Graph>> micro_steps = nullptr;
 };
 
 template <class Float>
@@ -440,8 +457,9 @@ GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, in
         const std::vector<uint32_t> bits = decay_bits(gpt2_params(config));
         to_device(model.decay_bits, bits.data(), bits.size());
     }
-    model.batches =
-        std::make_shared<BatchQueue>(2 * (size_t)B * T + TokenPlan::most_ints(B * T, config.vocab_size));
+    model.batches = std::make_shared<BatchQueue>(
+        2 * (size_t)B * T + TokenPlan::most_ints(B * T, config.vocab_size) + config.num_layers);
+    model.micro_steps = std::make_shared<std::map<MicroStepKind, Graph>>();
     std::vector<size_t> tensor_begin;
     for (const ParamTensor& p : gpt2_params(config)) tensor_begin.push_back(p.offset);
     tensor_begin.push_back(model.num_params);
@@ -455,6 +473,7 @@ void free_model(GPT2<Float>& model) {
     CUDA_CHECK(cudaFree(model.memory));
     model.memory = nullptr;
     model.batches = nullptr;
+    model.micro_steps = nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -536,10 +555,10 @@ void logits_forward(const Context& ctx, const GPT2<Float>& model, int first, int
 // backward
 
 // dresidual holds the gradient of the layer's output and leaves with that of its input; the layer's parameter
-// gradients are added to. reg_weight: lambda / N of this layer.
+// gradients are added to. reg_weight: lambda / N of this layer, on the device; null: it is not regularized.
 template <class Float>
 void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
-                    int topk, Reg reg, float reg_weight) {
+                    int topk, Reg reg, const float* reg_weight) {
     const LayerParams<Float>& p = model.params.layers[l];
     const LayerParams<float>& g = model.grads.layers[l];
     const LayerActs<Float>& a = model.acts.layers[l];
@@ -574,10 +593,12 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
                        a.ln1_rstd, BT, C);
 }
 
-// From acts.logits, which hold their gradient, to every parameter's gradient, which is added to.
+// From acts.logits, which hold their gradient, to every parameter's gradient, which is added to. Layers that
+// are not regularized run kernels without the regularizer's code: so that is said here, not by a weight of 0
+// in acts.reg_weight.
 template <class Float>
 void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk, Reg reg,
-              const std::vector<float>& reg_weight) {
+              const std::vector<bool>& regularized) {
     const Acts<Float>& a = model.acts;
     const int C = model.config.channels, L = model.config.num_layers, BT = B * T;
     matmul_backward<Float>(ctx, a.dbranch, model.grads.wte, nullptr, nullptr, a.logits, a.lnf,
@@ -585,7 +606,8 @@ void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int to
     layernorm_backward(ctx, a.dresidual, model.grads.lnf_w, model.grads.lnf_b, a.scratch, a.dbranch,
                        a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean, a.lnf_rstd, BT, C, false);
     for (int l = L - 1; l >= 0; l--)
-        layer_backward(ctx, model, l, layer_input(model, l), B, T, topk, reg, reg_weight[l]);
+        layer_backward(ctx, model, l, layer_input(model, l), B, T, topk, reg,
+                       regularized[l] ? a.reg_weight + l : nullptr);
     encoder_backward(ctx, model.grads.wte, model.grads.wpe, a.scratch, a.dresidual, a.token_plan, B, T, C);
 }
 
@@ -608,31 +630,33 @@ void reset_stats(const Context& ctx, const GPT2<Float>& model) {
     CUDA_CHECK(cudaMemsetAsync(model.acts.stats, 0, sizeof(StepStats), ctx.stream));
 }
 
-// Sends x, y [B,T] to acts.inputs and acts.targets, and for the backward the plan of the embedding's
-// gradient. Returns while the copies are under way.
+// Sends x, y [B,T] to acts.inputs and acts.targets, and for a backward (unless reg_weight is null) the plan
+// of the embedding's gradient and lambda / N of each layer. Returns while the copies are under way.
 template <class Float>
 void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y, int BT,
-                bool for_backward) {
+                const std::vector<float>* reg_weight) {
     BatchQueue& queue = *model.batches;
     const int slot = queue.next;
     queue.next ^= 1;
     CUDA_CHECK(cudaEventSynchronize(queue.copied[slot]));  // what it held last has arrived
     int* at = queue.buffer[slot];
-    const auto send = [&](int* to, const int* from, size_t n) {
-        std::copy(from, from + n, at);
+    const auto send = [&](auto* to, const auto* from, size_t n) {
+        static_assert(sizeof *to == sizeof(int) && sizeof *from == sizeof(int));
+        memcpy(at, from, n * sizeof(int));
         CUDA_CHECK(cudaMemcpyAsync(to, at, n * sizeof(int), cudaMemcpyHostToDevice, ctx.stream));
         at += n;
     };
     send(model.acts.inputs, x, BT);
     send(model.acts.targets, y, BT);
-    if (for_backward) {
+    if (reg_weight) {
         const std::vector<int> plan = plan_tokens(x, BT, model.config.vocab_size);
         send(model.acts.token_plan, plan.data(), plan.size());
+        send(model.acts.reg_weight, reg_weight->data(), reg_weight->size());
     }
     CUDA_CHECK(cudaEventRecord(queue.copied[slot], ctx.stream));
 }
 
-// lambda / N of each layer, N being all the rows that R averages.
+// lambda / N of each layer, N being all the rows that R averages; 0: the layer is not regularized.
 std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, int B, int T, float lambda,
                                float share) {
     const int64_t rows = regularized_rows(B, T, config.num_heads, c.topk) * config.num_layers;
@@ -642,21 +666,33 @@ std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, i
             weights[l] = share * lambda * c.layer_lambda[l] / (float)rows;
     return weights;
 }
+std::vector<bool> are_regularized(const std::vector<float>& reg_weight) {
+    std::vector<bool> regularized;
+    for (float weight : reg_weight) regularized.push_back(weight != 0.0f);
+    return regularized;
+}
 
 // One micro-step: forward, loss, backward of x, y [B,T]. Its gradient is added to, times `share` (1 / the
 // number of micro-steps of an update), and what it measured to acts.stats: masses with weight mass_share, and
-// not at all if that is 0 and lambda too. Nothing here waits for the device.
+// not at all if that is 0 and lambda too. Nothing here waits for the device, and from the third micro-step of
+// a kind on it replays a recording: what is behind send_batch() is the same every time.
 template <class Float>
 void micro_step(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y,
                 const TrainConfig& c, float lambda, float share, float mass_share) {
     const int B = c.B, T = c.T, BT = B * T, topk = mass_share > 0 || lambda > 0 ? c.topk : 0;
-    send_batch(ctx, model, x, y, BT, true);
-    forward(ctx, model, B, T, topk, c.reg);
-    logits_forward(ctx, model, 0, BT);
-    classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, share / (float)BT, BT,
-               model.config.vocab_size, model.config.padded_vocab_size, true);
-    backward(ctx, model, B, T, topk, c.reg, reg_weights(c, model.config, B, T, lambda, share));
-    add_stats(ctx, model, B, T, c, share, topk > 0 ? mass_share : 0.0);
+    if (topk == 0) mass_share = 0.0f;
+    const std::vector<float> reg_weight = reg_weights(c, model.config, B, T, lambda, share);
+    const std::vector<bool> regularized = are_regularized(reg_weight);
+    send_batch(ctx, model, x, y, BT, &reg_weight);
+    Graph& graph = (*model.micro_steps)[{B, T, topk, c.reg, regularized, share, mass_share, c.layer_lambda}];
+    graph.run(ctx, [&] {
+        forward(ctx, model, B, T, topk, c.reg);
+        logits_forward(ctx, model, 0, BT);
+        classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, share / (float)BT, BT,
+                   model.config.vocab_size, model.config.padded_vocab_size, true);
+        backward(ctx, model, B, T, topk, c.reg, regularized);
+        add_stats(ctx, model, B, T, c, share, mass_share);
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -713,7 +749,7 @@ Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& da
     data.reset();
     for (int64_t i = 0; i < batches; i++) {
         data.next_batch();
-        send_batch(ctx, model, data.inputs(), data.targets(), B * T, false);
+        send_batch(ctx, model, data.inputs(), data.targets(), B * T, nullptr);
         forward(ctx, model, B, T, c.topk, c.reg, true);
         logits_forward(ctx, model, 0, B * T);
         classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 0.0f, B * T,
@@ -835,8 +871,9 @@ int64_t resume(GPT2<Float>& model, DataLoader& train, const std::string& folder,
 template <class Float>
 void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& train, const TrainConfig& c) {
     const int B = c.B, T = c.T, BT = B * T, V = model.config.vocab_size, Vp = model.config.padded_vocab_size;
+    const std::vector<float> reg_weight = reg_weights(c, model.config, B, T, c.lambda, 1.0f);
     train.next_batch();
-    send_batch(ctx, model, train.inputs(), train.targets(), BT, true);
+    send_batch(ctx, model, train.inputs(), train.targets(), BT, &reg_weight);
     forward(ctx, model, B, T, c.topk, c.reg);
     logits_forward(ctx, model, 0, BT);
     const std::vector<Float> stored_logits = to_host(ctx, model.acts.logits, (size_t)BT * Vp);
@@ -855,7 +892,7 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
         mass.insert(mass.end(), layer_mass.begin(), layer_mass.end());
         theta.insert(theta.end(), layer_theta.begin(), layer_theta.end());
     }
-    backward(ctx, model, B, T, c.topk, c.reg, reg_weights(c, model.config, B, T, c.lambda, 1.0f));
+    backward(ctx, model, B, T, c.topk, c.reg, are_regularized(reg_weight));
 
     DebugState s;
     s.B = B;
@@ -883,16 +920,6 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
 
 // ---------------------------------------------------------------------------------------------------------
 // setting up
-
-// The default data set that make prepared: data/default_dataset holds its name.
-std::string default_data(const std::string& tokens, const char* part) {
-    const std::string folder = program_folder() + "/data/";
-    std::ifstream file(folder + "default_dataset");
-    std::string name;
-    if (!(file >> name))
-        fail("there is no training data yet: run data/prepare, or give token shards with -i and -j");
-    return folder + name + "_" + tokens + "_" + part + "_*.bin";
-}
 
 // log/run1, log/run2, ...: the first that is not there yet; to resume, the last that is.
 std::string default_run_folder(bool resume) {

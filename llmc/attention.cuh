@@ -111,13 +111,13 @@ size_t attention_backward_scratch(int B, int T, int num_heads, int hs) {
 }
 
 // dqkv [B,T,3C] is overwritten. dout, out [B,T,C]; rows as the forward saved them for the same topk.
-// weight: lambda / N of this layer (0: no regularizer). scratch: attention_backward_scratch floats,
-// 16-byte aligned.
+// weight: lambda / N of this layer, on the device, so that it may change under a recorded launch; null: no
+// regularizer, and kernels without its code. scratch: attention_backward_scratch floats, 16-byte aligned.
 template <class Float>
 void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const Float* dout, const Float* out,
-                        const Float* qkv, AttentionRows rows, Reg reg, float weight, int B, int T,
+                        const Float* qkv, AttentionRows rows, Reg reg, const float* weight, int B, int T,
                         int num_heads, int hs, int topk) {
-    assert(B > 0 && T > 0 && (weight == 0.0f || topk > 0) && B * num_heads <= 65535);
+    assert(B > 0 && T > 0 && (!weight || topk > 0) && B * num_heads <= 65535);
     if constexpr (sizeof(Float) == 2)
         attention_backward_bf16(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
                                 topk);

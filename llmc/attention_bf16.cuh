@@ -432,7 +432,7 @@ struct __align__(16) RowNumbers {
 // Eight threads a row.
 [[maybe_unused]] static __global__ void attention_row_numbers_kernel(
     RowNumbers* numbers, const __nv_bfloat16* dout, const __nv_bfloat16* out, AttentionRows rows, Reg reg,
-    float weight, int T, int num_heads, int hs, int topk, int num_rows) {
+    const float* weight, int T, int num_heads, int hs, int topk, int num_rows) {
     constexpr int N = Pack<__nv_bfloat16>::size;
     const int row = min((int)(blockIdx.x * blockDim.x + threadIdx.x) / 8, num_rows - 1),
               lane = threadIdx.x % 8;
@@ -446,8 +446,8 @@ struct __align__(16) RowNumbers {
     for (int step = 4; step > 0; step /= 2) D += __shfl_xor_sync(0xffffffffu, D, step);
     if (lane != 0 || (int)(blockIdx.x * blockDim.x + threadIdx.x) / 8 != row) return;
     RowNumbers r = {rows.lse[row] * kLog2e, D, INFINITY, 0.0f};
-    if (weight != 0.0f && i + 1 > topk) {
-        r.slope = weight * reg_slope(reg, rows.mass[row]);
+    if (weight && i + 1 > topk) {
+        r.slope = *weight * reg_slope(reg, rows.mass[row]);
         r.delta += r.slope * rows.mass[row];
         r.theta = rows.theta[row];
     }
@@ -732,8 +732,8 @@ inline void attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, Atten
 
 inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, float* scratch,
                                     const __nv_bfloat16* dout, const __nv_bfloat16* out,
-                                    const __nv_bfloat16* qkv, AttentionRows rows, Reg reg, float weight,
-                                    int B, int T, int num_heads, int hs, int topk) {
+                                    const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
+                                    const float* weight, int B, int T, int num_heads, int hs, int topk) {
     const int num_rows = B * num_heads * T;
     with_mma_head_size(hs, [&](auto size) {
         constexpr int HS = size, QUERIES = kBackwardQueries<HS>;
@@ -753,7 +753,7 @@ inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, flo
                              kBackwardWarps * 32, shared, dqkv, dq_sum, flags, dout, qkv,
                              (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads, hs);
         };
-        if (weight != 0.0f)
+        if (weight)
             launch(attention_backward_bf16_kernel<HS, true>);
         else
             launch(attention_backward_bf16_kernel<HS, false>);

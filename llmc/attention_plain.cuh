@@ -222,8 +222,8 @@ __global__ void attention_select_kernel(AttentionRows rows, const Float* qkv, in
 // each.
 template <class Float>
 __global__ void attention_delta_kernel(float* delta, float* slope, const Float* dout, const Float* out,
-                                       const float* mass, Reg reg, float weight, int T, int num_heads, int hs,
-                                       int topk, int num_rows) {
+                                       const float* mass, Reg reg, const float* weight, int T, int num_heads,
+                                       int hs, int topk, int num_rows) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= num_rows) return;
     const int i = row % T, head = row / T % num_heads, b = row / T / num_heads;
@@ -235,7 +235,7 @@ __global__ void attention_delta_kernel(float* delta, float* slope, const Float* 
     }
     float D = 0.0f;
     for (int k = 0; k < Pack<Float>::size; k++) D += sum[k];
-    const float c = weight != 0.0f && i + 1 > topk ? weight * reg_slope(reg, mass[row]) : 0.0f;
+    const float c = weight && i + 1 > topk ? *weight * reg_slope(reg, mass[row]) : 0.0f;
     slope[row] = c;
     delta[row] = c != 0.0f ? D + c * mass[row] : D;
 }
@@ -444,8 +444,8 @@ void attention_forward_plain(const Context& ctx, Float* out, AttentionRows rows,
 
 template <class Float>
 void attention_backward_plain(const Context& ctx, Float* dqkv, float* scratch, const Float* dout,
-                              const Float* out, const Float* qkv, AttentionRows rows, Reg reg, float weight,
-                              int B, int T, int num_heads, int hs, int topk) {
+                              const Float* out, const Float* qkv, AttentionRows rows, Reg reg,
+                              const float* weight, int B, int T, int num_heads, int hs, int topk) {
     const int num_rows = B * num_heads * T;
     float *delta = scratch, *slope = scratch + num_rows;
     attention_delta_kernel<<<ceil_div(num_rows, 128), 128, 0, ctx.stream>>>(
@@ -460,7 +460,7 @@ void attention_backward_plain(const Context& ctx, Float* dqkv, float* scratch, c
             launch_attention(ctx, key_kernel, grid, kAttentionThreads, attention_shared<HS>(4, 2, 5), dqkv,
                              dout, qkv, rows, delta, slope, T, num_heads, hs);
         };
-        if (weight != 0.0f)
+        if (weight)
             launch_both(attention_backward_query_kernel<Float, HS, true>,
                         attention_backward_key_kernel<Float, HS, true>);
         else

@@ -24,10 +24,11 @@ Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vec
     DeviceArray<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
     DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows);
     DeviceArray<float> scratch(attention_backward_scratch<Float>(s.B, s.T, s.NH, s.hs));
+    DeviceArray<float> d_weight(std::vector<float>{weight});
     const AttentionRows saved{lse, theta, mass, tie};
     attention_forward<Float>(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k);
-    attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg, weight, s.B, s.T, s.NH,
-                              s.hs, s.k);
+    attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg,
+                              weight != 0.0f ? (float*)d_weight : nullptr, s.B, s.T, s.NH, s.hs, s.k);
     return {out.get(), dqkv.get(), lse.get(), theta.get(), mass.get(), tie.get()};
 }
 

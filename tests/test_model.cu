@@ -193,6 +193,70 @@ TEST_CASE_TEMPLATE("the same step twice gives the same bits", Float, float, bf16
     free_model(model);
 }
 
+TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as written", Float, float, bf16) {
+    // Three updates in which lambda changes, then two that only measure the mass, in the first micro-step; in
+    // between the model is used for something else. The other model forgets its recordings before each use.
+    const Context ctx = make_context();
+    const int B = 2, T = 24, micro_steps = 4;
+    TrainConfig c = small_run(B, T, 5, Reg::kl);
+    c.layer_lambda = {0.0f, 1.0f, 0.5f};  // and one layer is not regularized
+    c.sample_tokens = 3;
+    const float share = 1.0f / micro_steps;
+    for (int recompute : {0, 2}) {
+        CAPTURE(recompute);
+        const std::vector<float> params = busy_params<Float>(kSmall);
+        GPT2<Float> replayed = create_model<Float>(ctx, kSmall, B, T, recompute, params);
+        GPT2<Float> plain = create_model<Float>(ctx, kSmall, B, T, recompute, params);
+        int64_t t = 0;
+        for (float lambda : {1e-4f, 0.5f, 2.0f, 0.0f, 0.0f}) {
+            t++;
+            for (GPT2<Float>* model : {&replayed, &plain}) {
+                CUDA_CHECK(cudaMemset(model->grads_base, 0, model->num_params * sizeof(float)));
+                reset_stats(ctx, *model);
+                for (int i = 0; i < micro_steps; i++) {
+                    const Batch batch = random_batch(B * T, kSmall.vocab_size, (uint64_t)(10 * t + i));
+                    const float mass_share = lambda > 0 ? share : i == 0 ? 1.0f : 0.0f;
+                    if (model == &plain) model->micro_steps->clear();
+                    micro_step(ctx, *model, batch.x.data(), batch.y.data(), c, lambda, share, mass_share);
+                }
+            }
+            CAPTURE(t);
+            CHECK(same_bits(to_host(ctx, replayed.grads_base, replayed.num_params),
+                            to_host(ctx, plain.grads_base, plain.num_params)));
+            for (GPT2<Float>* model : {&replayed, &plain}) update(ctx, *model, c, 1e-3f, t);
+            CHECK(same_bits(to_host(ctx, replayed.acts.stats, 1), to_host(ctx, plain.acts.stats, 1)));
+            CHECK(same_bits(to_host(ctx, replayed.master, replayed.num_params),
+                            to_host(ctx, plain.master, plain.num_params)));
+            CHECK(generate(ctx, replayed, {1, 2, 3}, c, t).size() == 3);
+        }
+        // regularized; at lambda = 0 measured and not
+        CHECK(replayed.micro_steps->size() == 3);
+        for (const auto& [kind, graph] : *replayed.micro_steps) CHECK(graph.recorded());
+        free_model(replayed);
+        free_model(plain);
+    }
+}
+
+TEST_CASE("a recording that fails leaves the stream as it was, and what waits cannot be recorded") {
+    const Context ctx = make_context();
+    DeviceArray<float> x(std::vector<float>(4, 1.0f));
+    const auto clear = [&] { CUDA_CHECK(cudaMemsetAsync((float*)x, 0, 4 * sizeof(float), ctx.stream)); };
+    Graph graph;
+    graph.run(ctx, clear);
+    CHECK(x.get() == std::vector<float>(4, 0.0f));
+    x.set(std::vector<float>(4, 1.0f));
+    CHECK_THROWS_AS(graph.run(ctx, [&] { to_host(ctx, (float*)x, 4); }), Error);
+    cudaGetLastError();
+    CHECK_FALSE(graph.recorded());
+    CHECK(x.get() == std::vector<float>(4, 1.0f));
+    for (int i = 0; i < 3; i++) {  // recorded and launched, then only launched
+        x.set(std::vector<float>(4, 1.0f));
+        graph.run(ctx, clear);
+        CHECK(graph.recorded());
+        CHECK(x.get() == std::vector<float>(4, 0.0f));
+    }
+}
+
 TEST_CASE("measuring the mass at lambda = 0 changes no bit of plain GPT-2") {
     const Context ctx = make_context();
     const int B = 2, T = 40;

@@ -659,7 +659,7 @@ void bench_optimizer(KernelTable& k, const GPT2Config& config) {
 // What attention computes with, and its results; T is the context, the rows are B times T.
 struct AttentionBuffers {
     DeviceArray<bf16> qkv, out, dout, dqkv;
-    DeviceArray<float> row_values, scratch;
+    DeviceArray<float> row_values, scratch, weight;
 
     AttentionBuffers(const GPT2Config& c, int B, int T)
         : qkv((size_t)B * T * 3 * c.channels),
@@ -667,7 +667,12 @@ struct AttentionBuffers {
           dout(out.size()),
           dqkv(qkv.size()),
           row_values(4 * (size_t)B * T * c.num_heads),
-          scratch(attention_backward_scratch<bf16>(B, T, c.num_heads, c.channels / c.num_heads)) {}
+          scratch(attention_backward_scratch<bf16>(B, T, c.num_heads, c.channels / c.num_heads)),
+          weight(1) {
+        const float lambda_over_rows =
+            0.1f / ((float)B * (float)T * (float)c.num_heads * (float)c.num_layers);
+        to_device<float>(weight, &lambda_over_rows, 1);
+    }
     AttentionRows rows() const {
         const size_t n = row_values.size() / 4;
         return {row_values, row_values + n, row_values + 2 * n, row_values + 3 * n};
@@ -692,10 +697,10 @@ void run_attention_forward(const Context& ctx, const AttentionBuffers& a, const 
 }
 void run_attention_backward(const Context& ctx, const AttentionBuffers& a, const GPT2Config& c, int B, int T,
                             int topk) {
-    const int64_t rows = topk > 0 ? regularized_rows(B, T, c.num_heads, topk) * c.num_layers : 0;
-    const float weight = rows > 0 ? 0.1f / (float)rows : 0.0f;
-    attention_backward<bf16>(ctx, a.dqkv, a.scratch, a.dout, a.out, a.qkv, a.rows(), Reg::tail, weight, B, T,
-                             c.num_heads, c.channels / c.num_heads, topk);
+    const bool regularized = topk > 0 && topk < T;
+    attention_backward<bf16>(ctx, a.dqkv, a.scratch, a.dout, a.out, a.qkv, a.rows(), Reg::tail,
+                             regularized ? (const float*)a.weight : nullptr, B, T, c.num_heads,
+                             c.channels / c.num_heads, topk);
 }
 
 void bench_kernels(Bench& b, int B, int T) {

@@ -45,6 +45,7 @@ struct KvCache {
 // What one head of one sequence read, summed over tokens.
 struct DecodeStats {
     float tokens;     // queries: the counts and shares below are sums over them
+    float visible;    // keys in the cache
     float keys;       // keys read
     float pages;      // pages of keys read
     float tau;        // mass that was not kept
@@ -157,9 +158,10 @@ struct DecodeHead {
 };
 
 // Exact counts and shares are added by one thread, so their order is fixed.
-[[maybe_unused]] static __device__ void add_stats(DecodeStats* stats, float keys, float pages, float tau,
-                                                  float certified) {
+[[maybe_unused]] static __device__ void add_stats(DecodeStats* stats, int n, float keys, float pages,
+                                                  float tau, float certified) {
     stats->tokens += 1.0f;
+    stats->visible += (float)n;
     stats->keys += keys;
     stats->pages += pages;
     stats->tau += tau;
@@ -263,7 +265,7 @@ __global__ void decode_combine_kernel(Float* out, DecodeStats* stats, const floa
         out[(size_t)blockIdx.x * hs + d] = (Float)(sum / total);
     }
     if (stats && threadIdx.x == 0)
-        add_stats(stats + blockIdx.x, (float)n, (float)ceil_div(n, kPageTokens), 0.0f, 0.0f);
+        add_stats(stats + blockIdx.x, n, (float)n, (float)ceil_div(n, kPageTokens), 0.0f, 0.0f);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -372,7 +374,7 @@ __global__ void decode_topk_kernel(Float* out, DecodeStats* stats, const float* 
     for (int d = tid; d < hs; d += threads) out[(size_t)blockIdx.x * hs + d] = (Float)(sum[d] / kept);
     if (stats && tid == 0) {
         const float tau = k < n ? fmaxf(1.0f - kept / total, 0.0f) : 0.0f;
-        add_stats(stats + blockIdx.x, (float)n, (float)ceil_div(n, kPageTokens), tau, tau);
+        add_stats(stats + blockIdx.x, n, (float)n, (float)ceil_div(n, kPageTokens), tau, tau);
     }
 }
 
@@ -487,7 +489,7 @@ __global__ void decode_pages_kernel(Float* out, DecodeStats* stats, const Float*
         __syncthreads();
     }
     for (int i = 0; i < read; i++) tokens += (float)page_tokens(order[i], n);
-    if (tid == 0) add_stats(stats + blockIdx.x, tokens, (float)read, rest / (kept + rest), certified);
+    if (tid == 0) add_stats(stats + blockIdx.x, n, tokens, (float)read, rest / (kept + rest), certified);
 }
 
 // ---------------------------------------------------------------------------------------------------------

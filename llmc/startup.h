@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -125,4 +126,17 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const WeightFiles* weights, int
         fprintf(say, "tokens stay numbers: %s\n", e.what());
         return nullptr;
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// data
+
+// The default data set that make prepared: data/default_dataset holds its name.
+inline std::string default_data(const std::string& tokens, const char* part) {
+    const std::string folder = program_folder() + "/data/";
+    std::ifstream file(folder + "default_dataset");
+    std::string name;
+    if (!(file >> name))
+        fail("there is no training data yet: run data/prepare, or give token shards with -i and -j");
+    return folder + name + "_" + tokens + "_" + part + "_*.bin";
 }

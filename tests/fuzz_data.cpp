@@ -1,7 +1,8 @@
-// A seeded mutation loop over token shards, data positions, vocabulary files and texts: fuzz_data [SECONDS
-// [SEED]]. Whatever a file holds, opening and using it must succeed or throw Error; anything else (another
-// exception, a crash, more memory than the limit below) is a failure. Prints how many inputs were taken and
-// how many refused.
+// A seeded mutation loop over token shards and data positions, vocabulary files, and texts: fuzz_data
+// [SECONDS [SEED [KIND]]], where KIND is one of shards, vocabulary and texts, and without it they take turns.
+// Whatever a file holds, opening and using it must succeed or throw Error; anything else (another exception,
+// a crash, a hang, more memory than the limit below) is a failure. Prints how many inputs were taken and how
+// many refused.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -22,7 +23,10 @@ using Random = std::mt19937_64;
 // do.
 static constexpr rlim_t kMemoryLimit = rlim_t{512} << 20;
 
-static constexpr int kTinySize = 568;  // of the vocabulary in fixtures/
+static constexpr int kTinySize = 568;  // of the vocabulary in fixtures/tiny_bpe,
+static constexpr int kHfSize = 574;    // and in fixtures/tiny_hf, which has added tokens
+static const char* const kAdded = R"({"<|pad|>": 568, "<mask>": 569, "<sep>": 570, "foo bar": 571,)"
+                                  R"( "<sep><sep>": 572, "\u00e9\u2713": 573})";
 
 static std::string read_file(const fs::path& path) {
     std::ifstream file(path, std::ios::binary);
@@ -87,6 +91,8 @@ static std::string shard_bytes(int32_t tokens, int32_t vocab_size, Random& rng) 
 struct Fuzzer {
     fs::path folder;
     Random rng;
+    std::string encoder, merges, tokenizer_json, merges_in_strings;  // good files
+    std::string added = kAdded;
     long taken = 0, refused = 0;
 
     void attempt(const std::function<void()>& act) {
@@ -137,7 +143,9 @@ struct Fuzzer {
         });
     }
 
-    void vocabulary(const std::string& encoder, const std::string& merges) {
+    // The files of a vocabulary in one of the ways in which they lie in a folder; one of them is spoilt, or
+    // two, or rarely none.
+    void vocabulary() {
         static const std::vector<std::string> kWords = {"\"",
                                                         "{",
                                                         "}",
@@ -156,18 +164,35 @@ struct Fuzzer {
                                                         "99999999999999999999",
                                                         "65536",
                                                         "null",
+                                                        "true",
+                                                        "\"model\": ",
+                                                        "\"added_tokens\": [",
+                                                        "{\"id\": 574, \"content\": \"<x>\"},",
+                                                        "\"BPE\"",
+                                                        "[\"a\", \"b\"],",
                                                         "a a\n",
                                                         "aa aa\n",
                                                         "#version\n",
                                                         "\xFF",
                                                         std::string(1000, '['),
                                                         std::string(600, 'a') + " a\n"};
-        const auto which = rng() % 3;
-        write_text(folder / "encoder.json", which != 0 ? mutate(encoder, rng, kWords) : encoder);
-        write_text(folder / "vocab.bpe", which != 1 ? mutate(merges, rng, kWords) : merges);
+        static const std::vector<std::vector<std::pair<const char*, const std::string*>>> kLayouts = {
+            {{"encoder.json", &encoder}, {"vocab.bpe", &merges}},
+            {{"vocab.json", &encoder}, {"merges.txt", &merges}, {"added_tokens.json", &added}},
+            {{"vocab.json", &encoder}, {"merges.txt", &merges}, {"tokenizer.json", &tokenizer_json}},
+            {{"tokenizer.json", &tokenizer_json}},
+            {{"tokenizer.json", &merges_in_strings}}};
+        for (const auto& entry : fs::directory_iterator(folder)) fs::remove(entry);
+        const size_t layout = rng() % kLayouts.size();
+        for (const auto& [name, good] : kLayouts[layout])
+            write_text(folder / name, rng() % 3 != 0 ? mutate(*good, rng, kWords) : *good);
+        const int size = rng() % 8 == 0                  ? static_cast<int>(rng() % 70000)
+                         : layout == 0 || rng() % 4 == 0 ? kTinySize
+                                                         : kHfSize;
         attempt([&] {
-            const Tokenizer tokenizer = Tokenizer::gpt2(
-                folder.string(), rng() % 8 == 0 ? static_cast<int>(rng() % 70000) : kTinySize);
+            std::string words, list;
+            find_vocabulary(folder.string(), words, list);
+            const Tokenizer tokenizer = Tokenizer::gpt2(folder.string(), size);
             round_trip(tokenizer);
         });
     }
@@ -181,6 +206,8 @@ struct Fuzzer {
                                                         "\xE4\xBD\xA0",
                                                         "\xF0\x9F\x98\x80",
                                                         "<|endoftext|>",
+                                                        "<sep>",
+                                                        "foo bar",
                                                         "\xED\xA0\x80",
                                                         "\xFF",
                                                         "\xC2\xA0",
@@ -207,23 +234,39 @@ int main(int argc, char** argv) {
     const rlimit limit = {kMemoryLimit, kMemoryLimit};
     setrlimit(RLIMIT_AS, &limit);
 #endif
-    const fs::path tiny = fs::path(__FILE__).parent_path() / "fixtures/tiny_bpe";
-    const std::string encoder = read_file(tiny / "encoder.json"), merges = read_file(tiny / "vocab.bpe");
-    Fuzzer fuzzer{fs::temp_directory_path() / format("fuzz_data_%d", getpid()), Random(seed)};
+    const std::string kind = argc > 3 ? argv[3] : "";
+    if (kind != "" && kind != "shards" && kind != "vocabulary" && kind != "texts") {
+        printf("the kinds are shards, vocabulary and texts, not %s\n", kind.c_str());
+        return 1;
+    }
+    const fs::path fixtures = fs::path(__FILE__).parent_path() / "fixtures";
+    const std::string tiny = fixtures / "tiny_bpe", hf = fixtures / "tiny_hf";
+    Fuzzer fuzzer{.folder = fs::temp_directory_path() / format("fuzz_data_%d", getpid()),
+                  .rng = Random(seed),
+                  .encoder = read_file(tiny + "/encoder.json"),
+                  .merges = read_file(tiny + "/vocab.bpe"),
+                  .tokenizer_json = read_file(hf + "/tokenizer.json"),
+                  .merges_in_strings = ""};
     fs::create_directories(fuzzer.folder);
+    auto json = nlohmann::json::parse(fuzzer.tokenizer_json);
+    for (nlohmann::json& merge : json["model"]["merges"])
+        merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+    fuzzer.merges_in_strings = json.dump();
 
-    int failures = encoder.empty() || merges.empty();
+    int failures = 0;
     long inputs = 0;
     const auto start = std::chrono::steady_clock::now();
     try {
-        const Tokenizer good = Tokenizer::gpt2(tiny.string(), kTinySize), bytes = Tokenizer::bytes();
+        const Tokenizer tokenizers[] = {Tokenizer::gpt2(tiny, kTinySize), Tokenizer::gpt2(hf, kHfSize),
+                                        Tokenizer::bytes()};
         while (failures == 0 &&
                std::chrono::steady_clock::now() - start < std::chrono::duration<double>(seconds)) {
             inputs++;
-            fuzzer.shards();
-            fuzzer.vocabulary(encoder, merges);
-            fuzzer.round_trip(good);
-            fuzzer.round_trip(bytes);
+            alarm(10);  // a hang
+            if (kind == "" || kind == "shards") fuzzer.shards();
+            if (kind == "" || kind == "vocabulary") fuzzer.vocabulary();
+            if (kind == "" || kind == "texts")
+                for (const Tokenizer& tokenizer : tokenizers) fuzzer.round_trip(tokenizer);
         }
     } catch (const std::exception& error) {
         printf("seed %llu, round %ld: %s\n", static_cast<unsigned long long>(seed), inputs, error.what());

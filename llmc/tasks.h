@@ -404,19 +404,20 @@ inline ChoiceSummary choice_summary(std::span<const Scored> items, std::span<con
 // from an alphabet, which must hold no token twice. A model of text is at a loss with tokens that its text
 // never had: for one of bytes, take those that occur in the validation data.
 
-// All tokens of a vocabulary but <|endoftext|>, which is the last.
-inline std::vector<uint16_t> ordinary_tokens(int vocab_size) {
-    assert(vocab_size >= 2 && vocab_size <= 65536);
-    std::vector<uint16_t> tokens(static_cast<size_t>(vocab_size) - 1);
+// The tokens that text is made of: all before <|endoftext|>, of which eot is the id (Tokenizer::eot()).
+// Tokens that were added to a vocabulary come after it.
+inline std::vector<uint16_t> ordinary_tokens(int eot) {
+    assert(eot >= 1 && eot <= 65535);
+    std::vector<uint16_t> tokens(static_cast<size_t>(eot));
     for (size_t i = 0; i < tokens.size(); i++) tokens[i] = static_cast<uint16_t>(i);
     return tokens;
 }
 
 // Those of them that occur in the text, in order.
-inline std::vector<uint16_t> occurring_tokens(std::span<const uint16_t> text, int vocab_size) {
+inline std::vector<uint16_t> occurring_tokens(std::span<const uint16_t> text, int eot) {
     std::vector<char> occurs(65536);
     for (const uint16_t token : text) occurs[token] = 1;
-    std::vector<uint16_t> tokens = ordinary_tokens(vocab_size);
+    std::vector<uint16_t> tokens = ordinary_tokens(eot);
     std::erase_if(tokens, [&](uint16_t token) { return !occurs[token]; });
     return tokens;
 }

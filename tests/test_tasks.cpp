@@ -258,12 +258,12 @@ TEST_CASE("The summary of choices") {
 }
 
 TEST_CASE("Alphabets") {
-    const Tokens all = ordinary_tokens(257);
+    const Tokens all = ordinary_tokens(256);
     CHECK(all.size() == 256);
     CHECK(all.front() == 0);
     CHECK(all.back() == 255);
-    CHECK(ordinary_tokens(65536).back() == 65534);
-    CHECK(occurring_tokens(Tokens{5, 256, 5, 0, 300}, 257) == Tokens{0, 5});
+    CHECK(ordinary_tokens(65535).back() == 65534);
+    CHECK(occurring_tokens(Tokens{5, 256, 5, 0, 300}, 256) == Tokens{0, 5});
 }
 
 TEST_CASE("Drawn tokens are uniform") {
@@ -287,7 +287,7 @@ TEST_CASE("Drawn tokens are uniform") {
 TEST_CASE("Induction: a sequence and the same again") {
     for (const int V : {kByteVocab, kGpt2Vocab}) {
         const int n = 100, sequences = 6;
-        const auto items = induction_probe(ordinary_tokens(V), 2 * n - 1, n, sequences, 42);
+        const auto items = induction_probe(ordinary_tokens(V - 1), 2 * n - 1, n, sequences, 42);
         REQUIRE(items.size() == 2 * sequences);
         for (size_t i = 0; i < items.size(); i += 2) {
             const Scored &first = items[i], &second = items[i + 1];
@@ -318,7 +318,7 @@ TEST_CASE("Induction: a sequence and the same again") {
         CHECK(copies.first_accuracy == 0);
         CHECK(copies.second_accuracy == 1);
     }
-    const Tokens alphabet = ordinary_tokens(257);
+    const Tokens alphabet = ordinary_tokens(256);
     check_mentions(error_of([&] { induction_probe(alphabet, 64, 33, 1, 0); }), "repeats 2 to 32 tokens");
     check_mentions(error_of([&] { induction_probe(alphabet, 64, 1, 1, 0); }), "not 1");
     check_mentions(error_of([&] { induction_probe(Tokens{3}, 64, 8, 1, 0); }), "alphabet");
@@ -327,7 +327,7 @@ TEST_CASE("Induction: a sequence and the same again") {
 TEST_CASE("Recall: a key's value") {
     for (const int V : {kByteVocab, kGpt2Vocab}) {
         const int pairs = 8, questions = 400;
-        const auto items = recall_probe(ordinary_tokens(V), 2 * pairs + 1, pairs, questions, 42);
+        const auto items = recall_probe(ordinary_tokens(V - 1), 2 * pairs + 1, pairs, questions, 42);
         REQUIRE(items.size() == static_cast<size_t>(pairs * questions));
         std::set<int> asked;
         for (size_t i = 0; i < items.size(); i++) {
@@ -356,7 +356,7 @@ TEST_CASE("Recall: a key's value") {
         CHECK(std::fabs(blind.accuracy * questions - 50) < 5 * 6.6);
         CHECK(blind.loss == doctest::Approx(std::log(V)).epsilon(1e-12));
     }
-    const Tokens alphabet = ordinary_tokens(257);
+    const Tokens alphabet = ordinary_tokens(256);
     check_mentions(error_of([&] { recall_probe(alphabet, 64, 32, 1, 0); }), "2 to 31 pairs");
     check_mentions(error_of([&] { recall_probe(alphabet, 64, 1, 1, 0); }), "not 1");
     check_mentions(error_of([&] { recall_probe(alphabet, 1024, 200, 1, 0); }),
@@ -368,7 +368,7 @@ TEST_CASE("Needle: a key's value at a depth of a text") {
     const size_t L = static_cast<size_t>(T - 1 - 2 * key);
     Tokens text;
     for (int i = 0; i < 2000; i++) text.push_back(static_cast<uint16_t>(random_bits(7, 0, i) % 100));
-    const auto items = needle_probe(ordinary_tokens(V), text, T, key, candidates, questions, 42);
+    const auto items = needle_probe(ordinary_tokens(V - 1), text, T, key, candidates, questions, 42);
     REQUIRE(items.size() == static_cast<size_t>(10 * questions * candidates));
     std::set<size_t> right_places;
     for (size_t i = 0; i < items.size(); i++) {
@@ -430,7 +430,7 @@ TEST_CASE("Needle: a key's value at a depth of a text") {
         CHECK(near[d].exact == (whole ? 1 : 0));
     }
 
-    const Tokens alphabet = ordinary_tokens(V);
+    const Tokens alphabet = ordinary_tokens(V - 1);
     check_mentions(error_of([&] { needle_probe(alphabet, text, 16, 3, 4, 1, 0); }), "context of 17 or more");
     check_mentions(error_of([&] { needle_probe(alphabet, text, 4096, 3, 4, 1, 0); }),
                    "needs 4089 tokens of text in a context of 4096; there are 2000");
@@ -450,7 +450,7 @@ TEST_CASE("Needle: a key's value at a depth of a text") {
 }
 
 TEST_CASE("Probes follow from their seed, and more questions begin with fewer") {
-    const Tokens alphabet = ordinary_tokens(257), text(500, 7);
+    const Tokens alphabet = ordinary_tokens(256), text(500, 7);
     const auto tokens_of = [](const std::vector<Scored>& items) {
         std::vector<Tokens> all;
         for (const Scored& item : items) all.push_back(item.tokens);

@@ -100,6 +100,11 @@ __device__ Chosen choose_highest(int lane, int n, int k, Rank rank) {
     return {kth, last};
 }
 
+// The rank of a score. + 0 makes the two zeros one.
+__device__ inline unsigned score_rank(float score) {
+    return ordered_bits(score + 0.0f);
+}
+
 // The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), and the n-th number of the generator that
 // starts at `seed`.
 __device__ inline uint64_t splitmix64(uint64_t seed, uint64_t n) {
@@ -135,32 +140,50 @@ __device__ __forceinline__ void add_values(float (&sum)[kMaxCutHeadSize / LANES]
 // ---------------------------------------------------------------------------------------------------------
 // kernels
 
-// s[r][j] = q_r . k_j / sqrt(hs) for r < rows, j < n, by the whole block: the scores of `rows` queries, of
-// which the last sees n keys. q_turned: [hs][kCutRows] of shared memory. Ends with a barrier.
+// The queries of a block: `rows` from `first` on, at most `most` of them. Block 0 takes the last ones, so
+// that the longest rows start first.
+template <class Float>
+struct BlockQueries {
+    int first, rows;
+    size_t stride;           // from one position to the next
+    const Float *q, *k, *v;  // of this head at position 0
+
+    __device__ BlockQueries(const Float* qkv, int b, int head, int T, int num_heads, int hs, int most)
+        : first((gridDim.x - 1 - blockIdx.x) * most),
+          rows(min(most, T - first)),
+          stride(3 * (size_t)num_heads * hs),
+          q(qkv + (size_t)b * T * stride + head * hs),
+          k(q + num_heads * hs),
+          v(k + num_heads * hs) {}
+};
+
+// s[r row_floats + j] = q_i . k_j / sqrt(hs) for every query i = first + r of the block and every key j that
+// the last of them sees. q_turned: [hs][kCutRows] of shared memory. For the whole block; ends with a barrier.
 template <class Float, int LANES>
-__device__ void block_scores(float* s, int T, float* q_turned, const Float* q, const Float* k, size_t stride,
-                             int rows, int n, int hs) {
+__device__ void block_scores(float* s, int row_floats, float* q_turned, const BlockQueries<Float>& block,
+                             int hs) {
     constexpr int N = Pack<Float>::size, R = kCutRows;
-    constexpr int KEYS =
-        LANES == 1 ? 8 : 1;  // at once: a single thread does not wait for one fmaf after another
+    constexpr int KEYS = LANES == 1 ? 8 : 1;  // at once, so that a single thread need not wait for each fmaf
+    const Float* q = block.q + block.first * block.stride;
     for (int i = threadIdx.x; i < R * hs; i += blockDim.x)
-        q_turned[i] = i % R < rows ? (float)q[i % R * stride + i / R] : 0.0f;
+        q_turned[i] = i % R < block.rows ? (float)q[i % R * block.stride + i / R] : 0.0f;
     __syncthreads();
+    const int n = block.first + block.rows;
     const float scale = 1.0f / sqrtf((float)hs);
     for (int j = threadIdx.x * KEYS; j < n; j += blockDim.x * KEYS) {
         float dot[KEYS][R] = {};
         for (int d = 0; d < hs; d += N) {
             Pack<Float> key[KEYS];
-            for (int c = 0; c < KEYS; c++) key[c] = load_pack(k + min(j + c, n - 1) * stride + d);
+            for (int c = 0; c < KEYS; c++) key[c] = load_pack(block.k + min(j + c, n - 1) * block.stride + d);
             for (int u = 0; u < N; u++)
                 for (int c = 0; c < KEYS; c++)
 #pragma omp simd
                     for (int r = 0; r < R; r++)
                         dot[c][r] = fmaf(q_turned[(d + u) * R + r], (float)key[c][u], dot[c][r]);
         }
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < block.rows; r++)
             for (int c = 0; c < KEYS; c++)
-                if (j + c < n) s[(size_t)r * T + j + c] = dot[c][r] * scale;
+                if (j + c < n) s[r * row_floats + j + c] = dot[c][r] * scale;
     }
     __syncthreads();
 }
@@ -172,20 +195,15 @@ __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, 
     extern __shared__ float4 shared[];
     float* q_turned = (float*)shared;          // [hs][kCutRows]
     float* scores = q_turned + hs * kCutRows;  // [rows][T]
-    const int C = num_heads * hs, b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
-    const int first = (gridDim.x - 1 - blockIdx.x) * rows;  // the longest rows start first
-    const int block_rows = min(rows, T - first);
-    const size_t stride = 3 * (size_t)C;
-    const Float* q = qkv + (size_t)b * T * stride + head * hs;
-    const Float *keys = q + C, *v = q + 2 * C;
-    block_scores<Float, LANES>(scores, T, q_turned, q + first * stride, keys, stride, block_rows,
-                               first + block_rows, hs);
+    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const BlockQueries<Float> block(qkv, b, head, T, num_heads, hs, rows);
+    block_scores<Float, LANES>(scores, T, q_turned, block, hs);
 
     const int lane = threadIdx.x % LANES;
-    for (int r = threadIdx.x / LANES; r < block_rows; r += blockDim.x / LANES) {
-        const int i = first + r, n = i + 1;
+    for (int r = threadIdx.x / LANES; r < block.rows; r += blockDim.x / LANES) {
+        const int i = block.first + r, n = i + 1;
         const size_t row = (size_t)blockIdx.y * T + i;
-        float* s = scores + (size_t)r * T;
+        float* s = scores + r * T;
         const float max = max_over_row<LANES>(lane, n, s, [](int) { return true; });
         const float total = sum_over_row<LANES>(lane, n, [&](int j) { return __expf(s[j] - max); });
 
@@ -202,8 +220,7 @@ __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, 
             kept_mass = fminf(__expf(kept_max - max) * (kept_sum / total), 1.0f);
         };
         if (cut == Cut::topk) {
-            // + 0 makes the two zeros one
-            auto rank = [&](int j) { return ordered_bits(s[j] + 0.0f); };
+            auto rank = [&](int j) { return score_rank(s[j]); };
             const Chosen chosen = choose_highest<LANES>(lane, n, k, rank);
             weigh([&](int j) { return chosen.has(rank(j), j); });
         } else if (cut == Cut::random) {
@@ -221,9 +238,9 @@ __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, 
         row_barrier<LANES>();
 
         float o[kMaxCutHeadSize / LANES] = {};
-        add_values<LANES>(o, lane, n, hs, v, stride, [&](int j) { return s[j]; });
+        add_values<LANES>(o, lane, n, hs, block.v, block.stride, [&](int j) { return s[j]; });
         const float factor = (renormalize ? 1.0f : kept_mass) / kept_sum;
-        Float* o_row = out + ((size_t)b * T + i) * C + head * hs;
+        Float* o_row = out + (((size_t)b * T + i) * num_heads + head) * hs;
         for_owned_dimensions<LANES>(lane, hs, [&](int d, int x) { o_row[d] = (Float)(o[x] * factor); });
         if (kept && lane == 0) kept[row] = kept_mass;
     }
@@ -232,34 +249,35 @@ __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, 
 // ---------------------------------------------------------------------------------------------------------
 // launchers
 
-// The longest context whose rows, `arrays` arrays of T floats each, fit into shared memory one at a time.
-inline int max_cut_context(const Context& ctx, int arrays = 1) {
-    return (int)(ctx.max_shared / sizeof(float) - kMaxCutHeadSize * kCutRows) / arrays;
+// Calls launch(grid, threads of a block, bytes of shared memory of a block, rows of a block) for a kernel
+// whose rows take row_floats floats of shared memory each.
+template <class Launch>
+void with_cut_rows(const Context& ctx, int heads, int T, int hs, int row_floats, Launch launch) {
+    assert(T > 0 && hs % 8 == 0 && hs <= kMaxCutHeadSize && heads > 0 && heads <= 65535);
+    const int fit = (int)(ctx.max_shared / sizeof(float) - hs * kCutRows) / row_floats;
+    const int rows = fit < kCutRows ? fit : kCutRows;
+    const size_t shared = sizeof(float) * (hs * kCutRows + (size_t)rows * row_floats);
+    launch(dim3(ceil_div(T, rows), heads), ctx.row_lanes == 1 ? 1 : 32 * kCutRows, shared, rows);
 }
 
-// out [B,T,C], with C = num_heads * hs; kept [B,NH,T], may be null; qkv [B,T,3C] as for attention_forward.
-// T is at most max_cut_context, k at least 1 (not looked at where cut is dense). seed is for Cut::random
-// alone: the same seed draws the same keys, so a caller gives each layer its own.
+// The longest context of which a block can hold a row of scores.
+inline int max_cut_context(const Context& ctx) {
+    return (int)(ctx.max_shared / sizeof(float)) - kMaxCutHeadSize * kCutRows;
+}
+
+// out [B,T,C], with C = num_heads * hs; kept [B,NH,T], may be null; qkv [B,T,3C] as for attention_forward. k
+// is at least 1 (not looked at where cut is dense). seed is for Cut::random alone: the same seed draws the
+// same keys, so a caller gives each layer its own. Throws where T is above max_cut_context.
 template <class Float>
 void attention_cut_forward(const Context& ctx, Float* out, float* kept, const Float* qkv, int B, int T,
                            int num_heads, int hs, Cut cut, int k, bool renormalize, uint64_t seed) {
-    assert(B > 0 && T > 0 && hs % 8 == 0 && hs <= kMaxCutHeadSize && B * num_heads <= 65535);
     assert(cut == Cut::dense || k >= 1);
     if (T > max_cut_context(ctx))
-        fail(
-            "cutting attention rows of %d tokens takes more shared memory than a block of %s has: use a context "
-            "of at most %d tokens",
-            T, ctx.device_name.c_str(), max_cut_context(ctx));
-    const int fit = (int)((ctx.max_shared / sizeof(float) - hs * kCutRows) / T);
-    const int rows = fit < kCutRows ? fit : kCutRows;
-    const dim3 grid(ceil_div(T, rows), B * num_heads);
-    const size_t shared = sizeof(float) * (hs * kCutRows + (size_t)rows * T);
-    auto launch = [&](auto kernel, int threads) {
-        launch_attention(ctx, kernel, grid, threads, shared, out, kept, qkv, T, num_heads, hs, rows, cut, k,
-                         renormalize, seed);
-    };
-    if (ctx.row_lanes == 1)
-        launch(attention_cut_kernel<Float, 1>, 1);
-    else
-        launch(attention_cut_kernel<Float, 32>, 32 * kCutRows);
+        fail("a context of %d tokens is too long to cut attention rows on %s: use one of at most %d tokens",
+             T, ctx.device_name.c_str(), max_cut_context(ctx));
+    with_cut_rows(ctx, B * num_heads, T, hs, T, [&](dim3 grid, int threads, size_t shared, int rows) {
+        launch_attention(
+            ctx, ctx.row_lanes == 1 ? attention_cut_kernel<Float, 1> : attention_cut_kernel<Float, 32>, grid,
+            threads, shared, out, kept, qkv, T, num_heads, hs, rows, cut, k, renormalize, seed);
+    });
 }

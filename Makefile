@@ -1,4 +1,5 @@
 # make train_gpt2cu     the trainer, for this machine's GPU if there is one and always for the CPU, and its data
+# make infer_gpt2cu     the program that generates text and measures what condensed attention buys
 # make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
 # make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
 # make bench            times of the machine, each kernel and whole steps; BENCH="--quick": flags, see dev/bench/README.md
@@ -41,30 +42,32 @@ else
 endif
 RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
 
-# ---- the trainer ----
+# ---- the programs ----
 
 .PHONY: all test gpu-compile readme format format-check clean FORCE
 .DELETE_ON_ERROR:
-all: train_gpt2cu
+PROGRAMS = train_gpt2 infer_gpt2
+all: $(PROGRAMS:=cu)
 
+# PROGRAMcu runs on the GPU, and where there is none becomes PROGRAMcpu, which is built beside it.
 ifneq ($(NVCC),)
-train_gpt2cu: build/train_gpt2_cuda.o build/commit.o | train_gpt2cpu data/default_dataset
+$(PROGRAMS:=cu): %cu: build/%_cuda.o build/commit.o | %cpu data/default_dataset
 	$(NVCC) $(filter %.o,$^) $(NVCC_LIBS) -o $@
 else
-train_gpt2cu: train_gpt2cpu build/no_nvcc | data/default_dataset
+$(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 	cp $< $@
 build/no_nvcc:
 	@echo "no nvcc was found: building for the CPU alone (install the CUDA Toolkit for the GPU)"
 	@touch $@
 endif
 
-train_gpt2cpu: build/train_gpt2_cpu.o build/commit.o
+$(PROGRAMS:=cpu): %cpu: build/%_cpu.o build/commit.o
 	$(CXX) $^ $(CPU_LIBS) -o $@
 
-build/train_gpt2_cpu.o: train_gpt2.cu build/deps Makefile
+build/%_cpu.o: %.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
 
-build/train_gpt2_cuda.o: train_gpt2.cu build/deps build/gpu_arch Makefile
+build/%_cuda.o: %.cu build/deps build/gpu_arch Makefile
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
 
 # Rewritten only when the architecture changes, so that a new GPU means a new build.
@@ -119,7 +122,7 @@ endif
 # ---- tests ----
 
 HOST_TESTS = $(basename $(notdir $(wildcard tests/test_*.cpp)))
-KERNEL_TESTS = test_layers test_matmul test_attention
+KERNEL_TESTS = test_layers test_matmul test_attention test_attention_decode
 CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
@@ -177,8 +180,9 @@ build/gpu/compiled/%.o: % build/deps FORCE
 
 # ---- housekeeping ----
 
-readme: train_gpt2cpu
+readme: $(PROGRAMS:=cpu)
 	./train_gpt2cpu --help-markdown | dev/put_table README.md flags
+	./infer_gpt2cpu --help-markdown | dev/put_table README.md infer-flags
 
 FORMATTED = $(wildcard *.cu dev/*/*.cu llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
 format:
@@ -187,6 +191,6 @@ format-check:
 	clang-format --dry-run --Werror $(FORMATTED)
 
 clean:
-	rm -rf build train_gpt2cu train_gpt2cpu
+	rm -rf build $(PROGRAMS:=cu) $(PROGRAMS:=cpu)
 
 -include $(wildcard build/*.d build/*/*.d)

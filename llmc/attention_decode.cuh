@@ -51,6 +51,16 @@ struct DecodeStats {
     float tau;        // mass that was not kept
     float certified;  // upper bound on it that was known without reading the rest
     float worst;      // the largest tau of a query, not a sum
+
+    __host__ __device__ void add(const DecodeStats& x) {
+        tokens += x.tokens;
+        visible += x.visible;
+        keys += x.keys;
+        pages += x.pages;
+        tau += x.tau;
+        certified += x.certified;
+        worst = fmaxf(worst, x.worst);
+    }
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -157,18 +167,6 @@ struct DecodeHead {
     }
 };
 
-// Exact counts and shares are added by one thread, so their order is fixed.
-[[maybe_unused]] static __device__ void add_stats(DecodeStats* stats, int n, float keys, float pages,
-                                                  float tau, float certified) {
-    stats->tokens += 1.0f;
-    stats->visible += (float)n;
-    stats->keys += keys;
-    stats->pages += pages;
-    stats->tau += tau;
-    stats->certified += certified;
-    stats->worst = fmaxf(stats->worst, tau);
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // the cache
 
@@ -265,7 +263,7 @@ __global__ void decode_combine_kernel(Float* out, DecodeStats* stats, const floa
         out[(size_t)blockIdx.x * hs + d] = (Float)(sum / total);
     }
     if (stats && threadIdx.x == 0)
-        add_stats(stats + blockIdx.x, n, (float)n, (float)ceil_div(n, kPageTokens), 0.0f, 0.0f);
+        stats[blockIdx.x].add({1.0f, (float)n, (float)n, (float)ceil_div(n, kPageTokens), 0.0f, 0.0f, 0.0f});
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -374,7 +372,7 @@ __global__ void decode_topk_kernel(Float* out, DecodeStats* stats, const float* 
     for (int d = tid; d < hs; d += threads) out[(size_t)blockIdx.x * hs + d] = (Float)(sum[d] / kept);
     if (stats && tid == 0) {
         const float tau = k < n ? fmaxf(1.0f - kept / total, 0.0f) : 0.0f;
-        add_stats(stats + blockIdx.x, n, (float)n, (float)ceil_div(n, kPageTokens), tau, tau);
+        stats[blockIdx.x].add({1.0f, (float)n, (float)n, (float)ceil_div(n, kPageTokens), tau, tau, tau});
     }
 }
 
@@ -489,7 +487,8 @@ __global__ void decode_pages_kernel(Float* out, DecodeStats* stats, const Float*
         __syncthreads();
     }
     for (int i = 0; i < read; i++) tokens += (float)page_tokens(order[i], n);
-    if (tid == 0) add_stats(stats + blockIdx.x, n, tokens, (float)read, rest / (kept + rest), certified);
+    const float tau = rest / (kept + rest);
+    if (tid == 0) stats[blockIdx.x].add({1.0f, (float)n, tokens, (float)read, tau, certified, tau});
 }
 
 // ---------------------------------------------------------------------------------------------------------

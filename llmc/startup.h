@@ -137,6 +137,6 @@ inline std::string default_data(const std::string& tokens, const char* part) {
     std::ifstream file(folder + "default_dataset");
     std::string name;
     if (!(file >> name))
-        fail("there is no training data yet: run data/prepare, or give token shards with -i and -j");
+        fail("there is no data yet: run data/prepare, or name token shards with -i and -j");
     return folder + name + "_" + tokens + "_" + part + "_*.bin";
 }

@@ -1,0 +1,1294 @@
+// Runs GPT-2 from any weights that the trainer loads, and shows what condensed attention buys. Read from top
+// to bottom: configuration, the model, a forward over whole sequences, one token at a time with a KV cache,
+// generating text, then what is measured: losses with attention cut to k keys, tasks and probes, and the
+// report of where attention goes. Each kernel's formula is in its header under llmc/.
+//
+// Shapes: B sequences, T tokens of each, C channels, NH heads, hs = C / NH, L layers, V vocabulary, Vp the
+// vocabulary padded to a multiple of 128. Float is bf16 or float.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "llmc/attention.cuh"
+#include "llmc/attention_cut.cuh"
+#include "llmc/attention_decode.cuh"
+#include "llmc/attention_report.h"
+#include "llmc/attention_row_stats.cuh"
+#include "llmc/classifier.cuh"
+#include "llmc/context.h"
+#include "llmc/dataloader.h"
+#include "llmc/device_memory.cuh"
+#include "llmc/encoder.cuh"
+#include "llmc/flags.h"
+#include "llmc/graph.h"
+#include "llmc/layernorm.cuh"
+#include "llmc/matmul.cuh"
+#include "llmc/matvec.cuh"
+#include "llmc/metrics.h"
+#include "llmc/params.h"
+#include "llmc/sampler.cuh"
+#include "llmc/startup.h"
+#include "llmc/tasks.h"
+#include "llmc/text_stream.h"
+
+extern const char* const kGitCommit;  // written by make
+
+using Json = nlohmann::ordered_json;
+
+// ---------------------------------------------------------------------------------------------------------
+// configuration
+
+struct InferConfig {
+    std::string from;  // -e
+
+    // generation
+    std::string prompt, prompt_file;
+    bool interactive = false;
+    int64_t tokens = 128;
+    std::string attention;  // dense, topk or pages; "" until resolved
+    int topk = 8;
+    bool topk_given = false;
+    float epsilon = 0.01f;
+    Sampling sampling = {.temperature = 1.0f, .top_k = 0, .top_p = 0.95f, .seed = 1337};
+    bool slide = true;
+    bool stats = false;
+
+    // measuring
+    std::string eval, data, lambada, hellaswag, report, json;
+    bool probes = false;
+    std::vector<int> cuts = {1, 2, 4, 8, 16, 32, 64};
+    int B = -1, T = -1;
+    int64_t batches = 8, limit = 0;
+
+    Device device = Device::automatic;
+    Precision precision = Precision::automatic;
+
+    DecodeHow how() const {
+        const DecodeMode mode = attention == "topk"    ? DecodeMode::topk
+                                : attention == "pages" ? DecodeMode::pages
+                                                       : DecodeMode::dense;
+        return {mode, topk, epsilon};
+    }
+    bool measures() const {
+        return !eval.empty() || !lambada.empty() || !hellaswag.empty() || !report.empty() || probes;
+    }
+};
+
+std::vector<int> parse_cuts(const std::string& text) {
+    std::vector<int> cuts;
+    for (size_t at = 0; at <= text.size();) {
+        const size_t end = std::min(text.find(',', at), text.size());
+        cuts.push_back((int)parse_int("--cuts", text.substr(at, end - at), 1, 65536));
+        at = end + 1;
+    }
+    return cuts;
+}
+
+// The one table of flags.
+std::vector<Flag> infer_flags(InferConfig& c) {
+    return {
+        {'e', "from", "WHAT", "the newest run in log/",
+         "the model: a run or checkpoint of ours, OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
+         [&c](auto& v) { c.from = v; }},
+        {'p', "prompt", "TEXT", "<|endoftext|>", "what the text begins with",
+         [&c](auto& v) { c.prompt = v; }},
+        {'f', "prompts", "FILE", "", "prompts, one a line, continued side by side",
+         [&c](auto& v) { c.prompt_file = v; }},
+        {0, "interactive", "", "", "read lines, and continue the text after each",
+         [&c](auto&) { c.interactive = true; }},
+        {'n', "tokens", "N", "128", "tokens to generate",
+         [&c](auto& v) { c.tokens = parse_int("-n (--tokens)", v, 1, 1 << 24); }},
+        {'k', "topk", "K", "8",
+         "keys that an attention row keeps; for generation it implies --attention topk",
+         [&c](auto& v) {
+             c.topk = (int)parse_int("-k (--topk)", v, 1, 65536);
+             c.topk_given = true;
+         }},
+        {0, "attention", "dense|topk|pages", "dense",
+         "how the cache is read: all of it; all keys, and the values of the k best; pages of 16 keys, best first, until what is unread provably holds less than epsilon of the mass",
+         [&c](auto& v) {
+             parse_choice("--attention", v, {"dense", "topk", "pages"});
+             c.attention = v;
+         }},
+        {0, "epsilon", "X", "0.01", "with --attention pages: the mass of a row that may stay unread",
+         [&c](auto& v) { c.epsilon = parse_float("--epsilon", v, 0, 1); }},
+        {0, "temperature", "X", "1", "divides the logits; 0 takes the most likely token",
+         [&c](auto& v) { c.sampling.temperature = parse_float("--temperature", v, 0, 1000); }},
+        {0, "top-p", "X", "0.95", "draw from the most likely tokens that together reach this probability",
+         [&c](auto& v) { c.sampling.top_p = parse_float("--top-p", v, 1e-6, 1); }},
+        {0, "top-tokens", "N", "0", "draw from the N most likely tokens; 0 = all",
+         [&c](auto& v) { c.sampling.top_k = (int)parse_int("--top-tokens", v, 0, 65536); }},
+        {0, "greedy", "", "", "always the most likely token: --temperature 0",
+         [&c](auto&) { c.sampling.temperature = 0; }},
+        {0, "seed", "N", "1337", "for samples and probes",
+         [&c](auto& v) { c.sampling.seed = (uint64_t)parse_int("--seed", v, 0, INT64_MAX); }},
+        {0, "context-full", "slide|stop", "slide",
+         "at the end of the context: go on with its second half, or stop",
+         [&c](auto& v) {
+             c.slide = parse_choice("--context-full", v, {"slide", "stop"}) == 0;
+         }},
+        {0, "stats", "", "", "after generating, show what each layer and head has read",
+         [&c](auto&) { c.stats = true; }},
+        {0, "eval", "WHAT", "",
+         "loss on token shards (a glob) or a text file, dense and with every row cut to k keys",
+         [&c](auto& v) { c.eval = v; }},
+        {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and --report",
+         [&c](auto& v) { c.cuts = parse_cuts(v); }},
+        {0, "lambada", "FILE", "", "LAMBADA (data/fetch lambada): the last word, dense and with k keys",
+         [&c](auto& v) { c.lambada = v; }},
+        {0, "hellaswag", "FILE", "", "HellaSwag (data/fetch hellaswag), dense and with k keys",
+         [&c](auto& v) { c.hellaswag = v; }},
+        {0, "probes", "", "",
+         "induction, associative recall and a needle in the context, dense and with k keys",
+         [&c](auto&) { c.probes = true; }},
+        {0, "report", "DIR", "", "where attention goes, by layer and head: report.json, pictures and a page",
+         [&c](auto& v) { c.report = v; }},
+        {'j', "data", "WHAT", "what make prepared", "token shards or a text file for --report and --probes",
+         [&c](auto& v) { c.data = v; }},
+        {'b', "batch", "N", "4 on a CPU, 16 on a GPU", "sequences at a time, of what is measured",
+         [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
+        {'t', "context", "N", "the model's", "tokens of a sequence of what is measured",
+         [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 2, 65536); }},
+        {'m', "batches", "N", "8", "batches of --eval and --report",
+         [&c](auto& v) { c.batches = parse_int("-m (--batches)", v, 1, INT32_MAX); }},
+        {0, "limit", "N", "0", "questions of each task and probe; 0 = all",
+         [&c](auto& v) { c.limit = parse_int("--limit", v, 0, INT32_MAX); }},
+        {0, "json", "FILE", "", "write everything that was measured here as well",
+         [&c](auto& v) { c.json = v; }},
+        {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
+         [&c](auto& v) {
+             c.device = (Device)parse_choice("--device", v, {"auto", "cpu", "cuda"});
+         }},
+        {0, "precision", "auto|bf16|fp32", "auto", "auto is bf16 on a GPU, fp32 on a CPU",
+         [&c](auto& v) {
+             c.precision = (Precision)parse_choice("--precision", v, {"auto", "bf16", "fp32"});
+         }},
+        {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
+         [&c](auto&) {
+             fputs(
+                 "Runs GPT-2, dense or with condensed attention.\n\n    ./infer_gpt2cu -p \"In the beginning\" -n 128 -k 8        reads the top 8 of each attention row\n\n",
+                 stdout);
+             InferConfig defaults;
+             fputs(flags_help(infer_flags(defaults)).c_str(), stdout);
+             exit(0);
+         }},
+    };
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// the model
+
+template <class Float>
+struct Model {
+    GPT2Config config;
+    void* memory = nullptr;
+    Params<Float> params = {};
+
+    int hs() const { return config.channels / config.num_heads; }
+};
+
+template <class Float>
+Model<Float> load_model(const Context& ctx, const WeightFiles& files, const GPT2Config& config) {
+    std::vector<float> host(num_parameters(config));
+    load_weights(files, config, host.data());
+    Model<Float> m{.config = config};
+    const size_t bytes = host.size() * sizeof(Float);
+    if (cudaMalloc(&m.memory, bytes) != cudaSuccess)
+        fail("the weights take %s, and %s has less", pretty_bytes((double)bytes).c_str(),
+             ctx.device_name.c_str());
+    Float* params = static_cast<Float*>(m.memory);
+    const std::vector<Float> rounded(host.begin(), host.end());
+    to_device(params, rounded.data(), rounded.size());
+    m.params = point_to_params(params, config);
+    return m;
+}
+
+// Activations of one forward over B * T tokens; nothing is kept for a backward, so layers share them.
+template <class Float>
+struct Acts {
+    int *inputs, *targets;  // [B,T]
+    Float* residual;        // [B,T,C]
+    Float* normed;          // [B,T,C] layernorm's output
+    Float* qkv;             // [B,T,3C]
+    Float* att;             // [B,T,C]
+    Float* branch;          // [B,T,C] what attention or MLP adds to the residual stream
+    Float *fch, *fch_gelu;  // [B,T,4C] before and after GELU
+    float *mean, *rstd;     // [B,T]
+    AttentionRows rows;     // [B,NH,T] each
+    float* kept;            // [B,NH,T] mass that a cut row keeps
+    Float* logits;          // [logit_rows,Vp]
+    float* losses;          // [logit_rows]
+    int *best, *zeros;      // [logit_rows] the most likely tokens
+    float* sampler;         // scratch
+    int logit_rows;
+};
+
+template <class Float>
+Acts<Float> lay_out_acts(Arena& arena, const GPT2Config& config, int B, int T) {
+    const size_t BT = (size_t)B * T, C = config.channels, rows = BT * config.num_heads;
+    Acts<Float> a;
+    a.inputs = arena.take<int>(BT);
+    a.targets = arena.take<int>(BT);
+    a.residual = arena.take<Float>(BT * C);
+    a.normed = arena.take<Float>(BT * C);
+    a.qkv = arena.take<Float>(BT * 3 * C);
+    a.att = arena.take<Float>(BT * C);
+    a.branch = arena.take<Float>(BT * C);
+    a.fch = arena.take<Float>(BT * 4 * C);
+    a.fch_gelu = arena.take<Float>(BT * 4 * C);
+    a.mean = arena.take<float>(BT);
+    a.rstd = arena.take<float>(BT);
+    a.rows = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows),
+              arena.take<float>(rows)};
+    a.kept = arena.take<float>(rows);
+    // The logits of a GPT-2 token are 200 kB in fp32: a thousand at a time, not all.
+    a.logit_rows = (int)std::min<size_t>(BT, 1024);
+    a.logits = arena.take<Float>((size_t)a.logit_rows * config.padded_vocab_size);
+    a.losses = arena.take<float>(a.logit_rows);
+    a.best = arena.take<int>(a.logit_rows);
+    a.zeros = arena.take<int>(a.logit_rows);
+    a.sampler = arena.take<float>(sampler_scratch(a.logit_rows, config.vocab_size));
+    return a;
+}
+
+// Device memory that is cut up by `layout(Arena&)`, which runs twice: first without memory, to learn the
+// size.
+class DeviceMemory {
+  public:
+    template <class Layout>
+    DeviceMemory(const Context& ctx, const char* what, Layout layout) {
+        Arena arena;
+        layout(arena);
+        size_t free_bytes = 0, total_bytes = 0;
+        CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+        if (arena.used > free_bytes || cudaMalloc(&memory_, arena.used) != cudaSuccess)
+            fail("%s take %s, and %s has %s free: lower -b, -t or the number of prompts", what,
+                 pretty_bytes((double)arena.used).c_str(), ctx.device_name.c_str(),
+                 pretty_bytes((double)free_bytes).c_str());
+        CUDA_CHECK(cudaMemset(memory_, 0, arena.used));
+        Arena again{.base = static_cast<char*>(memory_), .used = 0};
+        layout(again);
+    }
+    DeviceMemory(const DeviceMemory&) = delete;
+    ~DeviceMemory() { cudaFree(memory_); }
+
+  private:
+    void* memory_ = nullptr;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// forward over whole sequences
+
+// From the tokens in a.inputs [B,T] to the last layernorm, a.normed [B,T,C]. attend(l) makes a.att of a.qkv,
+// both of layer l. positions [B,T] on the device, or null for 0 ... T - 1.
+template <class Float, class Attend>
+void forward(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, int B, int T,
+             const int* positions, Attend attend) {
+    const int C = m.config.channels, L = m.config.num_layers, BT = B * T;
+    encoder_forward(ctx, a.residual, a.inputs, m.params.wte, m.params.wpe, B, T, C, positions);
+    // residual += branch (but for the first), normed = layernorm(residual), in one pass over the data
+    const auto layernorm = [&](const Float* weight, const Float* bias, bool add) {
+        layernorm_forward<Float>(ctx, a.normed, a.mean, a.rstd, add ? a.residual : nullptr,
+                                 add ? a.residual : nullptr, add ? a.branch : a.residual, weight, bias, BT,
+                                 C);
+    };
+    for (int l = 0; l < L; l++) {
+        const LayerParams<Float>& p = m.params.layers[l];
+        layernorm(p.ln1_w, p.ln1_b, l > 0);
+        matmul_forward(ctx, a.qkv, a.normed, p.qkv_w, p.qkv_b, BT, C, 3 * C);
+        attend(l);
+        matmul_forward(ctx, a.branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
+        layernorm(p.ln2_w, p.ln2_b, true);
+        matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.normed, p.fc_w, p.fc_b, BT, C, 4 * C);
+        matmul_forward(ctx, a.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
+    }
+    layernorm(m.params.lnf_w, m.params.lnf_b, true);
+}
+
+// Which keys the rows of a whole sequence keep.
+struct SequenceAttention {
+    Cut cut = Cut::dense;
+    int k = 0;
+    bool renormalize = true;
+    uint64_t seed = 0;  // of Cut::random
+};
+
+// a.att of a.qkv; unless dense, also a.kept.
+template <class Float>
+void attend_sequences(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, int l, int B, int T,
+                      SequenceAttention how) {
+    const int NH = m.config.num_heads;
+    if (how.cut == Cut::dense)
+        attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, m.hs(), 0);
+    else
+        attention_cut_forward(ctx, a.att, a.kept, a.qkv, B, T, NH, m.hs(), how.cut, how.k, how.renormalize,
+                              random_bits(how.seed, 0, (uint64_t)l));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// one token at a time
+
+// What decoding keeps of B sequences. All of it is on the device, so that a step needs nothing from the host
+// and can be recorded once as a graph.
+template <class Float>
+struct Decoding {
+    int B, capacity;
+    int most_used;   // tokens of a sequence, at most the capacity and the model's context
+    int* tokens;     // [B] the newest token of each sequence, not yet in the cache
+    int* positions;  // [B] and its position
+    int* streams;    // [B] numbers of the sequences, for their random numbers
+    int* lengths;    // [B] of the prompts
+    std::vector<KvCache<Float>> cache;
+    Float* last;         // [B,C] the last layernorm's output of each sequence's newest token
+    Float* logits;       // [B,Vp]
+    float* attention;    // scratch
+    float* sampler;      // scratch
+    DecodeStats* stats;  // [L,B,NH]; null unless asked for
+};
+
+template <class Float>
+Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, int capacity, int most_used,
+                                 bool stats) {
+    const size_t C = config.channels, keys = (size_t)B * capacity * C;
+    Decoding<Float> d;
+    d.B = B;
+    d.capacity = capacity;
+    d.most_used = most_used;
+    d.tokens = arena.take<int>(B);
+    d.positions = arena.take<int>(B);
+    d.streams = arena.take<int>(B);
+    d.lengths = arena.take<int>(B);
+    for (int l = 0; l < config.num_layers; l++)
+        d.cache.push_back({arena.take<Float>(keys), arena.take<Float>(keys),
+                           arena.take<Float>(keys / kPageTokens), arena.take<Float>(keys / kPageTokens),
+                           capacity});
+    d.last = arena.take<Float>(B * C);
+    d.logits = arena.take<Float>((size_t)B * config.padded_vocab_size);
+    d.attention =
+        arena.take<float>(decode_scratch(B, config.num_heads, config.channels / config.num_heads, capacity));
+    d.sampler = arena.take<float>(sampler_scratch(B, config.vocab_size));
+    d.stats = stats ? arena.take<DecodeStats>((size_t)config.num_layers * B * config.num_heads) : nullptr;
+    return d;
+}
+
+// The token that was drawn takes its place; a sequence that has come to the end stays there.
+static __global__ void advance_kernel(int* positions, int B, int most_used) {
+    for (int b = threadIdx.x; b < B; b += blockDim.x) positions[b] = min(positions[b] + 1, most_used - 1);
+}
+
+// d.last [B,C] to the next token of each sequence.
+template <class Float>
+void draw_tokens(const Context& ctx, const Model<Float>& m, const Decoding<Float>& d, Sampling how) {
+    sample_tokens(ctx, d.tokens, d.logits, d.sampler, d.B, m.config.vocab_size, m.config.padded_vocab_size,
+                  how, d.streams, d.positions);
+    advance_kernel<<<1, 32, 0, ctx.stream>>>(d.positions, d.B, d.most_used);
+    CUDA_CHECK(cudaGetLastError());
+}
+
+// The prompts, all in one pass: a.inputs [B,T], of which d.lengths [B] tokens count. Fills the cache and
+// draws each sequence's first token. With top-k attention the prompt's rows are cut like all others; pages
+// are a way to read a cache, and the prompt is read densely.
+template <class Float>
+void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d, int T,
+             const std::vector<int>& lengths, DecodeHow how, Sampling sampling) {
+    const int B = d.B, C = m.config.channels, NH = m.config.num_heads;
+    forward(ctx, m, a, B, T, nullptr, [&](int l) {
+        kv_append(ctx, d.cache[l], a.qkv, B, T, NH, m.hs(), nullptr, d.lengths);
+        attend_sequences(
+            ctx, m, a, l, B, T,
+            how.mode == DecodeMode::topk ? SequenceAttention{Cut::topk, how.topk} : SequenceAttention{});
+    });
+    for (int b = 0; b < B; b++)
+        CUDA_CHECK(cudaMemcpyAsync(d.last + (size_t)b * C, a.normed + ((size_t)b * T + lengths[b] - 1) * C,
+                                   C * sizeof(Float), cudaMemcpyDeviceToDevice, ctx.stream));
+    matmul_forward<Float>(ctx, d.logits, d.last, m.params.wte, nullptr, B, C, m.config.padded_vocab_size);
+    draw_tokens(ctx, m, d, sampling);
+}
+
+// One step for all sequences: d.tokens at d.positions to the next ones. a has room for B tokens. With few
+// sequences the step is as long as it takes to read the weights once, five launches a layer; with many it is
+// the forward above, for one token of each.
+template <class Float>
+void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d,
+                 DecodeHow how, Sampling sampling) {
+    const int B = d.B, C = m.config.channels, NH = m.config.num_heads, Vp = m.config.padded_vocab_size;
+    const auto attend = [&](int l) {
+        kv_append(ctx, d.cache[l], a.qkv, B, 1, NH, m.hs(), d.positions, nullptr);
+        attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * B * NH : nullptr, d.attention, a.qkv,
+                         d.cache[l], d.positions, B, NH, m.hs(), how);
+    };
+    if (B > kMaxMatvecRows) {
+        CUDA_CHECK(
+            cudaMemcpyAsync(a.inputs, d.tokens, B * sizeof(int), cudaMemcpyDeviceToDevice, ctx.stream));
+        forward(ctx, m, a, B, 1, d.positions, attend);
+        matmul_forward<Float>(ctx, d.logits, a.normed, m.params.wte, nullptr, B, C, Vp);
+    } else {
+        const Normalize<Float> as_it_is = {nullptr, nullptr};
+        Float* x = a.residual;
+        encoder_forward(ctx, x, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
+        for (int l = 0; l < m.config.num_layers; l++) {
+            const LayerParams<Float>& p = m.params.layers[l];
+            matvec_forward<Float>(ctx, a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, B, C,
+                                  3 * C);
+            attend(l);
+            matvec_forward<Float>(ctx, x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, B, C, C);
+            matvec_forward<Float>(ctx, a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, B, C,
+                                  4 * C);
+            matvec_forward<Float>(ctx, x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, B, 4 * C,
+                                  C);
+        }
+        matvec_forward<Float>(ctx, d.logits, x, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b},
+                              nullptr, false, B, C, Vp);
+    }
+    draw_tokens(ctx, m, d, sampling);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// generation
+
+using Tokens = std::vector<uint16_t>;
+
+struct Generation {
+    std::vector<Tokens> made;               // of each prompt, without <|endoftext|>
+    int64_t drawn = 0;                      // tokens drawn, of all sequences
+    int64_t steps = 0;                      // after the first tokens
+    double first_seconds = 0, seconds = 0;  // to the first tokens; all of it
+    int slides = 0;                         // how often the context was full
+    std::vector<DecodeStats> stats;         // [L,NH], if asked for
+};
+
+static volatile sig_atomic_t g_interrupted = 0;
+static void on_interrupt(int sig) {
+    g_interrupted = 1;
+    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
+}
+
+static double now_seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Continues each prompt by up to c.tokens tokens, to <|endoftext|> (eot) or, unless c.slide, to the end of
+// the context. show(b, token) is called for each token as it comes. A prompt has at least one token.
+template <class Float, class Show>
+Generation generate(const Context& ctx, const Model<Float>& m, const std::vector<Tokens>& prompts,
+                    const InferConfig& c, int eot, Show show) {
+    const int B = (int)prompts.size(), context = m.config.max_seq_len;
+    const int64_t n = c.tokens;
+    // A full context goes on with its second half, and so does a prompt that leaves no room.
+    const size_t half = (size_t)std::max(1, context / 2);
+    const auto tail = [](const Tokens& text, size_t most) {
+        return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
+    };
+    std::vector<Tokens> windows;
+    size_t longest = 0;
+    for (const Tokens& p : prompts) {
+        windows.push_back(tail(p, c.slide && (int64_t)p.size() >= context ? half : (size_t)context));
+        longest = std::max(longest, windows.back().size());
+    }
+    const int most_used = (int)std::min<int64_t>(context, (int64_t)longest + n);
+    const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
+    const int prefill_tokens = (int)std::max(longest, c.slide && most_used == context ? half : 1);
+
+    Acts<Float> a, one;
+    Decoding<Float> d;
+    const DeviceMemory memory(ctx, "the prompts and their cache", [&](Arena& arena) {
+        a = lay_out_acts<Float>(arena, m.config, B, prefill_tokens);
+        one = lay_out_acts<Float>(arena, m.config, B, 1);
+        d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
+    });
+    std::vector<int> numbers(B);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    to_device(d.streams, numbers.data(), numbers.size());
+
+    Generation g;
+    g.made.resize(B);
+    std::vector<Tokens> text = prompts;
+    std::vector<bool> ended(B, false);
+    int used = 0;  // tokens in the fullest sequence's cache
+    const auto read_windows = [&] {
+        int T = 0;
+        for (const Tokens& w : windows) T = std::max(T, (int)w.size());
+        std::vector<int> inputs((size_t)B * T, 0), lengths, positions;
+        for (int b = 0; b < B; b++) {
+            std::copy(windows[b].begin(), windows[b].end(), inputs.begin() + (size_t)b * T);
+            lengths.push_back((int)windows[b].size());
+            positions.push_back(lengths[b] - 1);
+        }
+        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+        to_device(a.inputs, inputs.data(), inputs.size());
+        to_device(d.lengths, lengths.data(), lengths.size());
+        to_device(d.positions, positions.data(), positions.size());
+        prefill(ctx, m, a, d, T, lengths, c.how(), c.sampling);
+        used = T;
+    };
+
+    // The host reads the tokens of one step while the device makes those of the next.
+    int* pinned[2];
+    cudaEvent_t arrived[2];
+    for (int i = 0; i < 2; i++) {
+        CUDA_CHECK(cudaMallocHost(&pinned[i], B * sizeof(int)));
+        CUDA_CHECK(cudaEventCreateWithFlags(&arrived[i], cudaEventDisableTiming));
+    }
+    const auto send_tokens = [&](int64_t i) {
+        CUDA_CHECK(
+            cudaMemcpyAsync(pinned[i % 2], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
+        CUDA_CHECK(cudaEventRecord(arrived[i % 2], ctx.stream));
+    };
+    const auto take_tokens = [&](int64_t i) {
+        CUDA_CHECK(cudaEventSynchronize(arrived[i % 2]));
+        for (int b = 0; b < B; b++) {
+            const auto token = (uint16_t)pinned[i % 2][b];
+            if (ended[b]) continue;
+            g.drawn++;
+            if (token == eot) {
+                ended[b] = true;
+                continue;
+            }
+            text[b].push_back(token);
+            g.made[b].push_back(token);
+            show(b, token);
+            if (!c.slide && (int64_t)text[b].size() > context) ended[b] = true;
+        }
+    };
+
+    Graph graph;
+    const auto step = [&](int64_t i) {
+        graph.run(ctx, [&] { decode_step(ctx, m, one, d, c.how(), c.sampling); });
+        send_tokens(i);
+        used++;
+        g.steps++;
+    };
+    const auto slide = [&](int64_t i) {
+        for (int b = 0; b < B; b++) windows[b] = tail(text[b], half);
+        read_windows();
+        send_tokens(i);
+        g.slides++;
+    };
+    const auto all_ended = [&] { return std::find(ended.begin(), ended.end(), false) == ended.end(); };
+
+    const double begin = now_seconds();
+    read_windows();
+    send_tokens(0);
+    for (int64_t i = 0; i < n && !g_interrupted; i++) {
+        const bool full = c.slide && used >= context, more = i + 1 < n;
+        // The CPU backend has nobody to work ahead, and a full context needs the token that is on its way.
+        const bool ahead = !kOnCpu && !full && i > 0;
+        if (ahead && more) step(i + 1);
+        take_tokens(i);
+        if (i == 0) g.first_seconds = now_seconds() - begin;
+        if (all_ended()) break;
+        if (!ahead && more) full ? slide(i + 1) : step(i + 1);
+    }
+    CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    g.seconds = now_seconds() - begin;
+    if (c.stats) {
+        const int L = m.config.num_layers, NH = m.config.num_heads;
+        const std::vector<DecodeStats> all = to_host(ctx, d.stats, (size_t)L * B * NH);
+        g.stats.resize((size_t)L * NH);
+        for (size_t i = 0; i < all.size(); i++) {
+            DecodeStats& sum = g.stats[i / ((size_t)B * NH) * NH + i % NH];
+            sum.add(all[i]);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        cudaFreeHost(pinned[i]);
+        cudaEventDestroy(arrived[i]);
+    }
+    return g;
+}
+
+int end_of_text(const Tokenizer* tokenizer, const GPT2Config& config) {
+    return tokenizer ? tokenizer->eot() : config.vocab_size - 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// data to measure on
+
+// Windows of T tokens and the T that follow them, [batches][B,T] each.
+struct Windows {
+    std::string source;
+    int B, T;
+    std::vector<std::vector<int>> inputs, targets;
+
+    int64_t tokens() const { return (int64_t)inputs.size() * B * T; }
+    Tokens text() const {
+        Tokens all;
+        for (const auto& batch : inputs) all.insert(all.end(), batch.begin(), batch.end());
+        return all;
+    }
+};
+
+bool is_shard(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    int32_t magic = 0;
+    return file.read(reinterpret_cast<char*>(&magic), sizeof(magic)) && magic == kShardMagic;
+}
+
+// The first windows of token shards (globs) or of a text file. A text shorter than T shortens T.
+Windows read_windows(const std::string& what, const Tokenizer* tokenizer, int vocab_size, int B, int T,
+                     int64_t batches) {
+    if (!is_file(what) || is_shard(what)) {
+        DataLoader data(what, B, T, false, 0);
+        if (data.vocab_size() != vocab_size)
+            fail("the shards of %s have a vocabulary of %d tokens, and the model one of %d", what.c_str(),
+                 data.vocab_size(), vocab_size);
+        Windows w{what, B, T, {}, {}};
+        for (int64_t i = 0; i < std::min(batches, std::max<int64_t>(1, data.windows() / B)); i++) {
+            data.next_batch();
+            w.inputs.emplace_back(data.inputs(), data.inputs() + (size_t)B * T);
+            w.targets.emplace_back(data.targets(), data.targets() + (size_t)B * T);
+        }
+        return w;
+    }
+    if (!tokenizer)
+        fail("%s is text, and this model's vocabulary is not known: give token shards", what.c_str());
+    const MappedFile file(what);
+    const size_t most = (size_t)batches * B * T * 16 + 4096;  // bytes; a token of GPT-2 has 4 on average
+    const Tokens tokens = tokenizer->encode(
+        std::string_view(reinterpret_cast<const char*>(file.data()), std::min(file.size(), most)));
+    if (tokens.size() < 2)
+        fail("%s has %zu tokens: there is nothing to predict", what.c_str(), tokens.size());
+    if ((size_t)T >= tokens.size()) T = (int)tokens.size() - 1;
+    const int64_t count = ((int64_t)tokens.size() - 1) / T;
+    B = (int)std::min<int64_t>(B, count);
+    Windows w{what, B, T, {}, {}};
+    for (int64_t i = 0; i < std::min(batches, count / B); i++) {
+        const auto first = tokens.begin() + i * B * T;
+        w.inputs.emplace_back(first, first + (int64_t)B * T);
+        w.targets.emplace_back(first + 1, first + 1 + (int64_t)B * T);
+    }
+    return w;
+}
+
+// What is measured runs in here: activations for B x T tokens, and the jobs' common arguments.
+template <class Float>
+struct Bench {
+    const Context& ctx;
+    const Model<Float>& m;
+    int B, T;
+    Acts<Float> a = {};
+    std::unique_ptr<DeviceMemory> memory = nullptr;
+
+    Bench(const Context& context, const Model<Float>& model, int batch, int tokens)
+        : ctx(context), m(model), B(batch), T(tokens) {
+        if ((int64_t)B * m.config.num_heads > 65535 || (int64_t)B * T * m.config.num_heads > INT32_MAX / 2)
+            fail("-b times -t is too large: lower -b (%d) or -t (%d)", B, T);
+        memory = std::make_unique<DeviceMemory>(
+            ctx, "the activations", [&](Arena& arena) { a = lay_out_acts<Float>(arena, m.config, B, T); });
+    }
+};
+
+// Losses of x, y [rows,T]; with `best`, the most likely token at each position too; with `kept`, the mean
+// over all rows with more than k keys of the mass that they keep.
+template <class Float>
+std::vector<float> sequence_losses(const Bench<Float>& bench, const int* x, const int* y, int rows, int T,
+                                   SequenceAttention how, std::vector<int>* best, double* kept) {
+    const Context& ctx = bench.ctx;
+    const Model<Float>& m = bench.m;
+    const Acts<Float>& a = bench.a;
+    const int n = rows * T, C = m.config.channels, NH = m.config.num_heads, V = m.config.vocab_size;
+    to_device(a.inputs, x, n);
+    to_device(a.targets, y, n);
+    double kept_sum = 0;
+    int64_t kept_rows = 0;
+    forward(ctx, m, a, rows, T, nullptr, [&](int l) {
+        attend_sequences(ctx, m, a, l, rows, T, how);
+        if (!kept || how.cut == Cut::dense) return;
+        const std::vector<float> mass = to_host(ctx, a.kept, (size_t)rows * NH * T);
+        for (size_t i = 0; i < mass.size(); i++)
+            if ((int)(i % T) >= how.k) kept_sum += mass[i], kept_rows++;
+    });
+    if (kept) *kept = kept_rows ? kept_sum / (double)kept_rows : 1.0;
+    std::vector<float> losses;
+    for (int first = 0; first < n; first += a.logit_rows) {
+        const int count = std::min(a.logit_rows, n - first);
+        matmul_forward<Float>(ctx, a.logits, a.normed + (size_t)first * C, m.params.wte, nullptr, count, C,
+                              m.config.padded_vocab_size);
+        if (best) {
+            sample_tokens(ctx, a.best, a.logits, a.sampler, count, V, m.config.padded_vocab_size,
+                          Sampling{.temperature = 0.0f}, a.zeros, a.zeros);
+            const std::vector<int> tokens = to_host(ctx, a.best, count);
+            best->insert(best->end(), tokens.begin(), tokens.end());
+        }
+        classifier(ctx, a.losses, a.logits, a.targets + first, 0.0f, count, V, m.config.padded_vocab_size,
+                   false);
+        const std::vector<float> some = to_host(ctx, a.losses, count);
+        losses.insert(losses.end(), some.begin(), some.end());
+    }
+    return losses;
+}
+
+// A line on the terminal that is written over, for what takes minutes.
+void say_progress(const std::string& what, int64_t done, int64_t total) {
+    if (!isatty(STDERR_FILENO)) return;
+    fprintf(stderr, "\r\033[K%s %lld/%lld", what.c_str(), (long long)done, (long long)total);
+    if (done == total) fprintf(stderr, "\r\033[K");
+    fflush(stderr);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// --eval: losses, dense and cut
+
+constexpr const char* kCutNames[] = {"dense", "topk", "random", "recent", "first_recent"};
+constexpr Cut kCuts[] = {Cut::topk, Cut::random, Cut::recent, Cut::first_recent};
+
+struct CutLoss {
+    SequenceAttention how;
+    double loss = 0, kept = 0;
+};
+
+// One pass over the data: each batch dense, then with every way to cut and every k. The first is dense.
+template <class Float>
+std::vector<CutLoss> cut_losses(const Bench<Float>& bench, const Windows& w, const std::vector<int>& ks,
+                                bool both_norms, uint64_t seed) {
+    std::vector<CutLoss> all = {{}};
+    for (const bool renormalize : {true, false})
+        for (const Cut cut : kCuts)
+            for (const int k : ks)
+                if (renormalize || both_norms) all.push_back({{cut, k, renormalize, seed}});
+    const auto batches = (int64_t)w.inputs.size(), total = batches * (int64_t)all.size();
+    for (int64_t i = 0; i < batches; i++)
+        for (size_t v = 0; v < all.size(); v++) {
+            double kept = 1;
+            SequenceAttention how = all[v].how;
+            how.seed = random_bits(seed, 1, (uint64_t)i);
+            const std::vector<float> losses = sequence_losses(bench, w.inputs[i].data(), w.targets[i].data(),
+                                                              w.B, w.T, how, nullptr, &kept);
+            all[v].loss +=
+                std::accumulate(losses.begin(), losses.end(), 0.0) / (double)losses.size() / (double)batches;
+            all[v].kept += kept / (double)batches;
+            say_progress("losses", i * (int64_t)all.size() + (int64_t)v + 1, total);
+        }
+    return all;
+}
+
+Json cut_losses_json(const Windows& w, const std::vector<CutLoss>& all) {
+    Json json = {{"source", w.source},
+                 {"tokens", w.tokens()},
+                 {"context", w.T},
+                 {"dense", {{"loss", all[0].loss}, {"perplexity", std::exp(all[0].loss)}}}};
+    for (size_t v = 1; v < all.size(); v++)
+        json["cuts"].push_back({{"cut", kCutNames[(int)all[v].how.cut]},
+                                {"renormalized", all[v].how.renormalize},
+                                {"k", all[v].how.k},
+                                {"loss", all[v].loss},
+                                {"perplexity", std::exp(all[v].loss)},
+                                {"kept", all[v].kept}});
+    return json;
+}
+
+void print_cut_losses(const Windows& w, const std::vector<CutLoss>& all, const std::vector<int>& ks) {
+    printf("%s: %lld tokens in sequences of %d\n", w.source.c_str(), (long long)w.tokens(), w.T);
+    printf("dense attention: loss %.4f, perplexity %.2f\n", all[0].loss, std::exp(all[0].loss));
+    const size_t per_norm = std::size(kCuts) * ks.size();
+    for (size_t norm = 0; 1 + norm * per_norm < all.size(); norm++) {
+        printf("\nloss if every row of every layer keeps k keys%s\n",
+               norm == 0 ? ", renormalized" : ", as they are");
+        printf("%6s %10s %10s %10s %10s %14s\n", "k", "mass kept", "top k", "random", "recent",
+               "first + recent");
+        for (size_t k = 0; k < ks.size(); k++) {
+            const auto at = [&](size_t cut) { return all[1 + norm * per_norm + cut * ks.size() + k]; };
+            printf("%6d %10.4f %10.4f %10.4f %10.4f %14.4f\n", ks[k], at(0).kept, at(0).loss, at(1).loss,
+                   at(2).loss, at(3).loss);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// tasks and probes: everything is the probability of some tokens given those before
+
+template <class Float>
+std::vector<Result> score(const Bench<Float>& bench, const std::vector<Scored>& items, SequenceAttention how,
+                          const std::string& what) {
+    // Sequences of about the same length go together; shorter ones are filled up behind their end, which no
+    // earlier row sees.
+    std::vector<size_t> order(items.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t i, size_t j) { return items[i].tokens.size() < items[j].tokens.size(); });
+    std::vector<Result> results(items.size());
+    for (size_t begin = 0; begin < order.size(); begin += bench.B) {
+        const int rows = (int)std::min<size_t>(bench.B, order.size() - begin);
+        const int T = (int)items[order[begin + rows - 1]].tokens.size() - 1;
+        std::vector<int> x((size_t)rows * T, 0), y((size_t)rows * T, 0), best;
+        for (int r = 0; r < rows; r++) {
+            const auto& tokens = items[order[begin + r]].tokens;
+            std::copy(tokens.begin(), tokens.end() - 1, x.begin() + (size_t)r * T);
+            std::copy(tokens.begin() + 1, tokens.end(), y.begin() + (size_t)r * T);
+        }
+        const std::vector<float> losses =
+            sequence_losses(bench, x.data(), y.data(), rows, T, how, &best, nullptr);
+        for (int r = 0; r < rows; r++) {
+            const Scored& item = items[order[begin + r]];
+            Result& result = results[order[begin + r]];
+            result = {0.0, true, 0};
+            for (size_t t = item.first - 1; t + 1 < item.tokens.size(); t++) {
+                const size_t at = (size_t)r * T + t;
+                const bool hit = best[at] == y[at];
+                result.sum_logp -= losses[at];
+                result.num_argmax += hit ? 1 : 0;
+                result.all_argmax = result.all_argmax && hit;
+            }
+        }
+        say_progress(what, (int64_t)(begin + rows), (int64_t)order.size());
+    }
+    return results;
+}
+
+// The two columns of every task.
+std::vector<std::pair<const char*, SequenceAttention>> task_attentions(int topk) {
+    return {{"dense", {}}, {"topk", {Cut::topk, topk}}};
+}
+
+std::string attention_label(const char* name, int topk) {
+    return strcmp(name, "dense") == 0 ? "dense" : format("top %d", topk);
+}
+
+template <class Float>
+Json run_lambada(const Bench<Float>& bench, const InferConfig& c, const Tokenizer& tokenizer) {
+    std::vector<Scored> items = read_lambada(c.lambada, tokenizer, bench.T);
+    if (c.limit > 0 && items.size() > (size_t)c.limit) items.resize(c.limit);
+    Json json = {{"file", c.lambada}, {"items", items.size()}, {"k", c.topk}};
+    printf("\nLAMBADA, %zu texts: the last word\n", items.size());
+    for (const auto& [name, how] : task_attentions(c.topk)) {
+        const LambadaSummary s = lambada_summary(items, score(bench, items, how, "LAMBADA"));
+        printf("%8s  accuracy %.4f +- %.4f, perplexity %.2f\n", attention_label(name, c.topk).c_str(),
+               s.accuracy, s.accuracy_error, s.perplexity);
+        json[name] = {{"accuracy", s.accuracy}, {"stderr", s.accuracy_error}, {"perplexity", s.perplexity}};
+    }
+    return json;
+}
+
+Json choice_json(const ChoiceSummary& s) {
+    return {{"questions", s.questions},
+            {"chance", s.chance},
+            {"accuracy", s.accuracy},
+            {"stderr", s.accuracy_error},
+            {"accuracy_norm", s.accuracy_norm},
+            {"stderr_norm", s.accuracy_norm_error},
+            {"exact", s.exact},
+            {"loss", s.loss}};
+}
+
+template <class Float>
+Json run_hellaswag(const Bench<Float>& bench, const InferConfig& c, const Tokenizer& tokenizer) {
+    std::vector<Scored> items = read_hellaswag(c.hellaswag, tokenizer, bench.T);
+    if (c.limit > 0 && items.size() > 4 * (size_t)c.limit) items.resize(4 * c.limit);
+    Json json = {{"file", c.hellaswag}, {"k", c.topk}};
+    printf("\nHellaSwag, %zu questions of four endings\n", items.size() / 4);
+    for (const auto& [name, how] : task_attentions(c.topk)) {
+        const ChoiceSummary s = choice_summary(items, score(bench, items, how, "HellaSwag"));
+        printf("%8s  accuracy %.4f +- %.4f, by length %.4f +- %.4f\n", attention_label(name, c.topk).c_str(),
+               s.accuracy, s.accuracy_error, s.accuracy_norm, s.accuracy_norm_error);
+        json[name] = choice_json(s);
+    }
+    return json;
+}
+
+// Probes of random tokens, of those that the model's text has; sizes that fit its context.
+template <class Float>
+Json run_probes(const Bench<Float>& bench, const InferConfig& c, const Windows& w, int eot) {
+    const Tokens text = w.text();
+    const Tokens alphabet = occurring_tokens(text, eot);
+    const int T = bench.T, questions = c.limit > 0 ? (int)c.limit : 100;
+    const int repeated = std::min((T + 1) / 2, 256);
+    const int pairs = std::max(2, std::min({16, (T - 1) / 2, (int)alphabet.size() / 2}));
+    const int key = 3, candidates = std::max(2, std::min(10, (int)alphabet.size() - key));
+    const std::vector<Scored> induction =
+        induction_probe(alphabet, T, repeated, std::max(1, questions / 4), c.sampling.seed);
+    const std::vector<Scored> recall = recall_probe(alphabet, T, pairs, questions, c.sampling.seed);
+    const std::vector<Scored> needle =
+        needle_probe(alphabet, text, T, key, candidates, std::max(1, questions / 4), c.sampling.seed);
+    Json json = {{"k", c.topk}};
+    printf("\nprobes (context %d)\n", T);
+    for (const auto& [name, how] : task_attentions(c.topk)) {
+        const std::string label = attention_label(name, c.topk);
+        const InductionSummary i = induction_summary(induction, score(bench, induction, how, "induction"));
+        const ChoiceSummary r = choice_summary(recall, score(bench, recall, how, "recall"));
+        const auto depths = needle_summary(needle, score(bench, needle, how, "needle"));
+        printf("%8s  induction: loss %.3f, then %.3f when %d tokens repeat (accuracy %.3f)\n", label.c_str(),
+               i.first_loss, i.second_loss, repeated, i.second_accuracy);
+        printf("%8s  recall of %d pairs: accuracy %.3f (chance %.3f)\n", "", pairs, r.accuracy, r.chance);
+        printf("%8s  needle by depth:", "");
+        for (const ChoiceSummary& s : depths) printf(" %.2f", s.accuracy);
+        printf(" (chance %.2f)\n", depths[0].chance);
+        json["induction"][name] = {{"accuracy", i.second_accuracy},
+                                   {"loss", i.second_loss},
+                                   {"first_loss", i.first_loss},
+                                   {"score", i.score}};
+        json["recall"][name] = choice_json(r);
+        for (const ChoiceSummary& s : depths) json["needle"][name].push_back(s.accuracy);
+    }
+    json["induction"]["tokens"] = repeated;
+    json["recall"]["pairs"] = pairs;
+    for (int d = 0; d < kNeedleDepths; d++) json["needle"]["depths"].push_back(d / (double)kNeedleDepths);
+    json["needle"]["candidates"] = candidates;
+    return json;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// --report: where attention goes
+
+// A token as it can stand in a picture: bytes that are no whole character are spelled out.
+std::string token_label(const Tokenizer* tokenizer, uint16_t token) {
+    if (!tokenizer) return std::to_string(token);
+    const std::string text = tokenizer->decode({&token, 1});
+    if (bpe::valid_prefix(text) == text.size()) return text;
+    std::string spelled;
+    for (const unsigned char byte : text)
+        spelled += byte < 0x80 ? std::string(1, (char)byte) : format("<%02x>", byte);
+    return spelled;
+}
+
+// The rows of a few heads on the first tokens of the text.
+template <class Float>
+Json attention_maps(const Bench<Float>& bench, const std::vector<int>& text, const Tokenizer* tokenizer,
+                    const std::vector<AttentionReport::Choice>& choices) {
+    const Context& ctx = bench.ctx;
+    const int T = (int)std::min<size_t>(48, text.size()), NH = bench.m.config.num_heads;
+    Json tokens, maps = Json::array();
+    for (int t = 0; t < T; t++) tokens.push_back(token_label(tokenizer, (uint16_t)text[t]));
+    float* p = nullptr;
+    const DeviceMemory memory(ctx, "the maps", [&](Arena& arena) { p = arena.take<float>((size_t)T * T); });
+    to_device(bench.a.inputs, text.data(), T);
+    forward(ctx, bench.m, bench.a, 1, T, nullptr, [&](int l) {
+        attend_sequences(ctx, bench.m, bench.a, l, 1, T, {});
+        for (const AttentionReport::Choice& choice : choices) {
+            if (choice.layer != l) continue;
+            attention_map(ctx, p, bench.a.qkv, 0, choice.head, T, NH, bench.m.hs());
+            const std::vector<float> map = to_host(ctx, p, (size_t)T * T);
+            Json rows;
+            for (int i = 0; i < T; i++)
+                rows.push_back(std::vector<float>(map.begin() + i * T, map.begin() + i * T + i + 1));
+            maps.push_back({{"layer", l},
+                            {"head", choice.head},
+                            {"why", choice.why},
+                            {"tokens", tokens},
+                            {"rows", rows}});
+        }
+    });
+    return maps;
+}
+
+// Runs dev/report/page.py on a report; false, with the reason on the terminal, if that cannot be.
+bool make_page(const std::string& folder) {
+    const std::string script = program_folder() + "/dev/report/page.py";
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        execlp("python3", "python3", script.c_str(), folder.c_str(), (char*)nullptr);
+        _exit(127);
+    }
+    int status = 0;
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// Everything about each head's rows on the given text into DIR/report.json, and from that pictures and a
+// page.
+template <class Float>
+void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& w, const Tokenizer* tokenizer,
+                Json facts, const Json& probes) {
+    const Context& ctx = bench.ctx;
+    const int L = bench.m.config.num_layers, NH = bench.m.config.num_heads;
+    std::error_code error;
+    std::filesystem::create_directories(c.report, error);
+    if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
+
+    AttentionReport report(L, NH, w.T, c.topk);
+    const size_t rows = (size_t)w.B * NH * w.T;
+    RowStats* stats = nullptr;
+    const DeviceMemory memory(ctx, "the statistics",
+                              [&](Arena& arena) { stats = arena.take<RowStats>(rows); });
+    for (size_t i = 0; i < w.inputs.size(); i++) {
+        to_device(bench.a.inputs, w.inputs[i].data(), w.inputs[i].size());
+        forward(ctx, bench.m, bench.a, w.B, w.T, nullptr, [&](int l) {
+            attend_sequences(ctx, bench.m, bench.a, l, w.B, w.T, {});
+            attention_row_stats(ctx, stats, bench.a.qkv, w.B, w.T, NH, bench.m.hs(), c.topk);
+            report.add(l, to_host(ctx, stats, rows).data(), w.B);
+        });
+        say_progress("attention rows", (int64_t)i + 1, (int64_t)w.inputs.size());
+    }
+    const std::vector<CutLoss> losses = cut_losses(bench, w, c.cuts, false, c.sampling.seed);
+
+    Json json = {{"version", 1},
+                 {"model",
+                  {{"name", facts["model"]},
+                   {"layers", L},
+                   {"heads", NH},
+                   {"channels", facts["channels"]},
+                   {"vocabulary", facts["vocabulary"]},
+                   {"parameters", facts["parameters"]}}}};
+    for (const char* key : {"device", "precision", "commit", "date"}) json[key] = facts[key];
+    json["text"] = {{"source", w.source},
+                    {"sequences", w.inputs.size() * w.B},
+                    {"context", w.T},
+                    {"rows", report.rows_per_head()}};
+    json["ks"] = kReportKs;
+    json["k"] = c.topk;
+    json["heads"] = report.heads();
+    json["mass_by_position"] = report.mass_by_position();
+    json["loss"] = cut_losses_json(w, losses);
+    json["maps"] = attention_maps(bench, w.inputs[0], tokenizer, report.heads_to_show());
+    if (!probes.is_null()) json["probes"] = probes;
+    write_file(c.report + "/report.json", json_text(json) + "\n");
+
+    print_cut_losses(w, losses, c.cuts);
+    const auto number = [](const nlohmann::json& x) { return x.is_null() ? NAN : x.get<double>(); };
+    printf("\nmean top-%d mass %.4f (%.4f without position 0)\n", c.topk, number(report.mean_mass()),
+           number(report.mean_mass_nosink()));
+    if (make_page(c.report))
+        printf("wrote %s/report.json, its pictures and page.html\n", c.report.c_str());
+    else
+        printf("wrote %s/report.json; the page needs python3 with matplotlib, then: dev/report/page.py %s\n",
+               c.report.c_str(), c.report.c_str());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// generating text
+
+std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
+    if (tokenizer) return tokenizer->decode(tokens);
+    std::string text;
+    for (const uint16_t t : tokens) text += std::to_string(t) + " ";
+    return text;
+}
+
+// A prompt's tokens; <|endoftext|> begins a text out of nothing.
+Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const GPT2Config& config,
+                     bool slide) {
+    if (text.empty()) return {(uint16_t)end_of_text(tokenizer, config)};
+    if (!tokenizer) fail("a prompt needs a vocabulary, and none is known for this model");
+    Tokens tokens = tokenizer->encode_special(text);
+    if (!slide && (int64_t)tokens.size() > config.max_seq_len)
+        fail("the prompt has %zu tokens, and the context %d: shorten it, or give --context-full slide",
+             tokens.size(), config.max_seq_len);
+    return tokens;
+}
+
+void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow how) {
+    const int NH = config.num_heads;
+    fprintf(stderr, "\nmeans over the tokens generated, by layer and head%s\n",
+            how.mode == DecodeMode::topk ? format(" (of each row %d values are read)", how.topk).c_str()
+            : how.mode == DecodeMode::pages
+                ? " (certified: the bound on tau that was proven without the rest)"
+                : "");
+    fprintf(stderr, "%5s %5s %9s %9s %8s %8s %9s %9s %9s\n", "layer", "head", "keys", "read", "share",
+            "pages", "tau", "worst", "certified");
+    DecodeStats all = {};
+    const auto line = [](const std::string& layer, const std::string& head, const DecodeStats& s) {
+        fprintf(stderr, "%5s %5s %9.1f %9.1f %7.1f%% %8.1f %9.2e %9.2e %9.2e\n", layer.c_str(), head.c_str(),
+                s.visible / s.tokens, s.keys / s.tokens, 100 * s.keys / s.visible, s.pages / s.tokens,
+                s.tau / s.tokens, s.worst, s.certified / s.tokens);
+    };
+    for (size_t i = 0; i < g.stats.size(); i++)
+        if (g.stats[i].tokens > 0) {
+            line(std::to_string(i / NH), std::to_string(i % NH), g.stats[i]);
+            all.add(g.stats[i]);
+        }
+    if (all.tokens > 0) line("all", "", all);
+}
+
+std::string speed_line(const Generation& g, const InferConfig& c, size_t sequences) {
+    const DecodeHow how = c.how();
+    const std::string attention = how.mode == DecodeMode::topk    ? format("top-%d attention", how.topk)
+                                  : how.mode == DecodeMode::pages ? format("pages, epsilon %g", how.epsilon)
+                                                                  : "dense attention";
+    std::string text = format("%lld tokens, %s: the first after %.3f s", (long long)g.drawn,
+                              attention.c_str(), g.first_seconds);
+    if (g.steps > 0)
+        text += format(", then %.1f tokens/s",
+                       (double)g.steps * (double)sequences / std::max(1e-9, g.seconds - g.first_seconds));
+    if (g.slides > 0)
+        text += format("; the context was full %d time%s, and went on with its second half", g.slides,
+                       g.slides == 1 ? "" : "s");
+    return text;
+}
+
+template <class Float>
+void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig& c,
+                   const Tokenizer* tokenizer) {
+    const GPT2Config& config = m.config;
+    const int eot = end_of_text(tokenizer, config);
+    signal(SIGINT, on_interrupt);
+    const auto run = [&](const std::vector<Tokens>& prompts, bool stream) {
+        TextStream text;
+        const Generation g = generate(ctx, m, prompts, c, eot, [&](int, uint16_t token) {
+            if (!stream) return;
+            const std::string ready =
+                tokenizer ? text.push(tokenizer->decode({&token, 1})) : std::to_string(token) + " ";
+            fputs(ready.c_str(), stdout);
+            fflush(stdout);
+        });
+        if (stream) fputs((text.finish() + "\n").c_str(), stdout);
+        return g;
+    };
+    const auto report = [&](const Generation& g, size_t sequences) {
+        fflush(stdout);
+        if (c.stats) print_decode_stats(g, config, c.how());
+        fprintf(stderr, "%s\n", speed_line(g, c, sequences).c_str());
+    };
+
+    if (!c.prompt_file.empty()) {
+        std::ifstream file(c.prompt_file);
+        if (!file) fail("cannot read the prompts in %s", c.prompt_file.c_str());
+        std::vector<std::string> lines;
+        for (std::string line; std::getline(file, line);)
+            if (!line.empty()) lines.push_back(line);
+        if (lines.empty()) fail("%s has no prompts: one a line", c.prompt_file.c_str());
+        if ((int64_t)lines.size() * config.num_heads > 65535)
+            fail("%s has %zu prompts; at most %d can be continued side by side", c.prompt_file.c_str(),
+                 lines.size(), 65535 / config.num_heads);
+        std::vector<Tokens> prompts;
+        for (const std::string& line : lines)
+            prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide));
+        const Generation g = run(prompts, false);
+        for (size_t b = 0; b < lines.size(); b++)
+            printf("%s[%s]%s\n", b > 0 ? "\n" : "", lines[b].c_str(),
+                   tokens_text(tokenizer, g.made[b]).c_str());
+        report(g, lines.size());
+        return;
+    }
+    if (!c.interactive) {
+        fputs(c.prompt.c_str(), stdout);
+        report(run({prompt_tokens(tokenizer, c.prompt, config, c.slide)}, true), 1);
+        return;
+    }
+    // The text so far is the context of what follows; an empty line begins a new text.
+    if (!tokenizer) fail("--interactive needs a vocabulary, and none is known for this model");
+    Tokens text;
+    for (std::string line; fputs("> ", stderr), std::getline(std::cin, line);) {
+        if (line.empty()) {
+            text.clear();
+            continue;
+        }
+        const Tokens more = prompt_tokens(tokenizer, line, config, true);
+        text.insert(text.end(), more.begin(), more.end());
+        signal(SIGINT, on_interrupt);
+        g_interrupted = 0;
+        const Generation g = run({text}, true);
+        text.insert(text.end(), g.made[0].begin(), g.made[0].end());
+        report(g, 1);
+    }
+    fputs("\n", stderr);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// main
+
+// The newest run in log/ that has a checkpoint.
+std::string newest_run() {
+    std::string newest;
+    for (int n = 1; is_folder("log/run" + std::to_string(n)); n++) {
+        const std::string run = "log/run" + std::to_string(n);
+        if (!latest_checkpoint(run, false).empty()) newest = run;
+    }
+    if (newest.empty())
+        fail("there is no run in log/ yet: train one with ./train_gpt2cu, or name a model with -e");
+    return newest;
+}
+
+std::string today() {
+    const time_t now = time(nullptr);
+    char text[16];
+    strftime(text, sizeof(text), "%Y-%m-%d", localtime(&now));
+    return text;
+}
+
+// Everything but generating: what was asked for, on the terminal and as one JSON object.
+template <class Float>
+void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, const Tokenizer* tokenizer) {
+    const GPT2Config& config = m.config;
+    const int B = c.B > 0 ? c.B : kOnCpu ? 4 : 16, T = c.T > 0 ? c.T : config.max_seq_len;
+    if (T > config.max_seq_len)
+        fail("-t (--context) is %d, and the model has %d positions: give at most that", T,
+             config.max_seq_len);
+    if (!tokenizer && !(c.lambada.empty() && c.hellaswag.empty()))
+        fail("LAMBADA and HellaSwag are text, and this model's vocabulary is not known");
+    const Bench<Float> bench(ctx, m, B, T);
+    const auto text = [&] {  // for what has no data of its own
+        const char* tokens = config.vocab_size == kByteVocab ? "bytes" : "gpt2";
+        return read_windows(c.data.empty() ? default_data(tokens, "val") : c.data, tokenizer,
+                            config.vocab_size, B, T, c.batches);
+    };
+    Json json = {{"model", c.from},
+                 {"layers", config.num_layers},
+                 {"heads", config.num_heads},
+                 {"channels", config.channels},
+                 {"vocabulary", config.vocab_size},
+                 {"parameters", num_parameters(config)},
+                 {"device", ctx.device_name},
+                 {"precision", sizeof(Float) == 2 ? "bf16" : "fp32"},
+                 {"commit", kGitCommit},
+                 {"date", today()}};
+    if (!c.eval.empty()) {
+        const Windows w = read_windows(c.eval, tokenizer, config.vocab_size, B, T, c.batches);
+        const std::vector<CutLoss> all = cut_losses(bench, w, c.cuts, true, c.sampling.seed);
+        print_cut_losses(w, all, c.cuts);
+        json["eval"] = cut_losses_json(w, all);
+    }
+    if (!c.lambada.empty()) json["lambada"] = run_lambada(bench, c, *tokenizer);
+    if (!c.hellaswag.empty()) json["hellaswag"] = run_hellaswag(bench, c, *tokenizer);
+    if (c.probes) json["probes"] = run_probes(bench, c, text(), end_of_text(tokenizer, config));
+    if (!c.report.empty()) run_report(bench, c, text(), tokenizer, json, c.probes ? json["probes"] : Json());
+    if (!c.json.empty()) {
+        write_file(c.json, json_text(json, 1) + "\n");
+        printf("\nwrote %s\n", c.json.c_str());
+    }
+}
+
+template <class Float>
+void infer(InferConfig c) {
+    Context ctx = make_context();
+    // Prompts have any length: timing algorithms for each would take longer than the product itself.
+    ctx.tune_matmuls = false;
+    if (c.from.empty()) c.from = newest_run();
+    const WeightFiles files =
+        find_named_model(c.from, "124M ... 1558M, or a run's, checkpoint's or model's folder or file");
+    const GPT2Config config = config_for_weights(files);
+    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(&files, config.vocab_size, stderr);
+    Model<Float> m = load_model<Float>(ctx, files, config);
+    fprintf(stderr, "%s: %d layers, %d heads, %d channels, vocabulary %d, context %d; %s, %s\n",
+            c.from.c_str(), config.num_layers, config.num_heads, config.channels, config.vocab_size,
+            config.max_seq_len, ctx.device_name.c_str(), sizeof(Float) == 2 ? "bf16" : "fp32");
+    if (c.attention.empty()) c.attention = c.topk_given && !c.measures() ? "topk" : "dense";
+    if (c.measures())
+        measure(ctx, m, c, tokenizer.get());
+    else
+        generate_text(ctx, m, c, tokenizer.get());
+    CUDA_CHECK(cudaFree(m.memory));
+}
+
+#ifndef NO_MAIN
+int main(int argc, char** argv) {
+    try {
+        InferConfig config;
+        const std::vector<Flag> flags = infer_flags(config);
+        if (argc == 2 && !strcmp(argv[1], "--help-markdown")) {
+            fputs(flags_markdown(flags).c_str(), stdout);
+            return 0;
+        }
+        parse_flags(argc, argv, flags);
+        choose_device(config.device, "infer_gpt2cpu", argv, stderr);
+        if (wants_bf16(config.precision))
+            infer<__nv_bfloat16>(config);
+        else
+            infer<float>(config);
+        return 0;
+    } catch (const std::exception& e) {
+        fprintf(stderr, "error: %s\n", e.what());
+        return 1;
+    }
+}
+#endif

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# The inference program as a user runs it, on the CPU backend, with a small model that is trained here: text from a
+# prompt, dense and condensed; losses, probes and the report; bad input is one sentence.
+set -u
+cd "$(dirname "$0")/.."
+root=$PWD
+infer=$root/infer_gpt2cpu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0
+
+ok() { passed=$((passed + 1)); echo "ok    $1"; }
+bad() { failed=$((failed + 1)); echo "FAIL  $1"; tail -n 20 "$work/err" "$work/out" 2>/dev/null; }
+check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
+run() { "$infer" "$@" >"$work/out" 2>"$work/err"; }
+json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2)" "$1"; }
+
+# Text that every checkout has: this project's own sources.
+cat "$root"/llmc/*.h "$root"/llmc/*.cuh "$root"/tests/*.cu >"$work/text.txt"
+"$root/build/tokenize" --tokenizer bytes -o "$work/text" "$work/text.txt" >"$work/out" 2>&1 || bad "tokenizing"
+"$root/train_gpt2cpu" -i "$work/text_train_*.bin" -j "$work/text_val_*.bin" -e tiny -x 120 -v 0 -s 0 -n 120 -l 0.1 -k 8 \
+    -o "$work/log/run1" >"$work/out" 2>&1 || bad "training"
+model=(-e "$work/log/run1")
+val="$work/text_val_*.bin"
+
+# ---- text
+run "${model[@]}" -p "const int " -n 40
+check "a prompt goes on, and the speed is told apart from the text" '[ $? = 0 ] &&
+    head -c 10 "$work/out" | grep -q "^const int $" && [ "$(wc -c <"$work/out")" -ge 40 ] && grep -q "tokens/s" "$work/err"'
+cp "$work/out" "$work/first"
+run "${model[@]}" -p "const int " -n 40
+check "the same seed: the same text" 'cmp -s "$work/out" "$work/first"'
+run "${model[@]}" -p "const int " -n 40 --seed 5
+check "another seed: another text" '! cmp -s "$work/out" "$work/first"'
+(cd "$work" && "$infer" -n 5 >"$work/out" 2>"$work/err")
+check "without -e the newest run in log/" '[ $? = 0 ] && grep -q "log/run1" "$work/err"'
+run "${model[@]}" -p "const int " -n 60 --greedy
+cp "$work/out" "$work/greedy"
+run "${model[@]}" -p "const int " -n 60 --greedy --attention topk -k 128
+check "top k of all keys is dense attention" 'cmp -s "$work/out" "$work/greedy"'
+run "${model[@]}" -p "const int " -n 60 --greedy --attention pages --epsilon 0
+check "pages with epsilon 0 are dense attention" 'cmp -s "$work/out" "$work/greedy"'
+run "${model[@]}" -p "const int " -n 60 --greedy -k 8 --stats
+check "-k 8 reads the top 8; --stats shows every head" '[ $? = 0 ] && grep -q "top-8 attention" "$work/err" &&
+    [ "$(grep -cE "^ +[0-3] +[01] " "$work/err")" = 8 ]'
+run "${model[@]}" -p "const int " -n 60 --attention pages --epsilon 0.1 --stats
+check "pages say what is certified" '[ $? = 0 ] && grep -q certified "$work/err" && grep -qE "^ +all " "$work/err"'
+run "${model[@]}" -p "x" -n 300
+check "a full context slides on, and it is said" '[ $? = 0 ] && grep -q "the context was full" "$work/err"'
+run "${model[@]}" -p "x" -n 300 --context-full stop
+check "or stops" '[ $? = 0 ] && [ "$(wc -c <"$work/out")" -le 131 ]'
+printf 'int\nfloat x\n\nreturn\n' >"$work/prompts"
+run "${model[@]}" -f "$work/prompts" -n 20
+check "prompts from a file, side by side" '[ $? = 0 ] && grep -q "^\[int\]" "$work/out" && grep -q "^\[float x\]" "$work/out" &&
+    grep -q "^\[return\]" "$work/out" && grep -q "^60 tokens" "$work/err"'
+printf 'int a\nint b\n\nint c\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$work/err"
+check "interactive: a line, and what the model makes of it" '[ $? = 0 ] && [ "$(grep -c "tokens/s" "$work/err")" = 3 ]'
+
+# ---- what is measured
+run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128 --json "$work/eval.json"
+check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first + recent" "$work/out" &&
+    [ "$(json "$work/eval.json" "len(d[\"eval\"][\"cuts\"])")" = 24 ]'
+check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/eval.json" "all(abs(c[\"loss\"] - d[\"eval\"][\"dense\"][\"loss\"]) < 1e-5 for c in d[\"eval\"][\"cuts\"] if c[\"k\"] == 128)")" = True ]'
+check "the top 2 keep more than 2 at random, and lose less" '[ "$(json "$work/eval.json" "(lambda c: c[\"topk\"][\"kept\"] > c[\"random\"][\"kept\"] and c[\"topk\"][\"loss\"] < c[\"random\"][\"loss\"])({x[\"cut\"]: x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == 2 and x[\"renormalized\"]})")" = True ]'
+run "${model[@]}" --eval "$work/text.txt" -m 1 -b 1 --cuts 8
+check "--eval takes text, too" '[ $? = 0 ] && grep -q "dense attention: loss" "$work/out"'
+run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --hellaswag tests/fixtures/tasks/hellaswag.jsonl --limit 3 --json "$work/tasks.json"
+check "LAMBADA and HellaSwag, dense and with k keys" '[ $? = 0 ] && grep -q "LAMBADA, 3 texts" "$work/out" &&
+    [ "$(json "$work/tasks.json" "d[\"lambada\"][\"topk\"][\"perplexity\"] > 1 and 0 <= d[\"hellaswag\"][\"dense\"][\"accuracy_norm\"] <= 1")" = True ]'
+run "${model[@]}" --probes --limit 8 -j "$val" --report "$work/report" -m 1 -b 2 --cuts 1,8 -k 4
+check "--report writes every head, maps and probes" '[ $? = 0 ] && [ "$(json "$work/report/report.json" "len(d[\"heads\"]) == 8 and d[\"k\"] == 4 and len(d[\"maps\"]) > 0 and \"needle\" in d[\"probes\"] and len(d[\"maps\"][0][\"rows\"][5]) == 6")" = True ]'
+check "and a page, where there is matplotlib" '[ -s "$work/report/page.html" ] || ! python3 -c "import matplotlib" 2>/dev/null'
+
+# ---- bad input: one sentence, exit status 1, no crash
+refuse() { # words that the sentence must hold, then arguments
+    local words=$1
+    shift
+    timeout 60 "$infer" "$@" >"$work/out" 2>"$work/err"
+    check "refused: $*" '[ $? = 1 ] && [ "$(grep -c "^error: " "$work/err")" = 1 ] && grep -qF -- "$words" "$work/err"'
+}
+refuse "there is no 'nothing'" -e nothing
+refuse "data/fetch 355M" -e 355M
+refuse "-k (--topk) takes" -k 0
+refuse "--attention takes dense, topk or pages" --attention sparse
+refuse "--epsilon takes" --epsilon 2
+refuse "cannot read the prompts" "${model[@]}" -f "$work/none"
+refuse "has 128 positions" "${model[@]}" --eval "$val" -t 4096
+refuse "no such" "${model[@]}" --eval "$work/no such*.bin"
+printf x >"$work/one.txt"
+refuse "there is nothing to predict" "${model[@]}" --eval "$work/one.txt"
+refuse "the context 128" "${model[@]}" --context-full stop -p "$(printf '%0200d' 1)"
+refuse "lambada.jsonl" "${model[@]}" --lambada "$work/lambada.jsonl"
+refuse "belongs to no flag" stray
+
+check "the README's table of flags is the program's (make readme)" '"$infer" --help-markdown | dev/put_table README.md infer-flags --check'
+"$infer" --help >"$work/out" 2>&1
+check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/out")" = "$("$infer" --help-markdown | grep -c "^| .-")" ]'
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

@@ -180,8 +180,8 @@ std::vector<Float> make_qkv(Shape s, Rows kind, uint64_t seed = 7) {
             case Rows::all_equal:
                 x = query ? x : 0.25f;
                 break;
-            case Rows::two_zeros:  // products underflow to +0 and -0, which are equal
-                x = d > 0 ? 0.0f : query ? 1e-30f : (t % 3 == 1 ? -1e-30f : 1e-30f);
+            case Rows::two_zeros:  // the last product underflows to +0 or -0, which are equal
+                x = d < s.hs - 1 ? 0.0f : query ? 1e-30f : (t % 3 == 1 ? -1e-30f : 1e-30f);
                 break;
             case Rows::huge:
                 x *= 30.0f;

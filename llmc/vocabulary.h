@@ -137,21 +137,26 @@ inline int64_t count_merges(const std::string& merges) {
 }
 
 // A member of a member, null where there is none.
-inline nlohmann::json member(const nlohmann::json& root, const char* object, const char* key) {
-    const auto found = root.find(object);
-    return found == root.end() || !found->is_object() ? nullptr : found->value(key, nlohmann::json(nullptr));
+inline const nlohmann::json& member(const nlohmann::json& root, const char* object, const char* key) {
+    static const nlohmann::json none;
+    const auto outer = root.find(object);
+    if (outer == root.end() || !outer->is_object()) return none;
+    const auto inner = outer->find(key);
+    return inner == outer->end() ? none : *inner;
 }
 
-// Why a tokenizer.json does not make GPT-2's tokens (byte-level BPE, text cut by GPT-2's pattern), or "".
+// Why a tokenizer.json does not make GPT-2's tokens (byte-level BPE, text cut by GPT-2's pattern), or "". A
+// model whose type is not named is BPE if it has merges, as for the library itself.
 inline std::string tokenizer_kind_problem(const nlohmann::json& root) {
     const auto is = [&](const char* object, const char* key, std::initializer_list<nlohmann::json> allowed) {
-        const nlohmann::json value = member(root, object, key);
+        const nlohmann::json& value = member(root, object, key);
         if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return std::string();
         return format("its %s has %s %s", object, key, printable(value.dump()).c_str());
     };
     if (root.contains("normalizer") && !root["normalizer"].is_null()) return "it has a normalizer";
+    if (!member(root, "model", "merges").is_array()) return "its model has no list of merges";
     for (const std::string& problem :
-         {is("model", "type", {"BPE"}), is("pre_tokenizer", "type", {"ByteLevel"}),
+         {is("model", "type", {nullptr, "BPE"}), is("pre_tokenizer", "type", {"ByteLevel"}),
           is("pre_tokenizer", "add_prefix_space", {nullptr, false}),
           is("pre_tokenizer", "use_regex", {nullptr, true}), is("model", "dropout", {nullptr, 0.0}),
           is("model", "continuing_subword_prefix", {nullptr, ""}),
@@ -187,9 +192,8 @@ inline std::vector<std::pair<uint32_t, std::string>> added_tokens_of(const nlohm
 inline VocabularyText vocabulary_of(const nlohmann::json& root, const std::string& path) {
     if (const std::string problem = tokenizer_kind_problem(root); !problem.empty())
         fail("%s is not of GPT-2's kind: %s", path.c_str(), problem.c_str());
-    const nlohmann::json words = member(root, "model", "vocab"), merges = member(root, "model", "merges");
-    if (!words.is_object() || !merges.is_array())
-        fail("%s: its model must have vocab, an object, and merges, a list", path.c_str());
+    const nlohmann::json &words = member(root, "model", "vocab"), &merges = member(root, "model", "merges");
+    if (!words.is_object()) fail("%s: its model must have vocab, an object", path.c_str());
     VocabularyText text;
     text.words_name = "the vocab in " + path;
     text.merges_name = "the list of merges in " + path;

@@ -68,6 +68,7 @@ summary { cursor: pointer; font-size: 0.9rem; color: var(--soft); }
   .pictures { grid-template-columns: minmax(0, 1fr); }
   .full .picture img { min-width: 820px; }
   .half .picture img { min-width: 430px; }
+  .number td, .number th { white-space: normal; }
 }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --paper: #fff; }
@@ -203,16 +204,16 @@ def introduction(reports):
     k, p_k, o_k = reports[0]["k"], "<i>p<sub>k</sub></i>", "<i>o<sub>k</sub></i>"
     tail, head = "μ<sub>tail</sub>", "μ<sub>head</sub>"
     text = (f"<p>For one head and one query, <i>p</i> is its attention over the keys that it may see, and the top-k "
-            f"mass <i>M</i> is the sum of the <i>k</i> largest entries of <i>p</i>; τ = 1 − <i>M</i> is what the others "
-            f"hold. Here <i>k</i> = {k}, unless an axis says otherwise. A row that is cut keeps those entries alone, "
+            f"mass <i>M</i> is the sum of the <i>k</i> largest entries of <i>p</i>; τ = 1 − <i>M</i> is what the "
+            f"others hold. Here <i>k</i> = {k}, unless an axis says otherwise. A row that is cut keeps those entries alone, "
             f"renormalized: {p_k}, with the output {o_k} in place of <i>o</i>.</p>"
             f"<p>For each row, exactly in real arithmetic: TV(<i>p</i>, {p_k}) = τ, and "
             f"‖<i>o</i> − {o_k}‖ = τ ‖{tail} − {head}‖, where μ is the mean value of each part, weighted by "
-            f"<i>p</i>. Both hold for one row of one head in one layer. They do not compose to a bound on the logits; what "
-            f"cutting every row of every layer does to the loss is measured by itself.</p>"
+            f"<i>p</i>. Both hold for one row of one head in one layer. They do not compose to a bound on the logits; "
+            f"what cutting every row of every layer does to the loss is measured by itself.</p>"
             f"<p>Mass, τ and errors are over the rows with more keys than <i>k</i>, since a shorter row loses "
-            f"nothing; keys, entropy and participation are over all rows. “Without position 0” is, of the attention that "
-            f"goes elsewhere, the share within the top <i>k</i>. A mean over heads weighs each head the same.</p>")
+            f"nothing; keys, entropy and participation are over all rows. “Without position 0” is, of the attention "
+            f"that goes elsewhere, the share within the top <i>k</i>. A mean over heads weighs each head the same.</p>")
     if len(reports) > 1:
         first, second = labels_of(reports)
         text += f"<p>Where both models share a picture, {first} is dashed and {second} is solid.</p>"
@@ -288,8 +289,8 @@ def make_page(reports, path):
         f"Mean mass of the {k} largest keys by the query's position, over the heads of a layer; black is the "
         f"mean of the layers.", curves)
     add("loss_under_cuts", "Validation loss under cuts",
-        "Every row of every head and layer keeps k keys, chosen as the legend says, and is renormalized unless that says "
-        "otherwise; the dashed line is the loss when nothing is cut.", "full", cuts_table(reports))
+        "Every row of every head and layer keeps k keys, chosen as the legend says, and is renormalized unless that "
+        "says otherwise; the dashed line is the loss when nothing is cut.", "full", cuts_table(reports))
     dots = "" if two else ", with a dot for each head"
     quantiles = (f"A line is the mean of the quantiles of a layer's heads, “largest” the largest of all their "
                  f"rows{dots}; less than {pictures.LEAST_TEXT} is drawn as that.")
@@ -299,7 +300,8 @@ def make_page(reports, path):
     add("keys_by_layer", "Keys that hold 90, 95 and 99% of the mass",
         f"The number of largest keys that are needed, mean over the rows and heads of a layer{dots}.", "half")
     add("where_by_layer", "Where attention goes",
-        f"Mean attention to position 0, to the query itself and to the token before it{dots}.", "half")
+        f"Mean attention to position 0, to the query itself and to the token before it, from the third "
+        f"query on{dots}.", "half")
     pairs = paired_maps(reports)
     for i, (why, maps) in enumerate(pairs):
         wide = pictures.maps_wide(maps)

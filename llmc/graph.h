@@ -1,8 +1,8 @@
 // A CUDA graph: what a function has the device do, recorded once and then launched as a whole.
 //
-// A micro-step of GPT-2 124M is some 300 kernels, and the host takes 2-3 us to launch each. Where the device
-// needs less than that for most of them (few rows, a small model, one token at a time), it waits for the
-// host; a graph costs the host one launch, and the device less than 1 us from one kernel to the next.
+// A micro-step of GPT-2 124M gives the device some 350 things to do, and each costs the host a few
+// microseconds. Where the device is done with most of them in less (few rows, a small model, one token at a
+// time), it waits for the host. A graph costs the host one launch.
 //
 // A recording is frozen: its kernels, their arguments, the addresses they work at. What changes from one
 // launch to the next must lie in device memory, or be another graph.

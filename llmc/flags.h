@@ -114,11 +114,14 @@ inline std::string flags_help(const std::vector<Flag>& flags) {
 // The same table in Markdown, as it stands in the README.
 inline std::string flags_markdown(const std::vector<Flag>& flags) {
     std::string text = "| flag | default | meaning |\n|---|---|---|\n";
+    const auto cell = [](std::string words) {  // a bar would end the cell
+        for (size_t at = 0; (at = words.find('|', at)) != std::string::npos; at += 2) words.insert(at, "\\");
+        return words;
+    };
     for (const Flag& f : flags) {
         std::string title = f.title();
         title.erase(0, title.find_first_not_of(' '));
-        for (size_t at = 0; (at = title.find('|', at)) != std::string::npos; at += 2) title.insert(at, "\\");
-        text += "| `" + title + "` | " + f.default_text + " | " + f.help + " |\n";
+        text += "| `" + cell(title) + "` | " + cell(f.default_text) + " | " + cell(f.help) + " |\n";
     }
     return text;
 }

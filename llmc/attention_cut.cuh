@@ -51,7 +51,7 @@ __device__ float sum_over_row(int lane, int n, F f) {
     return row_sum<LANES>(sum[0]);
 }
 
-// The largest of the s[j] with keep(j), one at least. As integers, since those g++ reduces in vector
+// The largest of the s[j] with keep(j), one at least. As integers, since g++ reduces those in vector
 // registers.
 template <int LANES, class Keep>
 __device__ float max_over_row(int lane, int n, const float* s, Keep keep) {
@@ -177,7 +177,7 @@ __device__ void block_scores(float* s, int row_floats, float* q_turned, const Bl
             for (int c = 0; c < KEYS; c++) key[c] = load_pack(block.k + min(j + c, n - 1) * block.stride + d);
             for (int u = 0; u < N; u++)
                 for (int c = 0; c < KEYS; c++)
-#pragma omp simd
+#pragma omp simd  // a row in each lane of a vector register, on the CPU backend
                     for (int r = 0; r < R; r++)
                         dot[c][r] = fmaf(q_turned[(d + u) * R + r], (float)key[c][u], dot[c][r]);
         }

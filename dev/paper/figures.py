@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Draws the figures of a folder of the paper's runs, from its results.json, metrics and reports: figures.py DIR writes
+DIR/*.png. Needs matplotlib; paper.py starts it with a Python that has it. Colours and parts are dev/report's."""
+import os
+import sys
+
+from common import ROOT, read_json, read_metrics, write_file
+
+sys.path.insert(0, os.path.join(ROOT, "dev/report"))
+import page
+import pictures
+import report
+
+import tables
+from plan import K, KS, LAMBDAS, REGS, RISE, SEEDS
+
+REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
+MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION)
+SCHEDULE_COLOURS = {("0", ""): pictures.BLUE, ("50%", ""): pictures.SKY, ("70%", ""): pictures.GREEN,
+                    ("90%", ""): pictures.ORANGE, ("70%", "no0"): pictures.PURPLE}
+
+
+def series(folder):
+    """(steps, top-k mass) of a run's updates, about 200 points: means over neighbours, for a batch is noise."""
+    _, updates, _ = read_metrics(folder)
+    width = max(1, len(updates) // 200)
+    points = []
+    for i in range(0, len(updates), width):
+        some = [u for u in updates[i:i + width] if u["mass"] is not None]
+        if some:
+            points.append((sum(u["step"] for u in some) / len(some), sum(u["mass"] for u in some) / len(some)))
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def shade(lam):
+    """A colour for lambda: from pale to dark over its range, alike in every figure."""
+    place = 1 + LAMBDAS.index(lam) if lam in LAMBDAS else 0
+    return pictures.LAYERS(1 - place / len(LAMBDAS))
+
+
+def outside_of(cell, k):
+    """1 - the mean top-k mass, dense attention: of the trainer's validation at its own k, else of the report."""
+    if cell["k"] == k and cell.get("mass") is not None:
+        return 1 - cell["mass"]
+    look = cell.get("attention")
+    mass = tables.at_k(look["mass"], look["ks"], k) if look else None
+    return None if mass is None else 1 - mass
+
+
+def pareto(results, out):
+    """Dense loss, and loss cut to the top k, against the mass outside the top k: a panel for each k."""
+    plt = pictures.plt
+    plain = tables.done(results, family="scratch", group="plain", seed=SEEDS[0])
+    panels = {k: {reg: [c for lam in LAMBDAS for c in tables.done(results, family="scratch", reg=reg, k=k, rise=RISE,
+                                                                  layers="", seed=SEEDS[0], **{"lambda": lam})
+                        if c["group"] in ("column", "other k")] for reg in REGS} for k in KS}
+    panels = {k: found for k, found in panels.items() if any(found.values())}
+    if not plain or not panels:
+        return None
+    figure, axes = pictures.panels(pictures.FULL, 3.1 * ((len(panels) + 1) // 2) + 0.5, (len(panels) + 1) // 2,
+                                   min(2, len(panels)), sharex=True, sharey=True)
+    flat = list(axes.flat)
+    for axis, (k, found) in zip(flat, panels.items()):
+        base = plain[0]["loss"]["dense"]
+        axis.axhline(0, color=pictures.GREY, linewidth=0.8)
+        for reg, cells in found.items():
+            colour, marker = REG_STYLE[reg]
+            x = [outside_of(c, k) for c in cells]
+            for values, style, fill in (([c["loss"]["dense"] - base for c in cells], "-", colour),
+                                        ([tables.cut_loss(c, k) - base for c in cells], ":", "white")):
+                axis.plot(x, values, style, color=colour, marker=marker, markersize=5.5, markerfacecolor=fill, linewidth=1)
+            for place, c in zip(x, cells):
+                axis.annotate(f"{c['lambda']:g}", (place, c["loss"]["dense"] - base), textcoords="offset points",
+                              xytext=(0, -10 if reg == "tail" else 6), ha="center", fontsize=6.5, color=colour)
+        x = outside_of(plain[0], k)
+        if x is not None:
+            axis.plot([x], [0], "*", color="black", markersize=8)
+            axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8, markerfacecolor="white")
+        axis.set_xscale("log")
+        axis.set_title(f"k = {k}", loc="left")
+    # Nobody needs to see how badly the plain run does without its tail: the other points set the scale.
+    tops = [max(c["loss"]["dense"], tables.cut_loss(c, k)) - plain[0]["loss"]["dense"]
+            for k, found in panels.items() for cells in found.values() for c in cells]
+    lows = [c["loss"]["dense"] - plain[0]["loss"]["dense"] for found in panels.values() for cells in found.values() for c in cells]
+    span = max(tops) - min(lows + [0])
+    flat[0].set_ylim(min(lows + [0]) - 0.12 * span, max(tops) + 0.12 * span)
+    for axis in flat[len(panels):]:
+        axis.set_visible(False)
+    figure.supxlabel("mass outside the top k (dense attention, validation)", fontsize=9)
+    figure.supylabel("loss above the plain run, nats a token", fontsize=9)
+    line = pictures.Line2D
+    handles = [line([], [], color=REG_STYLE[reg][0], marker=REG_STYLE[reg][1], label=f"{reg} (numbers: λ)") for reg in REGS]
+    handles += [line([], [], color="black", marker="*", linestyle="", label="plain"),
+                line([], [], color=pictures.GREY, marker="o", label="dense"),
+                line([], [], color=pictures.GREY, marker="o", markerfacecolor="white", linestyle=":", label="cut to the top k")]
+    figure.legend(handles=handles, loc="upper center", ncols=len(handles))
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
+    return figure
+
+
+def cuts(results, out):
+    """Loss against the k of inference: plain and chosen, the mean over seeds and the range; the controls of both."""
+    found = tables.models(results, "scratch")
+    if not found:
+        return None
+    figure, axes = pictures.panels(pictures.FULL, 4, 1, 2)
+    left, right = axes[0]
+    ks = sorted({c["k"] for _, cells in found for cell in cells for c in cell["loss"]["cuts"]})
+    for (label, cells), colour in zip(found, MODEL_COLOURS):
+        above = [[tables.cut_loss(c, k) - c["loss"]["dense"] for c in cells] for k in ks]
+        shown = label if len(cells) == 1 else f"{label} ({len(cells)} seeds)"
+        left.plot(ks, [tables.mean([tables.cut_loss(c, k) for c in cells]) for k in ks], color=colour, marker="o", label=shown)
+        left.fill_between(ks, [min(tables.cut_loss(c, k) for c in cells) for k in ks],
+                          [max(tables.cut_loss(c, k) for c in cells) for k in ks], color=colour, alpha=0.2, linewidth=0)
+        left.axhline(tables.mean([c["loss"]["dense"] for c in cells]), color=colour, linestyle=(0, (1, 2)), linewidth=1)
+        right.plot(ks, [max(1e-5, tables.mean(a)) for a in above], color=colour, marker="o", label="top k: " + label)
+        for cut, style in (("recent", "--"), ("first_recent", "-."), ("random", ":")):
+            control = [[tables.cut_loss(c, k, cut) for c in cells] for k in ks]
+            if all(v is not None for row in control for v in row):
+                right.plot(ks, [max(1e-5, tables.mean([v - c["loss"]["dense"] for v, c in zip(row, cells)])) for row in control],
+                           color=colour, linestyle=style, linewidth=1)
+    for axis in (left, right):
+        pictures.powers_of_two(axis, ks)
+        axis.set_xlabel("keys that every row keeps at inference")
+    left.set_ylabel("validation loss, nats a token")
+    left.set_title("Loss when cut to the top k (dotted: dense; band: the seeds' range)", loc="left")
+    left.legend()
+    right.set_yscale("log")
+    right.axhline(0.01, color=pictures.GREY, linewidth=0.8)
+    right.set_title("Cost of the cut: loss above the same model's dense loss", loc="left")
+    line = pictures.Line2D
+    right.legend(handles=[line([], [], color="black", marker="o", label="the top k"),
+                          line([], [], color="black", linestyle="--", linewidth=1, label="the most recent k"),
+                          line([], [], color="black", linestyle="-.", linewidth=1, label="position 0 and the most recent"),
+                          line([], [], color="black", linestyle=":", linewidth=1, label="k at random"),
+                          line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (costs below 10⁻⁵ are drawn there)")])
+    return figure
+
+
+def reports_of(results, out, kind):
+    """The reports of the plain run and of the first chosen one, of the first seed, ready for dev/report's pictures."""
+    found = []
+    for label, cells in tables.models(results, "scratch"):
+        folder = os.path.join(out, kind, cells[0]["name"])
+        if os.path.exists(os.path.join(folder, "report.json")):
+            found.append(dict(report.read(folder), label=cells[0]["name"]))
+    return [found[0], found[-1]] if len(found) > 1 else None
+
+
+def mass_by_head(results, out):
+    pair = reports_of(results, out, "reports")
+    return pair and pictures.mass_heatmap(pair)
+
+
+def maps(results, out):
+    pair = reports_of(results, out, "maps")
+    if not pair:
+        return None
+    both = [shown for _, shown in page.paired_maps(pair) if all(shown)]
+    return pictures.attention_maps(pair, both[0]) if both else None
+
+
+def mass_in_training(results, out):
+    """Top-8 mass of the training batches: lambda's column for both regularizers, and the schedules."""
+    plain = tables.done(results, family="scratch", group="plain", seed=SEEDS[0])
+    column = {reg: tables.done(results, family="scratch", group="column", reg=reg) for reg in REGS}
+    schedules = tables.done(results, family="scratch", group="schedule")
+    if not plain or not any(column.values()):
+        return None
+    figure, axes = pictures.panels(pictures.FULL, 3.6, 1, 3, sharey=True)
+    draw_run = lambda axis, c, **style: axis.plot(*series(os.path.join(out, "runs", c["name"])), **style)
+    for axis, reg in zip(axes[0], REGS):
+        draw_run(axis, plain[0], color="black", linestyle="--", label="plain", linewidth=1.2)
+        for c in sorted(column[reg], key=lambda c: c["lambda"]):
+            draw_run(axis, c, color=shade(c["lambda"]), label=f"λ = {c['lambda']:g}", linewidth=1.2)
+        axis.set_title(f"{reg}, k = {K}, λ rising over {RISE}", loc="left")
+        axis.legend(loc="lower right")
+    last = axes[0][2]
+    draw_run(last, plain[0], color="black", linestyle="--", label="plain", linewidth=1.2)
+    best = [c for c in schedules if c["lambda"] == 0.3] or schedules
+    for reg in REGS[-1:]:
+        same = [c for c in best if c["reg"] == reg]
+        same += [c for c in column[reg] if same and c["lambda"] == same[0]["lambda"]]
+        for c in sorted(same, key=lambda c: (c["layers"], int(c["rise"].rstrip("%")))):
+            label = ("constant" if c["rise"] == "0" else f"rising over {c['rise']}") + (", not layer 0" if c["layers"] else "")
+            draw_run(last, c, color=SCHEDULE_COLOURS[(c["rise"], c["layers"])], label=label, linewidth=1.2)
+        if same:
+            last.set_title(f"{reg}, k = {K}, λ = {same[0]['lambda']:g}: schedules", loc="left")
+    last.legend(loc="lower right")
+    axes[0][0].set_ylabel(f"top-{K} mass of the training batch")
+    for axis in axes[0]:
+        axis.set_xlabel("update")
+    return figure
+
+
+FIGURES = {"pareto": pareto, "cuts": cuts, "mass_by_head": mass_by_head, "mass_in_training": mass_in_training,
+           "maps": maps}
+
+
+def main():
+    out = sys.argv[1]
+    results = read_json(os.path.join(out, "results.json"))
+    pictures.set_style()
+    pictures.plt.rcParams["figure.dpi"] = 140  # a page on GitHub is about 900 pixels wide
+    for name, figure in FIGURES.items():
+        drawn = figure(results, out)
+        if drawn is not None:
+            write_file(os.path.join(out, name + ".png"), pictures.png(drawn))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The plan: which cells there are, in which order, and how many updates of each fit into the time.
+
+A cell is one training run and what is measured of it. It has a name, which is its folder's, and these settings:
+
+    family   scratch, or continued: from OpenAI's weights
+    group    plain, column, schedule, chosen, baseline, target, other k
+    wave     1: what every table needs; 2: what fills the tables if there is time
+    reg k lambda rise layers seed     as the trainer's flags have them; rise is --lambda-warmup
+
+What is run first answers the main question: plain, then lambda at k = 8, then lambda's schedules, the chosen cells' other
+seeds, the baselines, a few cells at other k; the second wave is the rest of the grid.
+"""
+import fnmatch
+
+LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1)
+KS = (4, 8, 16, 32)
+REGS = ("tail", "kl")
+SEEDS = (1337, 1338, 1339)
+RISE = "70%"
+K = 8  # the k of the column, the schedules, the chosen cells and the bars
+SCHEDULE_LAMBDAS = (0.3, 0.1)  # the first in wave 1
+ENTROPY_LAMBDAS = (0.01, 0.03, 0.1)
+TARGET_MARGINS = (0.01, 0.02)
+COST_BAR = 0.01
+
+RULE = (f"Of the cells of seed {SEEDS[0]} with k = {K}, whatever lambda and its schedule, for each regularizer: "
+        f"the smallest dense validation loss among those that lose less than {COST_BAR} when every row is cut to its top "
+        f"{K}; where none does, the smallest loss when cut. The rule stood before the runs; the other seeds then confirm "
+        "the choice or do not.")
+
+# updates: at least, usual, at most; limit: questions of each probe
+SIZES = {
+    "tiny": {"layers": 4, "tokens": "bytes", "eval_tokens": 32256, "updates": (300, 1000, 3000), "limit": 40},
+    "d6": {"layers": 6, "tokens": "gpt2", "eval_tokens": 131072, "updates": (300, 1000, 10000), "limit": 200},
+    "d12": {"layers": 12, "tokens": "gpt2", "eval_tokens": 262144, "updates": (500, 2000, 20000), "limit": 400},
+}
+
+
+def name_of(cell):
+    """The run folder's name, which says all settings."""
+    start = "124M-" if cell["family"] == "continued" else ""
+    seed = f"-s{cell['seed']}"
+    if cell["group"] == "untrained":
+        return "124M-untrained"
+    if cell.get("pick"):
+        return f"{start}chosen-{cell['pick']}{seed}"
+    if cell["lambda"] == 0:
+        return f"{start}plain{seed}"
+    if cell["reg"] == "entropy":
+        return f"{start}entropy-l{cell['lambda']:g}-{rise_name(cell)}{seed}"
+    what = f"target{cell['margin']:g}" if "margin" in cell else f"l{cell['lambda']:g}-{rise_name(cell)}"
+    return f"{start}k{cell['k']}-{cell['reg']}-{what}{seed}"
+
+
+def rise_name(cell):
+    rise = "const" if cell["rise"] == "0" else "rise" + cell["rise"].rstrip("%")
+    return rise + ("-no0" if cell["layers"] == "no0" else "")
+
+
+def cell(group, wave, lam, reg="tail", k=K, rise=RISE, layers="", seed=SEEDS[0], family="scratch", **more):
+    made = {"family": family, "group": group, "wave": wave, "lambda": lam, "reg": reg, "k": k, "rise": rise,
+            "layers": layers, "seed": seed, **more}
+    made["name"] = name_of(made)
+    return made
+
+
+def all_cells(can, continued):
+    """Every cell, in the order in which they are run. `can` says which flags the trainer has: "entropy", "target"."""
+    cells = [cell("plain", 1, 0, seed=s) for s in SEEDS]
+    # from the middle outwards, so that a column that is cut short has its most telling part
+    column = sorted(LAMBDAS, key=lambda x: (x < 0.03, -x if x < 0.03 else x))
+    cells += [cell("column", 1, lam, reg) for lam in column for reg in REGS]
+    for wave, lam in enumerate(SCHEDULE_LAMBDAS, 1):
+        for reg in REGS:
+            cells += [cell("schedule", wave, lam, reg, rise=rise) for rise in ("0", "50%", "90%")]
+            cells.append(cell("schedule", wave, lam, reg, layers="no0"))
+    cells += [cell("chosen", 1, 1, seed=s, pick=reg) for reg in REGS for s in SEEDS[1:]]
+    if "entropy" in can:
+        cells += [cell("baseline", 1, lam, "entropy") for lam in ENTROPY_LAMBDAS]
+    if "target" in can:
+        cells += [cell("target", 1, 0.1, reg, margin=margin) for margin in TARGET_MARGINS for reg in REGS]
+    cells += [cell("other k", 1 if lam == 0.3 else 2, lam, reg, k)
+              for lam in (0.3, 0.1, 1, 0.03, 0.01, 0.003) for k in KS if k != K for reg in REGS]
+    if continued:
+        more = [cell("untrained", 1, 0, family="continued"), cell("plain", 1, 0, family="continued")]
+        more += [cell("column", 1 if lam in (0.1, 0.3, 1) else 2, lam, reg, family="continued")
+                 for lam in (0.1, 0.3, 1, 0.03) for reg in REGS]
+        more += [cell("plain", 2, 0, seed=s, family="continued") for s in SEEDS[1:]]
+        more += [cell("chosen", 2, 1, seed=s, pick=reg, family="continued") for reg in REGS for s in SEEDS[1:]]
+        cells += more
+    return sorted(cells, key=lambda c: c["wave"])  # stable: the order within a wave stays
+
+
+def select(cells, patterns):
+    if not patterns:
+        return cells
+    return [c for c in cells if any(fnmatch.fnmatch(c["name"], p) for p in patterns)]
+
+
+def training_seconds(updates, measured):
+    """Of one cell, as it runs beside the others; five validations."""
+    return updates * measured["update_s"] + 5 * measured["validation_s"] + measured["start_s"]
+
+
+def cell_seconds(c, updates, measured):
+    return (0 if c["group"] == "untrained" else training_seconds(updates, measured)) + measured["eval_s"]
+
+
+def final_seconds(cells, measured):
+    """After the cells: reports, tasks and speeds, one after another, and the tables and figures."""
+    shown = sum(1 for c in cells if c["group"] in ("plain", "chosen")) + 2
+    return shown * measured["report_s"] + measured["speed_s"] + measured["figures_s"]
+
+
+def choose_updates(cells, limits, measured, seconds, workers):
+    """(updates of every cell, how many of the cells fit): as many updates as let wave 1 fit, if that is at least the
+    least number; beyond the usual number only if everything fits."""
+    least, usual, most = limits
+    first = [c for c in cells if c["wave"] == 1]
+
+    def left(some):
+        return (0.95 * seconds - final_seconds(some, measured)) * workers
+
+    def updates_for(some):
+        fixed = sum(cell_seconds(c, 0, measured) for c in some)
+        trained = sum(c["group"] != "untrained" for c in some)
+        return int((left(some) - fixed) / (trained * measured["update_s"])) if trained else least
+
+    everything = updates_for(cells)
+    updates = min(everything, most) if everything >= usual else min(updates_for(first or cells), usual)
+    updates = max(least, updates)
+    updates -= updates % (50 if updates >= 200 else 1)
+    fit, used = 0, 0.0
+    for c in cells:
+        used += cell_seconds(c, updates, measured)
+        if used > left(cells[:fit + 1]):
+            break
+        fit += 1
+    return updates, fit

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# run.sh: the paper's runs as one command that may be killed at any time and goes on when it is called again.
+#
+#   dev/paper/run.sh                                  GPT-2 124M where there is a GPU (8 hours), else tiny (50 minutes)
+#   dev/paper/run.sh --budget 20m                     the same tables from smaller runs
+#   dev/paper/run.sh --size d6 --data data/books      shards data/books_train_*.bin and data/books_val_*.bin
+#   dev/paper/run.sh --dry-run                        only the plan; --help shows all flags
+#
+# What it does stands in README.md beside it.
+set -eu
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+for program in train_gpt2 infer_gpt2; do
+    # The first is what make builds wherever it can; the second is enough where there is no GPU.
+    [ -x "$root/${program}cu" ] || [ -x "$root/${program}cpu" ] || make -C "$root" "${program}cu"
+done
+export PYTHONDONTWRITEBYTECODE=1
+exec python3 "$root/dev/paper/paper.py" "$@"

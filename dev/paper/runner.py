@@ -1,0 +1,566 @@
+"""Runs the plan: the programs' command lines, several cells side by side, each step skipped if what it makes is there.
+
+    DIR/plan.json  chosen.json  speed.json  decode.json  tables.md  results.json  *.png
+    DIR/runs/NAME/      a run folder of the trainer, and of ours: train.log, eval.json, tasks.json, cell.json
+    DIR/reports/NAME/   infer_gpt2's report, for the plain and the chosen cells
+    DIR/maps/NAME/      the same on maps.txt, for attention maps of a text that a person can follow
+
+A cell is done when its last checkpoint, eval.json and cell.json are there. Then its optimizer.safetensors and its
+earlier checkpoints are deleted, which are most of its bytes; the trained model stays.
+"""
+import ctypes
+import datetime
+import fcntl
+import glob
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+
+from common import ROOT, Bad, duration, from_root, median, read_json, read_metrics, write_json
+from plan import COST_BAR, K, SEEDS, cell_seconds, final_seconds, name_of
+
+CUTS = "1,2,4,8,16,32,64"
+CALIBRATION_UPDATES = 12
+SPEED_UPDATES = 12
+
+
+def lock(out):
+    """Held as long as this program or any that it started lives, so that no two work in the same folder."""
+    file = open(os.path.join(out, "lock"), "w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Bad(f"another run.sh is at work in {from_root(out)}: wait for it, or name another folder with "
+                  "--out") from None
+    return file
+
+
+def die_with_parent():
+    """In a child, before it becomes the program: SIGKILL when we are gone, however we went."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Programs:
+    def __init__(self, device):
+        self.train, self.infer = (self.find(name, device) for name in ("train_gpt2", "infer_gpt2"))
+
+    @staticmethod
+    def find(name, device):
+        for program in ([name + "cu"] if device == "auto" else []) + [name + "cpu"]:
+            if os.access(os.path.join(ROOT, program), os.X_OK):
+                return "./" + program
+        raise Bad(f"there is no {name}cu: make {name}cu builds it")
+
+    def help(self, program):
+        return subprocess.run([program, "--help"], cwd=ROOT, stdout=subprocess.PIPE, check=False).stdout.decode()
+
+    def can(self):
+        """What the trainer's table of flags has of what came after its first version."""
+        text = self.help(self.train)
+        return [what for what, sign in (("entropy", r"--reg \S*entropy"), ("target", r"--target-loss"))
+                if re.search(sign, text)]
+
+    def cut_kinds(self):
+        return "--cut-kinds" in self.help(self.infer)
+
+
+# ---- command lines ----
+
+def val_rows(plan):
+    return plan["eval_tokens"] // plan["context"]
+
+
+def eval_batch(rows):
+    """Sequences at a time: the number of rows has to be whole batches, for the trainer and here."""
+    return max(b for b in range(1, 17) if rows % b == 0)
+
+
+def train_command(plan, programs, cell, folder):
+    updates = plan["updates"]
+    lam, reg = cell["lambda"], cell["reg"]
+    layers = {"": [], "no0": ["--lambda-layers", ",".join(["0"] + ["1"] * (plan["layers"] - 1))]}[cell["layers"]]
+    margin = []
+    if "margin" in cell:
+        plain = os.path.join(os.path.dirname(folder), f"plain-s{cell['seed']}", "metrics.jsonl")
+        margin = ["--target-loss", f"{plain}:{cell['margin']:g}"]
+    every = max(1, -(-updates // 4))
+    return [programs.train, "-e", "124M" if cell["family"] == "continued" else plan["size"], "-o", folder, "-y",
+            "-i", plan["train_data"], "-j", plan["val_data"], "-x", str(updates), "-n", str(every), "-v", str(every),
+            "-m", str(val_rows(plan) // plan["batch"]), "-s", "0", "-b", str(plan["batch"]),
+            "-t", str(plan["context"]), "-d", str(plan["tokens_per_update"]), "-l", f"{lam:g}", "-k", str(cell["k"]),
+            "--reg", reg, "--lambda-warmup", cell["rise"], *layers, *margin, "--seed", str(cell["seed"])]
+
+
+def eval_command(plan, programs, model, json, kinds):
+    rows = val_rows(plan)
+    batch = eval_batch(rows)
+    few = ["--cut-kinds", kinds] if kinds else []
+    return [programs.infer, "-e", model, "--eval", plan["val_data"], "-t", str(plan["context"]), "-b", str(batch),
+            "-m", str(rows // batch), "--cuts", CUTS, *few, "--json", json]
+
+
+def report_command(plan, programs, model, folder, json):
+    """Attention's statistics on the first quarter of the validation tokens, and the probes."""
+    rows = max(1, val_rows(plan) // 4)
+    batch = eval_batch(rows)
+    return [programs.infer, "-e", model, "-j", plan["val_data"], "-t", str(plan["context"]), "-b", str(batch), "-m",
+            str(rows // batch), "--probes", "--limit", str(plan["limit"]), "-k", str(K), "--cuts", str(K),
+            "--report", folder, "--json", json]
+
+
+# ---- how long things take ----
+
+def calibrate(out, plan, programs):
+    """Measures on this machine what the plan needs: the time of an update, alone with all threads and side by side with
+    one thread each, of an evaluation and of a report; and what the trainer chose for batch and update."""
+    folder = os.path.join(out, "calibration")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    cores = len(os.sched_getaffinity(0))
+    options = plan["options"]
+    shape = [flag for name, flag in (("batch", "-b"), ("context", "-t")) if options[name]
+             for flag in (flag, str(options[name]))]
+
+    def start(name, threads):
+        command = [programs.train, "-e", plan["size"], "-o", from_root(os.path.join(folder, name)), "-i",
+                   plan["train_data"], "-j", plan["val_data"], "-x", str(CALIBRATION_UPDATES), "-n",
+                   str(CALIBRATION_UPDATES), "-v", "0", "-s", "0", "-l", "0.1", "-k", str(K), *shape]
+        with open(os.path.join(folder, name + ".log"), "wb") as log:
+            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                    env=environment(threads), preexec_fn=die_with_parent)
+
+    def finish(name, process):
+        if process.wait() != 0:
+            raise Bad(f"the trainer stopped: {last_line(os.path.join(folder, name + '.log'))}")
+        head, updates, _ = read_metrics(os.path.join(folder, name))
+        return head, median([u["ms"] for u in updates[3:]]) / 1000
+
+    begin = time.monotonic()
+    head, alone = finish("alone", start("alone", cores))
+    start_s = max(0.0, time.monotonic() - begin - CALIBRATION_UPDATES * alone)
+    settings = head["settings"]
+    batch, context = int(settings["batch"]), int(settings["context"])
+    workers, why = 1, "one GPU"
+    update_s = alone
+    if not plan["gpu"]:
+        side = min(cores, 8)
+        runs = [(f"beside{i}", start(f"beside{i}", 1)) for i in range(side)] if side > 1 else []
+        beside = median([finish(name, process)[1] for name, process in runs]) if runs else alone
+        if side > 1 and side / beside > 1 / alone:
+            workers, update_s = side, beside
+        why = (f"updates a second: {1 / alone:.2f} one run with {cores} threads, {side / beside:.2f} {side} runs with one "
+               "thread each" if side > 1 else "one core")
+    threads = 1 if workers > 1 else cores
+
+    rows = max(batch, options["eval_tokens"] // context // batch * batch)
+    facts = {"batch": batch, "context": context, "tokens_per_update": int(settings["tokens-per-update"]),
+             "eval_tokens": rows * context, "workers": workers, "threads": threads, "why_workers": why,
+             "device": re.sub(r" \(\d+ threads?\)", "", head["device"]) + ("" if plan["gpu"] else f", {cores} cores"),
+             "precision": settings["precision"], "model": settings["model"], "data_tokens": settings["training data"]}
+    eight = {**plan, **facts, "eval_tokens": max(1, rows // 8) * context}
+    model = from_root(os.path.join(folder, "alone"))
+
+    def timed(command):
+        begin = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, env=environment(threads), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode != 0:
+            raise Bad(f"{' '.join(command)} stopped: {done.stdout.decode().strip().splitlines()[-1]}")
+        return time.monotonic() - begin
+
+    kinds = "topk" if programs.cut_kinds() else None
+    scale = rows / (val_rows(eight))
+    eval_s = scale * timed(eval_command(eight, programs, model, os.devnull, kinds))
+    report_s = timed(report_command({**plan, **facts}, programs, model, from_root(os.path.join(folder, "report")),
+                                    os.devnull))
+    tokens = rows * context
+    facts["measured"] = {
+        "update_s": update_s, "start_s": start_s, "eval_s": eval_s,
+        "validation_s": update_s * tokens / facts["tokens_per_update"] / 3,  # a forward pass is a third of an update
+        "report_s": report_s + (eval_s if kinds else 0), "figures_s": 30.0,
+        "speed_s": 4 * plan["rounds"] * (start_s + SPEED_UPDATES * alone) + 20}
+    shutil.rmtree(folder)
+    return facts
+
+
+def environment(threads):
+    """For the programs. A PATH without python3: infer_gpt2 --report would draw a page of each report, in seconds each;
+    dev/report/page.py DIR/reports/NAME draws one when it is wanted."""
+    return dict(os.environ, OMP_NUM_THREADS=str(threads), PATH="/nonexistent")
+
+
+def last_line(log):
+    """What a program said last: its error, without the progress."""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            lines = [line for line in re.split(r"[\r\n]+", file.read()) if line.strip()]
+    except OSError:
+        return "it left no log"
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1].strip()
+
+
+# ---- running ----
+
+class Failed(Exception):
+    pass
+
+
+class Runner:
+    def __init__(self, out, plan, programs, budget, held):
+        self.out, self.plan, self.programs, self.held = out, plan, programs, held
+        self.kinds = programs.cut_kinds()
+        self.deadline = time.monotonic() + budget
+        self.processes = []
+        os.makedirs(os.path.join(out, "runs"), exist_ok=True)
+
+    def path(self, *names):
+        return os.path.join(self.out, *names)
+
+    def folder(self, cell):
+        return self.path("runs", cell["name"])
+
+    def model(self, cell):
+        """What -e takes: the run folder; OpenAI's weights for the model that is not trained."""
+        return "124M" if cell["group"] == "untrained" else from_root(self.folder(cell))
+
+    def checkpoint(self, cell):
+        return os.path.join(self.folder(cell), f"step_{self.plan['updates']:08d}")
+
+    def trained(self, cell):
+        return cell["group"] == "untrained" or os.path.exists(os.path.join(self.checkpoint(cell), "model.safetensors"))
+
+    def done(self, cell):
+        return self.trained(cell) and all(os.path.exists(os.path.join(self.folder(cell), name))
+                                          for name in ("eval.json", "cell.json"))
+
+    # ---- processes
+
+    def start(self, command, threads, log):
+        with open(log, "ab") as file:
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file,
+                                       stderr=subprocess.STDOUT, env=environment(threads), start_new_session=True,
+                                       pass_fds=(self.held.fileno(),), preexec_fn=die_with_parent)
+        self.processes.append(process)
+        return process
+
+    def stop(self):
+        """Ctrl-C for the programs: the trainer finishes its update and saves. Then they are gone."""
+        for process in self.processes:
+            process.send_signal(signal.SIGINT)
+        end = time.monotonic() + 60
+        for process in self.processes:
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def ended(self, process):
+        if process.poll() is None:
+            return False
+        self.processes.remove(process)
+        return True
+
+    def wait(self, command, threads, log):
+        process = self.start(command, threads, log)
+        while not self.ended(process):
+            time.sleep(0.05)
+        if process.returncode != 0:
+            raise Failed(f"{os.path.basename(command[0])}: {last_line(log)}")
+
+    # ---- a cell
+
+    def steps(self, cell):
+        """Yields (command, log) for what is not there yet; goes on when that has ended well."""
+        plan, folder = self.plan, self.folder(cell)
+        os.makedirs(folder, exist_ok=True)
+        train = None
+        if cell["group"] != "untrained":
+            train = train_command(plan, self.programs, cell, from_root(folder))
+            if not self.trained(cell):
+                yield train, os.path.join(folder, "train.log")
+        result = os.path.join(folder, "eval.json")
+        kinds = "topk" if self.kinds and cell["group"] not in ("plain", "chosen") else None
+        command = eval_command(plan, self.programs, self.model(cell), from_root(result + ".part"), kinds)
+        if not os.path.exists(result):
+            yield command, os.path.join(folder, "eval.log")
+            os.replace(result + ".part", result)
+        head, updates, _ = read_metrics(folder)
+        write_json(os.path.join(folder, "cell.json"), {
+            "settings": cell, "commands": [" ".join(c) for c in (train, command) if c],
+            "commit": head.get("commit") or read_json(result)["commit"],
+            "device": head.get("device") or read_json(result)["device"],
+            "date": datetime.date.today().isoformat(), "updates": len(updates), "side_by_side": plan["workers"],
+            "training_s": sum(u["ms"] for u in updates) / 1000})
+
+    def clean(self, cell):
+        for path in glob.glob(os.path.join(self.folder(cell), "step_*")):
+            if os.path.basename(path) != os.path.basename(self.checkpoint(cell)):
+                shutil.rmtree(path)
+        optimizer = os.path.join(self.checkpoint(cell), "optimizer.safetensors")
+        if os.path.exists(optimizer):
+            os.remove(optimizer)
+
+    # ---- the chosen cells
+
+    def choose(self, family):
+        """{reg: settings} by the plan's rule, once all its candidates are done; kept in chosen.json."""
+        path = self.path("chosen.json")
+        chosen = read_json(path) or {}
+        if family not in chosen:
+            candidates = [c for c in self.plan["cells"] if c["family"] == family and c["group"] in ("column", "schedule")]
+            found = {}
+            for cell in candidates:
+                if self.done(cell):
+                    loss = read_json(os.path.join(self.folder(cell), "eval.json"))["eval"]
+                    cut = next(c["loss"] for c in loss["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, K))
+                    dense = loss["dense"]["loss"]
+                    rank = (0, dense) if cut - dense < COST_BAR else (1, cut)
+                    if cell["reg"] not in found or rank < found[cell["reg"]][0]:
+                        found[cell["reg"]] = (rank, cell)
+            chosen[family] = {reg: cell for reg, (_, cell) in found.items()}
+            write_json(path, chosen)
+        return chosen[family]
+
+    def resolve(self, cell):
+        """The cell to run for one of the plan's, or None as long as that is not known: a chosen cell's settings are those
+        of the cell that was chosen, with another seed."""
+        if not cell.get("pick"):
+            return cell
+        chosen = self.choose(cell["family"]).get(cell["pick"])
+        if chosen is None:
+            return None
+        made = dict(chosen, group="chosen", seed=cell["seed"], wave=cell["wave"])
+        return dict(made, name=name_of(made))
+
+    def ready(self, cell, open_cells):
+        """Whether what the cell needs has been tried."""
+        if cell.get("pick"):
+            return not any(c["family"] == cell["family"] and c["group"] in ("column", "schedule") for c in open_cells)
+        if "margin" in cell:
+            return not any(c["name"] == f"plain-s{cell['seed']}" for c in open_cells)
+        return True
+
+    # ---- everything
+
+    def run(self):
+        self.run_cells()
+        shown = self.shown()
+        for cell in shown:
+            self.report(cell)
+        self.speed()
+        self.decode([c for c in shown if c["seed"] == shown[0]["seed"]])
+
+    def run_cells(self):
+        plan = self.plan
+        waiting = []
+        for cell in plan["cells"]:
+            if not cell.get("pick") and self.done(cell):
+                self.clean(cell)
+            else:
+                waiting.append(cell)
+        count, total = len(plan["cells"]) - len(waiting), len(plan["cells"])
+        if count:
+            print(f"{count} of {total} cells are done", flush=True)
+        reserve = final_seconds(plan["cells"], plan["measured"])
+        took = []  # of cells that were trained here from their beginning
+        running = []
+        while waiting or running:
+            while waiting and len(running) < plan["workers"]:
+                busy = waiting + [r["planned"] for r in running]
+                cell = next((c for c in waiting if self.ready(c, busy)), None)
+                if cell is None:
+                    break
+                estimate = statistics.mean(took) if took else cell_seconds(cell, plan["updates"], plan["measured"])
+                if time.monotonic() + 0.5 * estimate > self.deadline - reserve:
+                    names = ", ".join(c["name"] for c in waiting)
+                    print(f"no time is left for: {names}; the same command goes on with them", flush=True)
+                    waiting = []
+                    break
+                waiting.remove(cell)
+                resolved = self.resolve(cell)
+                if resolved is None:
+                    print(f"{cell['name']}: there is nothing to choose from", flush=True)
+                    count += 1
+                    continue
+                if self.done(resolved):
+                    self.clean(resolved)
+                    count += 1
+                    continue
+                running.append({"planned": cell, "cell": resolved, "steps": self.steps(resolved), "process": None,
+                                "begin": time.monotonic(), "fresh": not os.path.exists(self.folder(resolved))})
+            for slot in list(running):
+                if slot["process"] and not self.ended(slot["process"]):
+                    continue
+                name = slot["cell"]["name"]
+                problem = None
+                if slot["process"] and slot["process"].returncode != 0:
+                    problem = last_line(slot["log"])
+                else:
+                    try:
+                        command, slot["log"] = next(slot["steps"])
+                        slot["process"] = self.start(command, plan["threads"], slot["log"])
+                        continue
+                    except StopIteration:
+                        pass
+                running.remove(slot)
+                count += 1
+                seconds = time.monotonic() - slot["begin"]
+                if problem:
+                    write_json(os.path.join(self.folder(slot["cell"]), "failed.json"),
+                               {"settings": slot["cell"], "error": problem})
+                    print(f"{count}/{total}  {name:34} FAILED after {duration(seconds)}: {problem}", flush=True)
+                    if slot["planned"] is plan["cells"][0]:
+                        self.stop()
+                        raise Bad(f"the first cell failed, with which all others are compared: {problem}")
+                    continue
+                if slot["fresh"]:
+                    took.append(seconds)
+                self.clean(slot["cell"])
+                failed = os.path.join(self.folder(slot["cell"]), "failed.json")
+                if os.path.exists(failed):
+                    os.remove(failed)
+                loss = read_json(os.path.join(self.folder(slot["cell"]), "eval.json"))["eval"]
+                cut = next(c["loss"] for c in loss["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, K))
+                dense = loss["dense"]["loss"]
+                print(f"{count}/{total}  {name:34} {duration(seconds):>7}  loss {dense:.4f}, cut to the top {K} "
+                      f"{cut - dense:+.4f}", flush=True)
+            time.sleep(0.05)
+
+    def shown(self):
+        """The cells that are looked at closely: plain and chosen, of all seeds that are done."""
+        cells = []
+        for family in ("scratch", "continued"):
+            mine = [c for c in self.plan["cells"] if c["family"] == family]
+            if not mine:
+                continue
+            cells += [c for c in mine if c["group"] in ("plain", "untrained")]
+            cells += self.choose(family).values()
+            cells += [self.resolve(c) for c in mine if c.get("pick")]
+        found = [c for c in cells if c and self.done(c)]
+        if not found:
+            raise Bad("no plain cell is done, and without one there is nothing to compare: give a longer --budget")
+        return found
+
+    def report(self, cell):
+        folder, name = self.folder(cell), cell["name"]
+        model = self.model(cell)
+        result = os.path.join(folder, "eval.json")
+        kinds = {c["cut"] for c in read_json(result)["eval"]["cuts"]}
+        log = os.path.join(folder, "eval.log")
+        cores = len(os.sched_getaffinity(0))
+
+        def make(what, final, command):
+            print(f"{name}: {what}", flush=True)
+            try:
+                self.wait(command, cores, log)
+                if os.path.exists(final + ".part"):
+                    os.replace(final + ".part", final)
+            except Failed as problem:
+                print(f"{name}: {problem}", flush=True)
+
+        if len(kinds) == 1:  # the cell was chosen only later: now the controls, too
+            make("losses of the controls", result, eval_command(self.plan, self.programs, model, from_root(result + ".part"), None))
+        probes = os.path.join(folder, "probes.json")
+        if not os.path.exists(probes):
+            make("attention and probes", probes,
+                 report_command(self.plan, self.programs, model, from_root(self.path("reports", name)),
+                                from_root(probes + ".part")))
+        lambada = os.path.join(ROOT, "data/lambada_test.jsonl")
+        hellaswag = os.path.join(ROOT, "data/hellaswag_val.jsonl")
+        tasks = []
+        if os.path.exists(lambada):
+            tasks += ["--lambada", from_root(lambada)]
+        if os.path.exists(hellaswag) and self.plan["size"] != "tiny":
+            tasks += ["--hellaswag", from_root(hellaswag)]
+        final = os.path.join(folder, "tasks.json")
+        if tasks and not os.path.exists(final):
+            limit = {"tiny": "100", "d6": "1000", "d12": "0"}[self.plan["size"]]
+            make("tasks", final, [self.programs.infer, "-e", model, *tasks, "--limit", limit, "-k", str(K), "--json",
+                         from_root(final + ".part")])
+        maps = self.path("maps", name)
+        if cell["seed"] == SEEDS[0] and not os.path.exists(os.path.join(maps, "report.json")):
+            os.makedirs(self.path("maps"), exist_ok=True)
+            make("maps of a short text", maps, [
+                self.programs.infer, "-e", model, "-j", "dev/paper/maps.txt", "-b", "1", "-m", "1", "--cuts", str(K),
+                "-k", str(K), "--report", from_root(maps)])
+
+    def speed(self):
+        """Training with and without the regularizer, alone on the machine, in turns; DIR/speed.json."""
+        final = self.path("speed.json")
+        if os.path.exists(final):
+            return
+        print("measuring the speed and memory of training", flush=True)
+        plan = dict(self.plan, updates=SPEED_UPDATES)
+        cores = len(os.sched_getaffinity(0))
+        base = dict(self.plan["cells"][0], family="scratch", rise="0", layers="", seed=SEEDS[0], group="speed")
+        base.pop("margin", None)
+        ways = [("plain, not measured", dict(base, k=0, reg="tail", **{"lambda": 0})),
+                (f"plain, top-{K} mass measured", dict(base, k=K, reg="tail", **{"lambda": 0})),
+                ("tail", dict(base, k=K, reg="tail", **{"lambda": 0.1})),
+                ("kl", dict(base, k=K, reg="kl", **{"lambda": 0.1}))]
+        rows = {name: {"ms": [], "tok_s": []} for name, _ in ways}
+        for _ in range(self.plan["rounds"]):
+            for name, cell in ways:
+                folder = self.path("speed")
+                shutil.rmtree(folder, ignore_errors=True)
+                os.makedirs(folder)
+                command = train_command(plan, self.programs, cell, from_root(folder))
+                command[command.index("-v") + 1] = command[command.index("-n") + 1] = "0"
+                log = self.path("speed.log")
+                open(log, "wb").close()
+                try:
+                    self.wait(command, cores, log)
+                except Failed as problem:
+                    print(f"speed of {name}: {problem}", flush=True)
+                    continue
+                head, updates, _ = read_metrics(folder)
+                with open(log, encoding="utf-8", errors="replace") as file:
+                    memory = re.search(r"^\s*memory\s+([^,\n]+),", file.read(), re.M)
+                row = rows[name]
+                row["ms"].append(median([u["ms"] for u in updates[3:]]))
+                row["tok_s"].append(median([u["tok_s"] for u in updates[3:]]))
+                row.update({"memory": memory and memory.group(1), "commit": head["commit"], "device": head["device"],
+                            "command": " ".join(command)})
+        shutil.rmtree(self.path("speed"), ignore_errors=True)
+        write_json(final, [dict(row, name=name) for name, row in rows.items() if row["ms"]])
+
+    def decode(self, cells):
+        """Tokens a second of generating until the context is full; DIR/decode.json."""
+        final = self.path("decode.json")
+        if os.path.exists(final):
+            return
+        print("measuring the speed of decoding", flush=True)
+        cores = len(os.sched_getaffinity(0))
+        prompts = self.path("prompts.txt")
+        batches = [1] + ([32] if self.plan["gpu"] else [])
+        rows = {}
+        for _ in range(self.plan["rounds"]):
+            for cell in cells:
+                for attention in ("dense", "topk", "pages"):
+                    for batch in batches:
+                        with open(prompts, "w", encoding="utf-8") as file:
+                            file.write("The king\n" * batch)
+                        command = [self.programs.infer, "-e", self.model(cell), "-f", from_root(prompts), "-n",
+                                   str(self.plan["context"] - 16), "--greedy", "--attention", attention, "-k", str(K),
+                                   "--context-full", "stop"]
+                        log = self.path("decode.log")
+                        open(log, "wb").close()
+                        try:
+                            self.wait(command, cores, log)
+                        except Failed as problem:
+                            print(f"decoding of {cell['name']}: {problem}", flush=True)
+                            continue
+                        with open(log, encoding="utf-8", errors="replace") as file:
+                            found = re.search(r"then ([0-9.]+) tokens/s", file.read())
+                        if found:
+                            key = (cell["name"], attention, batch)
+                            row = rows.setdefault(key, {"run": cell["name"], "attention": attention, "batch": batch,
+                                                        "tok_s": [], "command": " ".join(command)})
+                            row["tok_s"].append(float(found.group(1)))
+        write_json(final, list(rows.values()))

@@ -1,0 +1,427 @@
+"""From the run folders to results.json, and from that alone to tables.md: a number in a table is one of the JSON's."""
+import math
+import os
+
+from common import from_root, median, read_json, read_metrics, write_file, write_json
+from plan import COST_BAR, K, KS, LAMBDAS, REGS, RULE, SEEDS
+
+CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
+             "random": "random"}
+LOSS_BAR, NOSINK_BAR = 0.02, 0.05
+
+
+# ---- gathering ----
+
+def gather(out, plan):
+    cells = []
+    for planned in folders(out, plan):
+        folder = os.path.join(out, "runs", planned["name"])
+        made, failed = read_json(os.path.join(folder, "cell.json")), read_json(os.path.join(folder, "failed.json"))
+        if made:
+            cells.append(gather_cell(out, folder, made, plan))
+        elif failed:
+            cells.append({**planned, "error": failed["error"]})
+    plain = {(c["family"], c["seed"]): c for c in cells if c["group"] == "plain" and "loss" in c}
+    for c in cells:
+        pair = plain.get((c["family"], c["seed"]))
+        if "loss" in c and pair and c is not pair:
+            c["above_plain"] = c["loss"]["dense"] - pair["loss"]["dense"]
+    keep = ("size", "model", "train_data", "data_tokens", "val_data", "device", "precision", "updates",
+            "tokens_per_update", "batch", "context", "eval_tokens", "workers", "threads", "why_workers", "rule",
+            "left_out", "budget_s")
+    return {"version": 1, "plan": {key: plan[key] for key in keep}, "planned": len(plan["cells"]),
+            "chosen": {family: {reg: c["name"] for reg, c in found.items()}
+                       for family, found in (read_json(os.path.join(out, "chosen.json")) or {}).items()},
+            "cells": cells, "training": read_json(os.path.join(out, "speed.json")) or [],
+            "decoding": read_json(os.path.join(out, "decode.json")) or []}
+
+
+def folders(out, plan):
+    """The settings of every cell that there is a folder of, in the plan's order; the chosen under their own names."""
+    chosen = read_json(os.path.join(out, "chosen.json")) or {}
+    for cell in plan["cells"]:
+        if cell.get("pick"):
+            found = chosen.get(cell["family"], {}).get(cell["pick"])
+            if not found:
+                continue
+            name = found["name"].replace(f"-s{found['seed']}", f"-s{cell['seed']}")
+            cell = {**found, "name": name, "seed": cell["seed"], "group": "chosen"}
+        yield cell
+
+
+def gather_cell(out, folder, made, plan):
+    cell = dict(made["settings"])
+    result = read_json(os.path.join(folder, "eval.json"))["eval"]
+    _, updates, validations = read_metrics(folder)
+    cuts = [{key: c[key] for key in ("cut", "renormalized", "k", "loss", "kept")} for c in result["cuts"]]
+    cell.update({key: made[key] for key in ("commands", "commit", "device", "date", "training_s")})
+    cell["loss"] = {"dense": result["dense"]["loss"], "tokens": result["tokens"], "cuts": cuts}
+    cell["cost"] = {str(c["k"]): c["loss"] - result["dense"]["loss"] for c in cuts if c["cut"] == "topk" and c["renormalized"]}
+    if validations:
+        cell["mass"], cell["mass_nosink"] = validations[-1]["val_mass"], validations[-1]["val_mass_nosink"]
+    if updates:
+        cell["tok_s"] = median([u["tok_s"] for u in updates])
+        cell["largest_norm"] = max(u["norm"] for u in updates)
+        cell["last_lambda"] = updates[-1]["lambda"]
+    report = read_json(os.path.join(out, "reports", cell["name"], "report.json"))
+    if report:
+        cell["attention"] = attention(report)
+    probes = read_json(os.path.join(folder, "probes.json"))
+    if probes:
+        cell["probes"] = probes["probes"]
+    tasks = read_json(os.path.join(folder, "tasks.json")) or {}
+    for task in ("lambada", "hellaswag"):
+        if task in tasks:
+            cell[task] = tasks[task]
+    return cell
+
+
+def mean(values):
+    values = [v for v in values if v is not None]
+    return sum(values) / len(values) if values else None
+
+
+def attention(report):
+    """Means over a layer's heads, from a report."""
+    layers = range(report["model"]["layers"])
+    of = lambda layer, value: mean([value(h) for h in report["heads"] if h["layer"] == layer])
+    ks = report["ks"]
+    return {"rows": report["text"]["rows"], "ks": ks,
+            "mass": [[of(l, lambda h: h["mass"][i]) for i in range(len(ks))] for l in layers],
+            "mass_nosink": [[of(l, lambda h: h["mass_nosink"][i]) for i in range(len(ks))] for l in layers],
+            **{key: [of(l, lambda h: h[key]) for l in layers]
+               for key in ("keys90", "keys95", "keys99", "entropy", "first", "self", "previous")},
+            "tau_largest": [max((h["tau"]["max"] for h in report["heads"]
+                                 if h["layer"] == l and h["tau"]["max"] is not None), default=None) for l in layers],
+            "largest_score": max((h["max_score"] for h in report["heads"] if h.get("max_score") is not None),
+                                 default=None)}
+
+
+# ---- what tables ask of the results ----
+
+def done(results, **want):
+    return [c for c in results["cells"] if "loss" in c and all(c.get(key) == value for key, value in want.items())]
+
+
+def families(results):
+    return [f for f in ("scratch", "continued") if done(results, family=f)]
+
+
+def models(results, family):
+    """The models that are compared closely: [(label, cells of its seeds)]: plain, then the chosen ones."""
+    found = [("plain", done(results, family=family, group="plain"))]
+    for reg, name in results["chosen"].get(family, {}).items():
+        first = done(results, name=name)
+        if first:
+            stem = name.rsplit("-s", 1)[0]
+            others = [c for c in done(results, family=family, group="chosen") if c["name"].rsplit("-s", 1)[0] == stem]
+            found.append((stem, first + others))
+    return [(label, cells) for label, cells in found if cells]
+
+
+def cut_loss(cell, k, cut="topk", renormalized=True):
+    return next((c["loss"] for c in cell["loss"]["cuts"]
+                 if (c["cut"], c["renormalized"], c["k"]) == (cut, renormalized, k)), None)
+
+
+def at_k(rows, ks, k):
+    """The mean over the layers of what a report has at k."""
+    return mean([row[ks.index(k)] for row in rows]) if k in ks else None
+
+
+def number(value, digits=4, sign=False):
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def spread(values, digits=4, sign=False):
+    """The mean, and behind it the smallest and the largest."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "–"
+    text = number(mean(values), digits, sign)
+    if len(values) > 1:
+        text += f" ({number(min(values), digits, sign)} .. {number(max(values), digits, sign)})"
+    return text
+
+
+def names(cells):
+    """Run folders, the seeds of one setting together."""
+    stems = {}
+    for c in cells:
+        stem, seed = c["name"].rsplit("-s", 1) if "-s" in c["name"] else (c["name"], "")
+        stems.setdefault(stem, []).append(seed)
+    return ", ".join(f"`{stem}`" if seeds == [""] else f"`{stem}-s{seeds[0]}`" + "".join(f", `-s{s}`" for s in seeds[1:])
+                     for stem, seeds in stems.items())
+
+
+def table(head, rows):
+    if not rows:
+        return "Nothing of this was run.\n"
+    align = ["---"] + ["---:" if h not in ("run", "runs", "keys kept", "schedule", "command", "reg", "what") else "---"
+                       for h in head[1:]]
+    lines = [head, align, *rows]
+    return "".join("| " + " | ".join(str(c) for c in line) + " |\n" for line in lines)
+
+
+# ---- the tables ----
+
+def summary_table(results, family):
+    rows = []
+    for label, cells in models(results, family):
+        look = [c["attention"] for c in cells if "attention" in c]
+        rows.append([label, spread([c["loss"]["dense"] for c in cells]),
+                     "" if label == "plain" else spread([c.get("above_plain") for c in cells], sign=True),
+                     spread([c["cost"].get(str(K)) for c in cells], sign=True),
+                     spread([cut_loss(c, K) for c in cells]), spread([c.get("mass") for c in cells]),
+                     spread([1 - c["mass_nosink"] if c.get("mass_nosink") is not None else None for c in cells]),
+                     spread([mean(a["keys95"]) for a in look], 2), names(cells)])
+    return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", f"loss when cut",
+                  f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "runs"], rows)
+
+
+def bars_of(results, cell):
+    """The three bars that were set before the runs, for one cell with k = K: each true, false, or None."""
+    plain = [c for c in done(results, family=cell["family"], group="plain") if c["seed"] == cell["seed"]]
+    if not plain or cell.get("above_plain") is None:
+        return None
+    cost, plain_cost = cell["cost"].get(str(K)), plain[0]["cost"].get(str(K))
+    outside = None if cell.get("mass_nosink") is None else 1 - cell["mass_nosink"]
+    return {"loss": cell["above_plain"] <= LOSS_BAR, "cost": cost < COST_BAR < plain_cost,
+            "outside": outside is not None and outside < NOSINK_BAR}
+
+
+def bars_table(results, family):
+    rows, met = [], 0
+    for c in done(results, family=family):
+        if c["k"] != K or c["group"] in ("plain", "untrained"):
+            continue
+        bars = bars_of(results, c)
+        if bars is None:
+            continue
+        met += all(bars.values())
+        if sum(bars.values()) >= 2:
+            mark = lambda key: "yes" if bars[key] else "no"
+            rows.append([f"`{c['name']}`", number(c["above_plain"], sign=True), mark("loss"),
+                         number(c["cost"][str(K)], sign=True), mark("cost"), number(1 - c["mass_nosink"]),
+                         mark("outside")])
+    text = (f"All three bars are met by {met} of the cells with k = {K}; the table has those that meet two or more.\n\n")
+    return text + table(["run", "above plain", f"≤ {LOSS_BAR}", f"cost of the cut to the top {K}",
+                         f"< {COST_BAR}, and plain's is more", "outside, without position 0", f"< {NOSINK_BAR}"], rows)
+
+
+def cell_row(c, k):
+    return [number(c["loss"]["dense"]), number(c.get("above_plain"), sign=True), number(c.get("mass")),
+            number(None if c.get("mass_nosink") is None else 1 - c["mass_nosink"]), number(cut_loss(c, k)),
+            number(c["cost"].get(str(k)), sign=True), number(c.get("largest_norm"), 1), f"`{c['name']}`"]
+
+
+def cell_head(k):
+    return ["validation loss", "above plain", f"top-{k} mass", "outside, without position 0", f"loss cut to the top {k}",
+            "cost of the cut", "largest gradient norm", "run"]
+
+
+def column_table(results, family):
+    rows = [["plain", "0", *cell_row(c, K)] for c in done(results, family=family, group="plain", seed=SEEDS[0])]
+    rows += [["untrained", "", *cell_row(c, K)] for c in done(results, family=family, group="untrained")]
+    rows += [[reg, f"{lam:g}", *cell_row(c, K)] for reg in REGS for lam in LAMBDAS
+             for c in done(results, family=family, group="column", reg=reg, **{"lambda": lam})]
+    return table(["reg", "lambda", *cell_head(K)], rows)
+
+
+def schedule_table(results):
+    shown = {"0": "constant", "50%": "rising over 50%", "70%": "rising over 70%", "90%": "rising over 90%"}
+    rows = []
+    found = done(results, family="scratch", group="schedule")
+    for reg, lam in sorted({(c["reg"], c["lambda"]) for c in found}, key=lambda x: (REGS.index(x[0]), x[1])):
+        for c in sorted((c for c in done(results, family="scratch", reg=reg, k=K, seed=SEEDS[0], **{"lambda": lam})
+                         if c["group"] in ("column", "schedule")), key=lambda c: (c["layers"], int(c["rise"].rstrip("%")))):
+            rows.append([reg, f"{lam:g}", shown[c["rise"]] + (", not layer 0" if c["layers"] else ""), *cell_row(c, K)])
+    return table(["reg", "lambda", "schedule", *cell_head(K)], rows)
+
+
+def grid_table(results):
+    rows = []
+    plain = done(results, family="scratch", group="plain", seed=SEEDS[0])
+    for k in KS:
+        for c in plain:
+            look = c.get("attention")
+            outside = at_k(look["mass_nosink"], look["ks"], k) if look else None
+            rows.append([k, "plain", "0", number(c["loss"]["dense"]), "", number(at_k(look["mass"], look["ks"], k) if look else None),
+                         number(None if outside is None else 1 - outside), number(cut_loss(c, k)),
+                         number(c["cost"].get(str(k)), sign=True), number(c.get("largest_norm"), 1), f"`{c['name']}`"])
+        rows += [[k, reg, f"{lam:g}", *cell_row(c, k)] for reg in REGS for lam in LAMBDAS
+                 for c in done(results, family="scratch", reg=reg, k=k, rise="70%", layers="", seed=SEEDS[0], **{"lambda": lam})
+                 if c["group"] in ("column", "other k")]
+    return table(["k", "reg", "lambda", *[h.replace(f"top-{K}", "top-k").replace(f"top {K}", "top k") for h in cell_head(K)]],
+                 rows)
+
+
+def matrix_table(results, family, shown=spread):
+    """Loss when every row of every layer keeps k keys: the models, and the controls."""
+    found = models(results, family)
+    found += [("untrained", [c]) for c in done(results, family=family, group="untrained")]
+    ks = sorted({c["k"] for _, cells in found for cell in cells for c in cell["loss"]["cuts"]})
+    rows = []
+    for cut, cut_name in CUT_NAMES.items():
+        for label, cells in found:
+            values = [[cut_loss(c, k, cut) for c in cells] for k in ks]
+            if any(v is not None for column in values for v in column):
+                rows.append([label, cut_name, shown([c["loss"]["dense"] for c in cells]), *map(shown, values), len(cells)])
+    return table(["model", "keys kept", "all", *[f"k = {k}" for k in ks], "seeds"], rows)
+
+
+def mean_of(values):
+    return number(mean(values))
+
+
+def layers_table(results, family):
+    rows = []
+    for label, cells in models(results, family):
+        look = [c["attention"] for c in cells if "attention" in c]
+        if not look:
+            continue
+        for layer in range(len(look[0]["keys95"])):
+            one = lambda key: mean([a[key][layer] for a in look])
+            mass = lambda key: mean([a[key][layer][a["ks"].index(K)] for a in look])
+            rows.append([label, layer, number(mass("mass")), number(mass("mass_nosink")), number(one("keys90"), 2),
+                         spread([a["keys95"][layer] for a in look], 2), number(one("keys99"), 2), number(one("entropy"), 3),
+                         number(one("first"), 3), number(one("self"), 3), number(one("previous"), 3),
+                         number(max(a["tau_largest"][layer] for a in look)), len(look)])
+    return table(["model", "layer", f"top-{K} mass", "without position 0", "keys for 90%", "95%", "99%", "entropy",
+                  "on position 0", "on itself", "on the previous", "largest τ of a row", "seeds"], rows)
+
+
+def probes_table(results, family):
+    rows = []
+    for label, cells in models(results, family):
+        probed = [c["probes"] for c in cells if "probes" in c]
+        for way, shown in (("dense", "all"), ("topk", f"top {K}")):
+            if probed:
+                rows.append([label, shown, spread([p["induction"][way]["accuracy"] for p in probed], 3),
+                             spread([p["induction"][way]["score"] for p in probed], 3, sign=True),
+                             spread([p["recall"][way]["accuracy"] for p in probed], 3),
+                             number(probed[0]["recall"][way]["chance"], 3),
+                             spread([mean(p["needle"][way]) for p in probed], 3),
+                             number(1 / probed[0]["needle"]["candidates"], 3), len(probed)])
+    return table(["model", "keys kept", "induction: accuracy", "loss saved by the repetition", "recall: accuracy", "chance",
+                  "needle: accuracy over depths", "chance", "seeds"], rows)
+
+
+def tasks_table(results, family):
+    rows = []
+    for label, cells in models(results, family) + [("untrained", done(results, family=family, group="untrained"))]:
+        for way, shown in (("dense", "all"), ("topk", f"top {K}")):
+            lambada = [c["lambada"] for c in cells if "lambada" in c]
+            hella = [c["hellaswag"] for c in cells if "hellaswag" in c]
+            if lambada or hella:
+                rows.append([label, shown, spread([t[way]["accuracy"] for t in lambada]),
+                             number(mean([t[way]["stderr"] for t in lambada])),
+                             spread([t[way]["perplexity"] for t in lambada], 2),
+                             mean([t["items"] for t in lambada]) and int(lambada[0]["items"]),
+                             spread([t[way]["accuracy_norm"] for t in hella]),
+                             number(mean([t[way]["stderr_norm"] for t in hella])), len(cells)])
+    return table(["model", "keys kept", "LAMBADA accuracy", "standard error", "perplexity of the last word", "texts",
+                  "HellaSwag accuracy by length", "standard error", "seeds"], rows)
+
+
+def training_table(results):
+    rows = [[r["name"], number(median(r["ms"]), 1), f"{number(min(r['ms']), 1)} .. {number(max(r['ms']), 1)}",
+             number(median(r["tok_s"]), 0), r.get("memory") or "–"] for r in results["training"]]
+    return table(["training", "ms an update", "smallest .. largest", "tokens/s", "memory"], rows)
+
+
+def decoding_table(results):
+    rows = [[f"`{r['run']}`", r["attention"], r["batch"], number(median(r["tok_s"]), 0),
+             f"{number(min(r['tok_s']), 0)} .. {number(max(r['tok_s']), 0)}"] for r in results["decoding"] if r["tok_s"]]
+    return table(["run", "what", "sequences", "tokens/s", "smallest .. largest"], rows)
+
+
+def baselines_table(results):
+    rows = [["plain, cut at inference", "", *cell_row(c, K)] for c in done(results, family="scratch", group="plain", seed=SEEDS[0])]
+    rows += [["entropy penalty", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, group="baseline")]
+    rows += [[f"{c['reg']}, within {c['margin']:g} of plain's training loss", number(c.get("last_lambda"), 4), *cell_row(c, K)]
+             for c in done(results, group="target")]
+    for reg, name in results["chosen"].get("scratch", {}).items():
+        rows += [[f"chosen, {reg}", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, name=name)]
+    return table(["training", "lambda at the end", *cell_head(K)], rows)
+
+
+def seeds_table(results, family):
+    rows = [[label, c["seed"], *cell_row(c, K)] for label, cells in models(results, family) for c in cells]
+    return table(["model", "seed", *cell_head(K)], rows)
+
+
+def runs_table(results):
+    rows = []
+    for c in results["cells"]:
+        if "error" in c:
+            rows.append([f"`{c['name']}`", c["group"], "failed: " + c["error"].replace("|", "/"), "", "", ""])
+        else:
+            rows.append([f"`{c['name']}`", c["group"], c["commit"], c["date"], number(c["training_s"], 0),
+                         number(c.get("tok_s"), 0)])
+    return table(["run", "what", "commit", "date", "seconds of training", "tokens/s"], rows)
+
+
+def about(results):
+    p = results["plan"]
+    finished, failed = len(done(results)), sum("error" in c for c in results["cells"])
+    commits = sorted({c["commit"] for c in done(results)})
+    text = (f"Model: {p['size']} ({p['model']}, context {p['context']}, {p['precision']}). Data: `{p['train_data']}` "
+            f"({p['data_tokens']}). Every run: {p['updates']} updates of {p['tokens_per_update']} tokens. Losses are in "
+            f"nats a token, on the same {p['eval_tokens']} tokens of `{p['val_data']}`. Device: {p['device']}; {p['workers']} "
+            f"run{'s' if p['workers'] > 1 else ''} at a time ({p['why_workers']}). Commits: {', '.join(commits)}. "
+            f"Cells: {finished} of {results['planned']} planned are done" + (f", {failed} failed" if failed else "") + ".\n")
+    for line in p["left_out"]:
+        text += f"\nLeft out: {line}.\n"
+    return text
+
+
+def chosen_text(results):
+    named = "; ".join(f"{reg}: `{name}`" for found in results["chosen"].values() for reg, name in found.items())
+    return f"{results['plan']['rule']} {'Chosen: ' + named if named else 'Nothing was chosen'}.\n"
+
+
+NOTES = f"""A number with two in parentheses is the mean over the seeds, with the smallest and the largest. "Above plain" is the
+difference from the plain run of the same seed, which has seen the same tokens in the same order. The cost of a cut is the
+loss when every row of every head and layer keeps its k largest entries, renormalized, less the dense loss of the same
+model on the same tokens. "Outside, without position 0": of the attention that does not go to position 0, the share that
+is not within the top k.
+"""
+
+
+def write(out, plan):
+    results = gather(out, plan)
+    write_json(os.path.join(out, "results.json"), results)
+    write_file(os.path.join(out, "tables.md"), markdown(read_json(os.path.join(out, "results.json"))))
+
+
+def markdown(results):
+    parts = ["# Tables\n", "Made by `dev/paper/run.sh`; every number is also in results.json, every run is a folder of that "
+             "name.\n", about(results), NOTES, "## Plain and chosen\n", chosen_text(results)]
+    for family in families(results):
+        of = "" if family == "scratch" else ", continued from OpenAI's weights"
+        parts += [summary_table(results, family), f"### Each seed{of}\n", seeds_table(results, family),
+                  f"### The bars{of}\n", bars_table(results, family),
+                  f"## Lambda at k = {K}{of}\n", column_table(results, family)]
+        if family == "scratch":
+            parts += [f"## Schedules of lambda at k = {K}\n", schedule_table(results), "## Baselines\n",
+                      baselines_table(results), "## Lambda and k\n", grid_table(results)]
+        parts += [f"## Loss when every row keeps k keys{of}\n", matrix_table(results, family),
+                  f"## Attention by layer{of}\n", layers_table(results, family),
+                  f"## Probes{of}\n", probes_table(results, family), f"## Tasks{of}\n", tasks_table(results, family)]
+    parts += ["## Speed and memory of training\n",
+              "Alone on the machine, all threads, in turns; the median of the rounds.\n", training_table(results),
+              "## Speed of decoding\n", "Generating until the context is full, alone on the machine; the median of the "
+              "rounds.\n", decoding_table(results), "## Runs\n", runs_table(results)]
+    return "\n".join(parts)
+
+
+def heart(results):
+    """What goes into the README."""
+    parts = [about(results), chosen_text(results)]
+    for family in families(results):
+        parts += [summary_table(results, family), bars_table(results, family), matrix_table(results, family, mean_of)]
+    parts += [schedule_table(results)]
+    return "\n".join(parts)

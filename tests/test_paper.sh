@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# The paper's runs in miniature, on the CPU backend: a plan that stands once it is made, a kill in the middle of it after
+# which the same command goes on, and tables whose numbers are those of the JSON and of the run folders. Bad input is one
+# sentence. Where matplotlib is not installed, the figures are not looked for, and not counted.
+set -u
+cd "$(dirname "$0")/.."
+root=$PWD
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PYTHONDONTWRITEBYTECODE=1
+passed=0 failed=0
+
+ok() { passed=$((passed + 1)); echo "ok    $1"; }
+bad() { failed=$((failed + 1)); echo "FAIL  $1"; tail -n 20 "$work/out" "$work/err" 2>/dev/null; }
+check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
+paper() { dev/paper/run.sh --device cpu "$@" >"$work/out" 2>"$work/err"; }
+json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2)" "$1"; }
+
+# ---- the planner, which needs no program
+planner() { (cd dev/paper && python3 -c "
+from plan import *
+measured = dict(update_s=0.1, start_s=1, eval_s=5, validation_s=1, report_s=10, speed_s=60, figures_s=30)
+limits = SIZES['tiny']['updates']
+cells = all_cells(['entropy', 'target'], False)
+$1"); }
+check "the grid is whole: every lambda, k and regularizer, and lambda 0 once a seed" '[ "$(planner "
+grid = {(c[\"reg\"], c[\"k\"], c[\"lambda\"]) for c in cells if c[\"group\"] in (\"column\", \"other k\")}
+print(len(grid), len(grid) == len(REGS) * len(KS) * len(LAMBDAS), sum(c[\"group\"] == \"plain\" for c in cells) == len(SEEDS))")" = "48 True True" ]'
+check "no two cells share a name, whatever the trainer can" '[ "$(planner "
+for can in ([], [\"entropy\"], [\"entropy\", \"target\"]):
+    for continued in (False, True):
+        names = [c[\"name\"] for c in all_cells(can, continued)]
+        assert len(set(names)) == len(names)
+print(1)")" = 1 ]'
+check "what answers the question comes first: plain, then k = 8" '[ "$(planner "print([c[\"group\"] for c in cells[:15]] == [\"plain\"] * 3 + [\"column\"] * 12)")" = True ]'
+check "more time never means fewer updates or fewer cells of the first wave, and the plan fits" '[ "$(planner "
+last = (0, 0)
+for minutes in (5, 10, 20, 50, 100, 200, 400, 800, 1600, 3200):
+    updates, fit = choose_updates(cells, limits, measured, 60 * minutes, 2)
+    assert limits[0] <= updates <= limits[2]
+    needed = sum(cell_seconds(c, updates, measured) for c in cells[:fit]) / 2 + (final_seconds(cells[:fit], measured) if fit else 0)
+    assert needed <= 60 * minutes, (minutes, needed)
+    wave1 = sum(c[\"wave\"] == 1 for c in cells[:fit])
+    assert updates >= last[0] and wave1 >= last[1], (minutes, updates, wave1, last)
+    last = (updates, wave1)
+print(last[0] == limits[2] and fit == len(cells))")" = True ]'
+
+# ---- bad input
+refuse() { # words that the sentence must hold, then arguments
+    local words=$1
+    shift
+    paper --out "$work/refused" "$@"
+    check "refused: $*" '[ $? = 1 ] && [ "$(wc -l <"$work/err")" = 1 ] && grep -qF -- "$words" "$work/err"'
+}
+refuse "--budget takes a time" --budget soon
+refuse "nothing was run there yet" --tables
+refuse "no cell has a name like nothing" --cells nothing
+refuse "no token shard matches" --data "$work/nothing" --cells 'plain-*'
+
+# ---- a miniature: text that every checkout has, this project's own sources
+cat llmc/*.h llmc/*.cuh tests/*.cu >"$work/text.txt"
+build/tokenize --tokenizer bytes -o "$work/text" "$work/text.txt" >"$work/out" 2>&1 || bad "tokenizing"
+mini=(--out "$work/mini" --data "$work/text" --context 32 --batch 2 --updates 30 --eval-tokens 512
+    --cells 'plain-s133[78],k8-tail-l1-rise70-*,k8-tail-l0.003-*,chosen-tail-s1338')
+paper "${mini[@]}" --dry-run
+check "--dry-run shows the plan and leaves none" '[ $? = 0 ] && grep -q "  plain-s1337 " "$work/out" && [ ! -e "$work/mini/plan.json" ]'
+dev/paper/run.sh --device cpu "${mini[@]}" >"$work/out" 2>"$work/err" &
+pid=$!
+for _ in $(seq 600); do
+    [ -n "$(find "$work/mini/runs" -name cell.json 2>/dev/null)" ] && break
+    sleep 0.05
+done
+killed=$(cat /proc/$pid/task/$pid/children) # run.sh becomes Python: these are the trainers
+kill -KILL $pid
+wait $pid 2>/dev/null
+gone() { for p in $killed; do [ ! -e "/proc/$p" ] || grep -q "^State:.Z" "/proc/$p/status" || return 1; done; }
+sleep 0.3
+check "a kill takes the programs along" '[ -n "$killed" ] && gone'
+cp "$work/mini/plan.json" "$work/plan.json"
+check "some cells are done then, and others are not" '[ "$(ls "$work"/mini/runs/*/cell.json | wc -l)" -lt 5 ]'
+before=$(ls --full-time "$work"/mini/runs/*/cell.json)
+paper --out "$work/mini"
+check "the same folder goes on" '[ $? = 0 ] && grep -q "of 5 cells are done" "$work/out"'
+check "with the same plan" 'cmp -s "$work/mini/plan.json" "$work/plan.json"'
+check "what was done is not done again" '[ "$(ls --full-time $(awk "{print \$NF}" <<<"$before"))" = "$before" ]'
+check "every cell is done" '[ "$(ls "$work"/mini/runs/*/cell.json | wc -l)" = 5 ]'
+check "a killed run has all its updates, once each" '[ "$(cat "$work"/mini/runs/*/metrics.jsonl | grep -c "\"loss\"")" = 150 ]'
+check "the optimizer and the earlier checkpoints of what is done are gone" '[ "$(find "$work/mini/runs" -name model.safetensors | wc -l)" = 5 ] &&
+    [ -z "$(find "$work/mini/runs" -name optimizer.safetensors)" ]'
+check "nothing is left half" '[ -z "$(find "$work/mini" -name "*.part")" ]'
+check "the chosen cell is that of the rule with another seed" '[ "$(json "$work/mini/chosen.json" "d[\"scratch\"][\"tail\"][\"name\"].replace(\"s1337\", \"s1338\")")" = "$(cd "$work/mini/runs" && ls -d k8-tail-*-s1338)" ]'
+
+results=$work/mini/results.json
+cat >"$work/compare.py" <<'END'
+"""compare.py DIR trainer|tables: how many cells agree; stops at the first that does not."""
+import json
+import sys
+
+out, what = sys.argv[1:]
+results = json.load(open(out + "/results.json"))
+cells = results["cells"]
+
+
+def trainer(cell):
+    lines = [json.loads(line) for line in open(f"{out}/runs/{cell['name']}/metrics.jsonl")]
+    last = [line["val_ce"] for line in lines if "val_ce" in line][-1]
+    assert abs(last - cell["loss"]["dense"]) < 1e-5 * last, (cell["name"], last, cell["loss"]["dense"])
+
+
+def tables(cell):
+    text = open(out + "/tables.md").read().split("## Lambda at k = 8\n")[1].split("\n## ")[0]
+    rows = {line.split("|")[-2].strip(" `"): line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")}
+    row = [x.strip().replace("−", "-") for x in rows[cell["name"]]]
+    plain = next(c for c in cells if c["name"] == "plain-s1337")
+    dense = cell["loss"]["dense"]
+    cut = next(c["loss"] for c in cell["loss"]["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, 8))
+    wanted = (dense, dense - plain["loss"]["dense"], cell["mass"], 1 - cell["mass_nosink"], cut, cut - dense)
+    for text, want in zip(row[2:8], wanted):
+        assert abs(float(text) - want) <= 0.50001e-4, (cell["name"], text, want)
+
+
+some = [c for c in cells if what == "trainer" or c["group"] == "column"]
+for cell in some:
+    {"trainer": trainer, "tables": tables}[what](cell)
+print(len(some))
+END
+agree() { python3 "$work/compare.py" "$work/mini" "$1" 2>"$work/err"; }
+check "a dense loss is that of the trainer's last validation, on the same tokens" '[ "$(agree trainer)" = 5 ]'
+check "numbers of the tables are those of the JSON" '[ "$(agree tables)" = 2 ]'
+check "every run has its commit and its command" '[ "$(json "$results" "all(c[\"commit\"] and c[\"commands\"][0].startswith(\"./train_gpt2\") for c in d[\"cells\"])")" = True ] &&
+    [ "$(sed -n "/^## Runs/,\$p" "$work/mini/tables.md" | grep -c "^| .[pk]")" = 5 ]'
+check "speed of training and of decoding" '[ "$(json "$results" "len(d[\"training\"]) == 4 and len(d[\"decoding\"]) > 0 and all(r[\"tok_s\"] for r in d[\"training\"] + d[\"decoding\"])")" = True ]'
+if python3 -c "import matplotlib" 2>/dev/null || /usr/bin/python3 -c "import matplotlib" 2>/dev/null; then
+    check "the figures" '[ "$(ls "$work"/mini/*.png | wc -l)" = 5 ] && [ -z "$(find "$work/mini" -name "*.png" -size +300k)" ]'
+else
+    check "without matplotlib a sentence says so" 'grep -q "no figures, for they need matplotlib" "$work/out"'
+fi
+check "it has what was left out" 'grep -q "^Left out: " "$work/mini/tables.md" || "$root/train_gpt2cpu" --help | grep -q -- --target-loss'
+
+paper --out "$work/mini" --updates 31
+check "another plan for the same folder is refused" '[ $? = 1 ] && grep -q "was made with --updates 30, not 31" "$work/err"'
+rm "$work/mini/tables.md"
+paper --out "$work/mini" --tables --publish "$work/published"
+check "--tables --publish copies them" '[ $? = 0 ] && cmp -s "$work/mini/tables.md" "$work/published/tables.md" && cmp -s "$results" "$work/published/results.json"'
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

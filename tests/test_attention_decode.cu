@@ -92,54 +92,55 @@ Decoded<Float> decode(const Context& ctx, Cache<Float>& cache, const std::vector
 }
 
 TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf16) {
-    const Context ctx = make_context();
-    for (const Shape s : {Shape{2, 3, 64, 768}, {1, 2, 8, 48}, {2, 1, 40, 272}, {1, 2, 128, 528}}) {
-        const auto tokens = normal_values<Float>((size_t)s.B * s.capacity * 3 * s.C(), 11, 1.5);
-        Cache<Float> cache(s);
-        DeviceArray<Float> all(tokens);
-        kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr);
-        for (int n : {1, 2, 15, 16, 17, 47, 255, 256, 257, 513, 700}) {
-            if (n > s.capacity) continue;
-            CAPTURE(n);
-            CAPTURE(s.hs);
-            std::vector<int> positions(s.B, n - 1);
-            if (s.B > 1) positions[1] = std::max(0, n - 5);  // sequences of different lengths
-            const Rows dense = reference(tokens, s, positions, 0);
-            const auto got = decode(ctx, cache, tokens, positions, {DecodeMode::dense});
-            CHECK(relative_error(got.out, dense.out) < tolerance<Float>());
-            // epsilon 0: every page is read
-            const auto paged = decode(ctx, cache, tokens, positions, {DecodeMode::pages, 0, 0.0f});
-            CHECK(relative_error(paged.out, dense.out) < tolerance<Float>());
-            CHECK(paged.stats[0].keys == (float)n);
-            CHECK(paged.stats[0].tau == 0.0f);
-            for (int k : {1, 8, 100, 5000}) {
-                CAPTURE(k);
-                const Rows cut = reference(tokens, s, positions, k);
-                const auto top = decode(ctx, cache, tokens, positions, {DecodeMode::topk, k});
-                CHECK(relative_error(top.out, cut.out) < tolerance<Float>());
-                for (size_t i = 0; i < cut.tau.size(); i++)
-                    CHECK(top.stats[i].tau == doctest::Approx(cut.tau[i]).epsilon(1e-4));
+    for (const Context& ctx : both_lane_counts())
+        for (const Shape s : {Shape{2, 3, 64, 768}, {1, 2, 8, 48}, {2, 1, 40, 272}, {1, 2, 128, 528}}) {
+            const auto tokens = normal_values<Float>((size_t)s.B * s.capacity * 3 * s.C(), 11, 1.5);
+            Cache<Float> cache(s);
+            DeviceArray<Float> all(tokens);
+            kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr);
+            for (int n : {1, 2, 15, 16, 17, 47, 255, 256, 257, 513, 700}) {
+                if (n > s.capacity) continue;
+                CAPTURE(n);
+                CAPTURE(s.hs);
+                std::vector<int> positions(s.B, n - 1);
+                if (s.B > 1) positions[1] = std::max(0, n - 5);  // sequences of different lengths
+                const Rows dense = reference(tokens, s, positions, 0);
+                const auto got = decode(ctx, cache, tokens, positions, {DecodeMode::dense});
+                CHECK(relative_error(got.out, dense.out) < tolerance<Float>());
+                // epsilon 0: every page is read
+                const auto paged = decode(ctx, cache, tokens, positions, {DecodeMode::pages, 0, 0.0f});
+                CHECK(relative_error(paged.out, dense.out) < tolerance<Float>());
+                CHECK(paged.stats[0].keys == (float)n);
+                CHECK(paged.stats[0].tau == 0.0f);
+                for (int k : {1, 8, 100, 5000}) {
+                    CAPTURE(k);
+                    const Rows cut = reference(tokens, s, positions, k);
+                    const auto top = decode(ctx, cache, tokens, positions, {DecodeMode::topk, k});
+                    CHECK(relative_error(top.out, cut.out) < tolerance<Float>());
+                    for (size_t i = 0; i < cut.tau.size(); i++)
+                        CHECK(top.stats[i].tau == doctest::Approx(cut.tau[i]).epsilon(1e-4));
+                }
             }
         }
-    }
 }
 
 TEST_CASE("equal scores: exactly k keys, the earliest of those that tie") {
-    const Context ctx = make_context();
     const Shape s{1, 2, 64, 320};
     auto tokens = normal_values<float>((size_t)s.capacity * 3 * s.C(), 5);
     for (int t = 0; t < s.capacity; t++)
         for (int c = 0; c < s.C(); c++)  // head 0: one of three keys; head 1: always the same
             tokens[((size_t)t * 3 + 1) * s.C() + c] = c < s.hs ? (float)((t * 7 % 3) * (c % 5)) : 0.25f;
-    Cache<float> cache(s);
-    DeviceArray<float> all(tokens);
-    kv_append<float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
-    for (int n : {20, 130, 300})
-        for (int k : {1, 5, 19, 129}) {
-            const Rows want = reference(tokens, s, {n - 1}, k);
-            const auto got = decode(ctx, cache, tokens, {n - 1}, {DecodeMode::topk, k});
-            CHECK(relative_error(got.out, want.out) < 1e-5);
-        }
+    for (const Context& ctx : both_lane_counts()) {
+        Cache<float> cache(s);
+        DeviceArray<float> all(tokens);
+        kv_append<float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
+        for (int n : {20, 130, 300})
+            for (int k : {1, 5, 19, 129}) {
+                const Rows want = reference(tokens, s, {n - 1}, k);
+                const auto got = decode(ctx, cache, tokens, {n - 1}, {DecodeMode::topk, k});
+                CHECK(relative_error(got.out, want.out) < 1e-5);
+            }
+    }
 }
 
 TEST_CASE_TEMPLATE("token by token or all at once: the same cache, bounds included", Float, float, bf16) {
@@ -250,23 +251,27 @@ void check_certificates(const Context& ctx, int kind, uint64_t seed, int heads, 
 }
 
 TEST_CASE("a million rows, random and adversarial: what was left out is never more than certified") {
-    const Context ctx = make_context();
-    // Sanitizers and the race checker look at the accesses, for which fewer rows do.
+    const std::vector<Context> lanes = both_lane_counts();
+    // Sanitizers and the race checker look at the accesses, for which fewer rows do; so do whole warps on the
+    // CPU backend, whose lanes are slow.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    const int calls = 16;
+    const int calls = 16, calls_by_warps = 8, heads_by_warps = 32;
 #else
-    const int calls = 488;
+    const int calls = 488, calls_by_warps = kOnCpu ? 16 : 488, heads_by_warps = kOnCpu ? 256 : 2050;
 #endif
     const int heads = 2050;
     int64_t rows = 0;
-    double read[8] = {};
-    for (int call = 0; call < calls; call++, rows += heads) {
+    double read[8] = {}, read_by_warps[8] = {};
+    const auto check = [&](const Context& ctx, int call, int heads, double* share) {
         const float epsilon = call % 3 == 0 ? 0.1f : call % 3 == 1 ? 0.01f : 1e-4f;
         if (call % 4 == 3)
-            check_certificates<bf16>(ctx, call % 8, 1000 + call, heads, epsilon, read[call % 8]);
+            check_certificates<bf16>(ctx, call % 8, 1000 + call, heads, epsilon, share[call % 8]);
         else
-            check_certificates<float>(ctx, call % 8, 1000 + call, heads, epsilon, read[call % 8]);
-    }
+            check_certificates<float>(ctx, call % 8, 1000 + call, heads, epsilon, share[call % 8]);
+        rows += heads;
+    };
+    for (int call = 0; call < calls_by_warps; call++) check(lanes[0], call, heads_by_warps, read_by_warps);
+    for (int call = 0; call < calls; call++) check(lanes[1], call, heads, read);
     MESSAGE(rows << " rows");
     for (double& share : read) share /= calls / 8;
     for (int kind = 0; kind < 8; kind++)

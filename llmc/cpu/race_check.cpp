@@ -163,6 +163,8 @@ void remember_read(Cell& cell, Access now, bool shared) {
         now.atomic = now.atomic && last.atomic;
     } else if (last.block == block && last.epoch == epoch && (last.bytes & now.bytes)) {
         now.others = last.others;
+        // what the warp's other threads read before its last barrier is over
+        if (last.warp_epoch != now.warp_epoch) now.others &= static_cast<uint8_t>(~kSameWarp);
         now.bytes |= last.bytes;
         if (last.thread / 32 != now.thread / 32)
             now.others |= kOtherWarps;

@@ -99,10 +99,10 @@ SAMPLER_HOST_DEVICE inline uint64_t units_to_keep(float top_p, uint64_t total) {
     const double units = ceil(static_cast<double>(top_p) * static_cast<double>(total));
     return units > 1.0 ? static_cast<uint64_t>(units) : 1;
 }
-// The token is the first one up to which the kept weights sum to more than this.
+// The token is the first one up to which the kept weights sum to more than this. It is less than the total:
+// with 1 - 2^-53, the largest that `uniform` can be, the product rounds to the next smaller double.
 SAMPLER_HOST_DEVICE inline uint64_t units_before(double uniform, uint64_t total) {
-    const uint64_t units = static_cast<uint64_t>(uniform * static_cast<double>(total));
-    return units < total ? units : total - 1;
+    return static_cast<uint64_t>(uniform * static_cast<double>(total));
 }
 
 // A token drawn as Sampling says, by inverting the cumulative distribution at `uniform` in [0, 1). Where the

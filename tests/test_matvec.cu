@@ -17,12 +17,12 @@ struct Layer {
     int rows, IC, OC;
     std::vector<Float> inp, weight, bias, norm_weight, norm_bias, residual;
 
-    Layer(int rows_, int IC_, int OC_)
+    Layer(int rows_, int IC_, int OC_, double spread = 1.0)
         : rows(rows_),
           IC(IC_),
           OC(OC_),
           // a mean, so that what cancels in the variance is seen
-          inp(normal_values<Float>((size_t)rows * IC, 1, 1.0, 0.5)),
+          inp(normal_values<Float>((size_t)rows * IC, 1, spread, spread / 2)),
           weight(normal_values<Float>((size_t)OC * IC, 2, 1 / std::sqrt(IC))),
           bias(normal_values<Float>(OC, 3)),
           norm_weight(normal_values<Float>(IC, 4, 0.5, 1.0)),
@@ -94,9 +94,19 @@ TEST_CASE_TEMPLATE("few rows times a matrix: sizes", Float, float, bf16) {
             CAPTURE(rows);
             CAPTURE(IC);
             const Layer<Float> layer(rows, IC, OC);
-            CHECK(relative_error(layer.got(ctx, Before::layernorm, After::gelu, true, rows),
-                                 layer.want(Before::layernorm, After::gelu, true)) < tolerance<Float>());
+            for (After after : {After::gelu, After::residual})
+                CHECK(relative_error(layer.got(ctx, Before::layernorm, after, true, rows),
+                                     layer.want(Before::layernorm, after, true)) < tolerance<Float>());
         }
+    }
+}
+
+TEST_CASE_TEMPLATE("few rows times a matrix: a variance as small as layernorm's epsilon", Float, float,
+                   bf16) {
+    for (const Context& ctx : both_lane_counts()) {
+        const Layer<Float> layer(3, 72, 16, 0.003);
+        CHECK(relative_error(layer.got(ctx, Before::layernorm, After::nothing, false, 3),
+                             layer.want(Before::layernorm, After::nothing, false)) < tolerance<Float>());
     }
 }
 

@@ -9,9 +9,9 @@ using bf16 = __nv_bfloat16;
 
 // Sanitizers and the race checker look at the accesses, for which fewer draws from narrower rows do.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-static constexpr int kDraws = 1000, kWide = 9001;
+static constexpr int kDraws = 1000, kWide = 9001, kRounds = 1;
 #else
-static constexpr int kDraws = 20000, kWide = 50257;
+static constexpr int kDraws = 20000, kWide = 50257, kRounds = 10;
 #endif
 
 // The definition, in double precision: softmax, the top k with all that tie with the last, of these the
@@ -205,7 +205,7 @@ TEST_CASE_TEMPLATE("sampling: the kernel draws what the host draws", Float, floa
                 CAPTURE(how.temperature);
                 CAPTURE(how.top_k);
                 CAPTURE(how.top_p);
-                const int B = 2, Vp = ceil_div(V, 8) * 8, rounds = ctx.row_lanes == 1 ? 10 : 2;
+                const int B = 2, Vp = ceil_div(V, 8) * 8, rounds = ctx.row_lanes == 1 ? kRounds : 2;
                 const auto logits = normal_values<Float>((size_t)B * Vp, 5, scale, -30.0);
                 CHECK(draw(ctx, logits, B, V, how, rounds) == draw_on_host(logits, B, V, how, rounds));
             }
@@ -231,13 +231,49 @@ TEST_CASE("sampling: equal logits") {
     }
 }
 
+template <int LANES>
+__global__ void find_place_kernel(int* index, uint64_t* left, const uint64_t* units, int n, uint64_t number) {
+    Place place;
+    if (find_place<LANES>(place, units, n, number)) {
+        *index = place.index;
+        *left = place.left;
+    }
+}
+
+// Every number, so that each step of the running sum is met from both sides.
+TEST_CASE("sampling: a place in a running sum") {
+    for (const std::vector<uint64_t>& units :
+         {std::vector<uint64_t>{3}, {0, 2, 0, 0, 1, 0}, std::vector<uint64_t>(100, 1)}) {
+        DeviceArray<uint64_t> d_units(units), left(1);
+        DeviceArray<int> index(1);
+        uint64_t sum = 0;
+        for (int want = 0; want < (int)units.size(); want++)
+            for (uint64_t want_left = 0; want_left < units[want]; want_left++, sum++)
+                for (bool warp : {false, true}) {
+                    index.set({-1});
+                    if (warp)
+                        find_place_kernel<32><<<1, 32>>>((int*)index, (uint64_t*)left, (uint64_t*)d_units,
+                                                         (int)units.size(), sum);
+                    else
+                        find_place_kernel<1><<<1, 1>>>((int*)index, (uint64_t*)left, (uint64_t*)d_units,
+                                                       (int)units.size(), sum);
+                    CHECK(index.get()[0] == want);
+                    CHECK(left.get()[0] == want_left);
+                }
+    }
+}
+
 TEST_CASE("sampling: the ends of the interval") {
     const std::vector<float> row = {-INFINITY, 1, -100, 2, -INFINITY};
     const double most = 0x1.fffffffffffffp-1;
     CHECK(sample_token(row.data(), 5, 1.0f, 0.0) == 1);
     CHECK(sample_token(row.data(), 5, 1.0f, most) == 3);
-    CHECK(units_before(most, uint64_t{1} << 40) == (uint64_t{1} << 40) - 1);
-    CHECK(units_before(most, uint64_t{3} << 56) < uint64_t{3} << 56);
+    for (int bit = 0; bit < 63; bit++)
+        for (uint64_t offset = 0; offset < 100; offset++)
+            for (const uint64_t total :
+                 {(uint64_t{1} << bit) + offset, (uint64_t{1} << bit) * 2 - 1 - offset})
+                if (total > 0 && total < uint64_t{1} << 63 && units_before(most, total) >= total)
+                    FAIL("drawn beyond the total of ", total);
     CHECK(units_to_keep(1e-30f, 5) == 1);
     CHECK(units_to_keep(0.5f, 5) == 3);
 }

@@ -7,7 +7,6 @@ import sys
 from common import ROOT, read_json, read_metrics, write_file
 
 sys.path.insert(0, os.path.join(ROOT, "dev/report"))
-import page
 import pictures
 import report
 
@@ -16,6 +15,8 @@ from plan import K, KS, LAMBDAS, REGS, RISE, SEEDS
 
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
 MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION)
+MAP_FONT = 6.5
+FLOOR = 1e-4  # a cost of a cut on these few tokens is no more exact than that
 SCHEDULE_COLOURS = {("0", ""): pictures.BLUE, ("50%", ""): pictures.SKY, ("70%", ""): pictures.GREEN,
                     ("90%", ""): pictures.ORANGE, ("70%", "no0"): pictures.PURPLE}
 
@@ -38,15 +39,6 @@ def shade(lam):
     return pictures.LAYERS(1 - place / len(LAMBDAS))
 
 
-def outside_of(cell, k):
-    """1 - the mean top-k mass, dense attention: of the trainer's validation at its own k, else of the report."""
-    if cell["k"] == k and cell.get("mass") is not None:
-        return 1 - cell["mass"]
-    look = cell.get("attention")
-    mass = tables.at_k(look["mass"], look["ks"], k) if look else None
-    return None if mass is None else 1 - mass
-
-
 def pareto(results, out):
     """Dense loss, and loss cut to the top k, against the mass outside the top k: a panel for each k."""
     plt = pictures.plt
@@ -65,14 +57,14 @@ def pareto(results, out):
         axis.axhline(0, color=pictures.GREY, linewidth=0.8)
         for reg, cells in found.items():
             colour, marker = REG_STYLE[reg]
-            x = [outside_of(c, k) for c in cells]
+            x = [tables.outside(c, k) for c in cells]
             for values, style, fill in (([c["loss"]["dense"] - base for c in cells], "-", colour),
                                         ([tables.cut_loss(c, k) - base for c in cells], ":", "white")):
                 axis.plot(x, values, style, color=colour, marker=marker, markersize=5.5, markerfacecolor=fill, linewidth=1)
             for place, c in zip(x, cells):
                 axis.annotate(f"{c['lambda']:g}", (place, c["loss"]["dense"] - base), textcoords="offset points",
                               xytext=(0, -10 if reg == "tail" else 6), ha="center", fontsize=6.5, color=colour)
-        x = outside_of(plain[0], k)
+        x = tables.outside(plain[0], k)
         if x is not None:
             axis.plot([x], [0], "*", color="black", markersize=8)
             axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8, markerfacecolor="white")
@@ -113,11 +105,11 @@ def cuts(results, out):
         left.fill_between(ks, [min(tables.cut_loss(c, k) for c in cells) for k in ks],
                           [max(tables.cut_loss(c, k) for c in cells) for k in ks], color=colour, alpha=0.2, linewidth=0)
         left.axhline(tables.mean([c["loss"]["dense"] for c in cells]), color=colour, linestyle=(0, (1, 2)), linewidth=1)
-        right.plot(ks, [max(1e-5, tables.mean(a)) for a in above], color=colour, marker="o", label="top k: " + label)
+        right.plot(ks, [max(FLOOR, tables.mean(a)) for a in above], color=colour, marker="o", label="top k: " + label)
         for cut, style in (("recent", "--"), ("first_recent", "-."), ("random", ":")):
             control = [[tables.cut_loss(c, k, cut) for c in cells] for k in ks]
             if all(v is not None for row in control for v in row):
-                right.plot(ks, [max(1e-5, tables.mean([v - c["loss"]["dense"] for v, c in zip(row, cells)])) for row in control],
+                right.plot(ks, [max(FLOOR, tables.mean([v - c["loss"]["dense"] for v, c in zip(row, cells)])) for row in control],
                            color=colour, linestyle=style, linewidth=1)
     for axis in (left, right):
         pictures.powers_of_two(axis, ks)
@@ -126,14 +118,15 @@ def cuts(results, out):
     left.set_title("Loss when cut to the top k (dotted: dense; band: the seeds' range)", loc="left")
     left.legend()
     right.set_yscale("log")
+    right.set_ylim(0.7 * FLOOR, 20)  # the legend's place
     right.axhline(0.01, color=pictures.GREY, linewidth=0.8)
     right.set_title("Cost of the cut: loss above the same model's dense loss", loc="left")
     line = pictures.Line2D
-    right.legend(handles=[line([], [], color="black", marker="o", label="the top k"),
+    right.legend(loc="upper right", ncols=2, handles=[line([], [], color="black", marker="o", label="the top k"),
                           line([], [], color="black", linestyle="--", linewidth=1, label="the most recent k"),
                           line([], [], color="black", linestyle="-.", linewidth=1, label="position 0 and the most recent"),
                           line([], [], color="black", linestyle=":", linewidth=1, label="k at random"),
-                          line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (costs below 10⁻⁵ are drawn there)")])
+                          line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (costs below 10⁻⁴ are drawn there)")])
     return figure
 
 
@@ -153,11 +146,47 @@ def mass_by_head(results, out):
 
 
 def maps(results, out):
+    """The heads whose rows hold least, and most, of their mass in the top k, of both models side by side, on maps.txt."""
     pair = reports_of(results, out, "maps")
     if not pair:
         return None
-    both = [shown for _, shown in page.paired_maps(pair) if all(shown)]
-    return pictures.attention_maps(pair, both[0]) if both else None
+    whys = ("least condensed", "most condensed")
+    of = lambda r, why: next((m for m in r["maps"] if m["why"] and why in m["why"]), None)
+    found = [[of(r, why) for r in pair] for why in whys]
+    tokens = [report.visible(t) for t in pair[0]["maps"][0]["tokens"]]
+    label = max(pictures.width_of(t, MAP_FONT) for t in tokens) + 0.08
+    left, top, bottom, gap = label + 0.3, 0.34, label + 0.2, 0.95
+    side = (pictures.FULL - gap) / 2 - left
+    width, height = pictures.FULL, top + side + bottom
+    figure = pictures.plt.figure(figsize=(width, height * len(whys)))
+    norm = pictures.PowerNorm(0.5, 0, 1)
+    for row, (why, chosen) in enumerate(zip(whys, found)):
+        for column, (m, r) in enumerate(zip(chosen, pair)):
+            x, y = left + column * (side + left), (len(whys) - row) * height - top - side
+            axis = figure.add_axes([x / width, y / height / len(whys), side / width, side / height / len(whys)])
+            axis.grid(False)
+            axis.spines[:].set_visible(False)
+            if m is None:
+                axis.set_axis_off()
+                continue
+            n = len(m["tokens"])
+            image = pictures.np.full((n, n), pictures.np.nan)
+            for i, values in enumerate(m["rows"]):
+                image[i, :i + 1] = values
+            axis.imshow(image, cmap="viridis", norm=norm, interpolation="nearest", aspect="auto")
+            axis.set_xticks(range(n), tokens, rotation=90, fontsize=MAP_FONT)
+            axis.set_yticks(range(n), tokens, fontsize=MAP_FONT, va="center_baseline")
+            axis.tick_params(length=0, pad=2)
+            axis.set_title(f"{why}: {pictures.name_of(r)}, layer {m['layer']}, head {m['head']}", loc="left")
+            if column == 0:
+                axis.set_ylabel("query")
+            axis.set_xlabel("key")
+    bar = figure.colorbar(pictures.ScalarMappable(norm, "viridis"), ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1],
+                          cax=figure.add_axes([(width - gap + 0.15) / width, 0.3, 0.12 / width, 0.4]),
+                          format=lambda value, _: f"{value:g}")
+    bar.set_label("attention (square-root scale)", size=8)
+    bar.outline.set_visible(False)
+    return figure
 
 
 def mass_in_training(results, out):

@@ -103,7 +103,12 @@ def make_plan(args, out, programs, gpu):
     if fit < len(cells):
         left_out.append(f"{len(cells) - fit} of {len(cells)} cells do not fit into {duration(budget)}: "
                         + ", ".join(c["name"] for c in cells[fit:]))
-    plan.update({"updates": updates, "budget_s": budget, "cells": cells[:fit]})
+    needed = fit * plan["model_bytes"] + 3 * plan["workers"] * plan["checkpoint_bytes"]
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise Bad(f"{fit} trained models need {needed / 1e9:.1f} GB, and the disk of {from_root(out)} has "
+                  f"{free / 1e9:.1f} GB: name a folder on another with --out, or fewer cells with --cells")
+    plan.update({"updates": updates, "budget_s": budget, "disk_bytes": needed, "cells": cells[:fit]})
     return plan
 
 
@@ -112,6 +117,7 @@ def show_plan(plan):
     print(f"\nsize {plan['size']}, data {plan['train_data']} ({plan['data_tokens']}), {plan['device']}")
     print(f"{updates} updates of {plan['tokens_per_update']} tokens; {plan['eval_tokens']} validation tokens; "
           f"{plan['workers']} at a time ({plan['why_workers']})")
+    print(f"on the disk: {plan['disk_bytes'] / 1e6:.0f} MB")
     print(f"\n{'':>3}  {'cell':34} {'group':10} {'wave':>4} {'estimate':>9} {'ends after':>10}")
     used = 0.0
     for i, c in enumerate(plan["cells"], 1):

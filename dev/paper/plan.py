@@ -28,6 +28,18 @@ RULE = (f"Of the cells of seed {SEEDS[0]} with k = {K}, whatever lambda and its 
         f"{K}; where none does, the smallest loss when cut. The rule stood before the runs; the other seeds then confirm "
         "the choice or do not.")
 
+
+
+def choose(candidates):
+    """RULE: [(cell, dense loss, loss cut to the top K)] -> {reg: cell}."""
+    found = {}
+    for c, dense, cut in candidates:
+        rank = (0, dense) if cut - dense < COST_BAR else (1, cut)
+        if c["reg"] not in found or rank < found[c["reg"]][0]:
+            found[c["reg"]] = (rank, c)
+    return {reg: c for reg, (_, c) in found.items()}
+
+
 # updates: at least, usual, at most; limit: questions of each probe
 SIZES = {
     "tiny": {"layers": 4, "tokens": "bytes", "eval_tokens": 32256, "updates": (300, 1000, 3000), "limit": 40},
@@ -55,6 +67,12 @@ def name_of(cell):
 def rise_name(cell):
     rise = "const" if cell["rise"] == "0" else "rise" + cell["rise"].rstrip("%")
     return rise + ("-no0" if cell["layers"] == "no0" else "")
+
+
+def with_seed(chosen, planned):
+    """The cell that repeats a chosen one with the seed of a planned one."""
+    made = {**chosen, "group": "chosen", "seed": planned["seed"], "wave": planned["wave"]}
+    return {**made, "name": name_of(made)}
 
 
 def cell(group, wave, lam, reg="tail", k=K, rise=RISE, layers="", seed=SEEDS[0], family="scratch", **more):
@@ -98,8 +116,8 @@ def select(cells, patterns):
 
 
 def training_seconds(updates, measured):
-    """Of one cell, as it runs beside the others; five validations."""
-    return updates * measured["update_s"] + 5 * measured["validation_s"] + measured["start_s"]
+    """Of one cell, as it runs beside the others; three validations."""
+    return updates * measured["update_s"] + 3 * measured["validation_s"] + measured["start_s"]
 
 
 def cell_seconds(c, updates, measured):

@@ -10,8 +10,9 @@
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 for program in train_gpt2 infer_gpt2; do
-    # The first is what make builds wherever it can; the second is enough where there is no GPU.
-    [ -x "$root/${program}cu" ] || [ -x "$root/${program}cpu" ] || make -C "$root" "${program}cu"
+    # The program without a GPU is enough where there is none.
+    [ -x "$root/${program}cu" ] || { [ -x "$root/${program}cpu" ] && ! nvidia-smi -L >/dev/null 2>&1; } ||
+        make -C "$root" "${program}cu"
 done
 export PYTHONDONTWRITEBYTECODE=1
 exec python3 "$root/dev/paper/paper.py" "$@"

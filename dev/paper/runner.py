@@ -21,7 +21,8 @@ import subprocess
 import time
 
 from common import ROOT, Bad, duration, from_root, median, read_json, read_metrics, write_json
-from plan import COST_BAR, K, SEEDS, cell_seconds, final_seconds, name_of
+from plan import K, SEEDS, cell_seconds, final_seconds, with_seed
+from tables import candidates, chosen_cells, top_loss
 
 CUTS = "1,2,4,8,16,32,64"
 CALIBRATION_UPDATES = 12
@@ -87,7 +88,7 @@ def train_command(plan, programs, cell, folder):
     if "margin" in cell:
         plain = os.path.join(os.path.dirname(folder), f"plain-s{cell['seed']}", "metrics.jsonl")
         margin = ["--target-loss", f"{plain}:{cell['margin']:g}"]
-    every = max(1, -(-updates // 4))
+    every = max(1, -(-updates // 2))
     return [programs.train, "-e", "124M" if cell["family"] == "continued" else plan["size"], "-o", folder, "-y",
             "-i", plan["train_data"], "-j", plan["val_data"], "-x", str(updates), "-n", str(every), "-v", str(every),
             "-m", str(val_rows(plan) // plan["batch"]), "-s", "0", "-b", str(plan["batch"]),
@@ -178,6 +179,10 @@ def calibrate(out, plan, programs):
     report_s = timed(report_command({**plan, **facts}, programs, model, from_root(os.path.join(folder, "report")),
                                     os.devnull))
     tokens = rows * context
+    checkpoint = os.path.join(folder, "alone", f"step_{CALIBRATION_UPDATES:08d}")
+    facts["model_bytes"], facts["checkpoint_bytes"] = (
+        sum(os.path.getsize(os.path.join(checkpoint, name)) for name in names)
+        for names in (["model.safetensors"], os.listdir(checkpoint)))
     facts["measured"] = {
         "update_s": update_s, "start_s": start_s, "eval_s": eval_s,
         "validation_s": update_s * tokens / facts["tokens_per_update"] / 3,  # a forward pass is a third of an update
@@ -308,40 +313,25 @@ class Runner:
 
     # ---- the chosen cells
 
-    def choose(self, family):
-        """{reg: settings} by the plan's rule, once all its candidates are done; kept in chosen.json."""
+    def resolve(self, cell):
+        """The cell to run for one of the plan's, or None if there is none to choose from. All candidates have been tried
+        then, so the choice is written down, and stands."""
+        if not cell.get("pick"):
+            return cell
+        family = cell["family"]
         path = self.path("chosen.json")
         chosen = read_json(path) or {}
         if family not in chosen:
-            candidates = [c for c in self.plan["cells"] if c["family"] == family and c["group"] in ("column", "schedule")]
-            found = {}
-            for cell in candidates:
-                if self.done(cell):
-                    loss = read_json(os.path.join(self.folder(cell), "eval.json"))["eval"]
-                    cut = next(c["loss"] for c in loss["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, K))
-                    dense = loss["dense"]["loss"]
-                    rank = (0, dense) if cut - dense < COST_BAR else (1, cut)
-                    if cell["reg"] not in found or rank < found[cell["reg"]][0]:
-                        found[cell["reg"]] = (rank, cell)
-            chosen[family] = {reg: cell for reg, (_, cell) in found.items()}
+            chosen[family] = chosen_cells(self.out, self.plan, family)
             write_json(path, chosen)
-        return chosen[family]
-
-    def resolve(self, cell):
-        """The cell to run for one of the plan's, or None as long as that is not known: a chosen cell's settings are those
-        of the cell that was chosen, with another seed."""
-        if not cell.get("pick"):
-            return cell
-        chosen = self.choose(cell["family"]).get(cell["pick"])
-        if chosen is None:
-            return None
-        made = dict(chosen, group="chosen", seed=cell["seed"], wave=cell["wave"])
-        return dict(made, name=name_of(made))
+        found = chosen[family].get(cell["pick"])
+        return found and with_seed(found, cell)
 
     def ready(self, cell, open_cells):
         """Whether what the cell needs has been tried."""
         if cell.get("pick"):
-            return not any(c["family"] == cell["family"] and c["group"] in ("column", "schedule") for c in open_cells)
+            names = {c["name"] for c in candidates(self.plan, cell["family"])}
+            return not any(c["name"] in names for c in open_cells)
         if "margin" in cell:
             return not any(c["name"] == f"plain-s{cell['seed']}" for c in open_cells)
         return True
@@ -426,10 +416,9 @@ class Runner:
                 if os.path.exists(failed):
                     os.remove(failed)
                 loss = read_json(os.path.join(self.folder(slot["cell"]), "eval.json"))["eval"]
-                cut = next(c["loss"] for c in loss["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, K))
                 dense = loss["dense"]["loss"]
                 print(f"{count}/{total}  {name:34} {duration(seconds):>7}  loss {dense:.4f}, cut to the top {K} "
-                      f"{cut - dense:+.4f}", flush=True)
+                      f"{top_loss(loss, K) - dense:+.4f}", flush=True)
             time.sleep(0.05)
 
     def shown(self):
@@ -440,8 +429,9 @@ class Runner:
             if not mine:
                 continue
             cells += [c for c in mine if c["group"] in ("plain", "untrained")]
-            cells += self.choose(family).values()
-            cells += [self.resolve(c) for c in mine if c.get("pick")]
+            chosen = chosen_cells(self.out, self.plan, family)
+            cells += chosen.values()
+            cells += [with_seed(chosen[c["pick"]], c) for c in mine if c.get("pick") in chosen]
         found = [c for c in cells if c and self.done(c)]
         if not found:
             raise Bad("no plain cell is done, and without one there is nothing to compare: give a longer --budget")
@@ -533,7 +523,7 @@ class Runner:
     def decode(self, cells):
         """Tokens a second of generating until the context is full; DIR/decode.json."""
         final = self.path("decode.json")
-        if os.path.exists(final):
+        if {r["run"] for r in read_json(final) or []} == {c["name"] for c in cells}:
             return
         print("measuring the speed of decoding", flush=True)
         cores = len(os.sched_getaffinity(0))

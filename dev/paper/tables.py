@@ -3,7 +3,7 @@ import math
 import os
 
 from common import from_root, median, read_json, read_metrics, write_file, write_json
-from plan import COST_BAR, K, KS, LAMBDAS, REGS, RULE, SEEDS
+from plan import COST_BAR, K, KS, LAMBDAS, REGS, SEEDS, choose, with_seed
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
              "random": "random"}
@@ -11,6 +11,30 @@ LOSS_BAR, NOSINK_BAR = 0.02, 0.05
 
 
 # ---- gathering ----
+
+def candidates(plan, family):
+    """The cells that the chosen ones are chosen from."""
+    return [c for c in plan["cells"] if c["family"] == family and c["group"] in ("column", "schedule")]
+
+
+def chosen_cells(out, plan, family):
+    """{reg: settings}: what chosen.json has; before that is written, the choice among what is done so far."""
+    fixed = (read_json(os.path.join(out, "chosen.json")) or {}).get(family)
+    if fixed is not None:
+        return fixed
+    measured = []
+    for cell in candidates(plan, family):
+        folder = os.path.join(out, "runs", cell["name"])
+        if os.path.exists(os.path.join(folder, "cell.json")):
+            loss = read_json(os.path.join(folder, "eval.json"))["eval"]
+            measured.append((cell, loss["dense"]["loss"], top_loss(loss, K)))
+    return choose(measured)
+
+
+def top_loss(loss, k):
+    """The loss when cut to the top k, renormalized, of an --eval's JSON or of a cell's."""
+    return next(c["loss"] for c in loss["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, k))
+
 
 def gather(out, plan):
     cells = []
@@ -30,22 +54,20 @@ def gather(out, plan):
             "tokens_per_update", "batch", "context", "eval_tokens", "workers", "threads", "why_workers", "rule",
             "left_out", "budget_s")
     return {"version": 1, "plan": {key: plan[key] for key in keep}, "planned": len(plan["cells"]),
-            "chosen": {family: {reg: c["name"] for reg, c in found.items()}
-                       for family, found in (read_json(os.path.join(out, "chosen.json")) or {}).items()},
+            "chosen": {family: {reg: c["name"] for reg, c in chosen_cells(out, plan, family).items()}
+                       for family in sorted({c["family"] for c in plan["cells"]}, reverse=True)},
             "cells": cells, "training": read_json(os.path.join(out, "speed.json")) or [],
             "decoding": read_json(os.path.join(out, "decode.json")) or []}
 
 
 def folders(out, plan):
     """The settings of every cell that there is a folder of, in the plan's order; the chosen under their own names."""
-    chosen = read_json(os.path.join(out, "chosen.json")) or {}
     for cell in plan["cells"]:
         if cell.get("pick"):
-            found = chosen.get(cell["family"], {}).get(cell["pick"])
+            found = chosen_cells(out, plan, cell["family"]).get(cell["pick"])
             if not found:
                 continue
-            name = found["name"].replace(f"-s{found['seed']}", f"-s{cell['seed']}")
-            cell = {**found, "name": name, "seed": cell["seed"], "group": "chosen"}
+            cell = with_seed(found, cell)
         yield cell
 
 
@@ -129,6 +151,16 @@ def at_k(rows, ks, k):
     return mean([row[ks.index(k)] for row in rows]) if k in ks else None
 
 
+def outside(cell, k, key="mass"):
+    """1 - the mean top-k mass of dense attention (or, with "mass_nosink", of what does not go to position 0): of the
+    trainer's last validation where that measured this k, else of the report."""
+    if cell["k"] == k and cell.get(key) is not None:
+        return 1 - cell[key]
+    look = cell.get("attention")
+    mass = at_k(look[key], look["ks"], k) if look else None
+    return None if mass is None else 1 - mass
+
+
 def number(value, digits=4, sign=False):
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return "–"
@@ -159,7 +191,7 @@ def names(cells):
 def table(head, rows):
     if not rows:
         return "Nothing of this was run.\n"
-    align = ["---"] + ["---:" if h not in ("run", "runs", "keys kept", "schedule", "command", "reg", "what") else "---"
+    align = ["---"] + ["---:" if h not in ("run", "runs", "keys kept", "schedule", "reg", "what", "attention", "commit") else "---"
                        for h in head[1:]]
     lines = [head, align, *rows]
     return "".join("| " + " | ".join(str(c) for c in line) + " |\n" for line in lines)
@@ -175,7 +207,7 @@ def summary_table(results, family):
                      "" if label == "plain" else spread([c.get("above_plain") for c in cells], sign=True),
                      spread([c["cost"].get(str(K)) for c in cells], sign=True),
                      spread([cut_loss(c, K) for c in cells]), spread([c.get("mass") for c in cells]),
-                     spread([1 - c["mass_nosink"] if c.get("mass_nosink") is not None else None for c in cells]),
+                     spread([outside(c, K, "mass_nosink") for c in cells]),
                      spread([mean(a["keys95"]) for a in look], 2), names(cells)])
     return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", f"loss when cut",
                   f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "runs"], rows)
@@ -187,9 +219,8 @@ def bars_of(results, cell):
     if not plain or cell.get("above_plain") is None:
         return None
     cost, plain_cost = cell["cost"].get(str(K)), plain[0]["cost"].get(str(K))
-    outside = None if cell.get("mass_nosink") is None else 1 - cell["mass_nosink"]
     return {"loss": cell["above_plain"] <= LOSS_BAR, "cost": cost < COST_BAR < plain_cost,
-            "outside": outside is not None and outside < NOSINK_BAR}
+            "outside": outside(cell, K, "mass_nosink") < NOSINK_BAR}
 
 
 def bars_table(results, family):
@@ -204,7 +235,7 @@ def bars_table(results, family):
         if sum(bars.values()) >= 2:
             mark = lambda key: "yes" if bars[key] else "no"
             rows.append([f"`{c['name']}`", number(c["above_plain"], sign=True), mark("loss"),
-                         number(c["cost"][str(K)], sign=True), mark("cost"), number(1 - c["mass_nosink"]),
+                         number(c["cost"][str(K)], sign=True), mark("cost"), number(outside(c, K, "mass_nosink")),
                          mark("outside")])
     text = (f"All three bars are met by {met} of the cells with k = {K}; the table has those that meet two or more.\n\n")
     return text + table(["run", "above plain", f"≤ {LOSS_BAR}", f"cost of the cut to the top {K}",
@@ -212,8 +243,9 @@ def bars_table(results, family):
 
 
 def cell_row(c, k):
-    return [number(c["loss"]["dense"]), number(c.get("above_plain"), sign=True), number(c.get("mass")),
-            number(None if c.get("mass_nosink") is None else 1 - c["mass_nosink"]), number(cut_loss(c, k)),
+    held = outside(c, k)
+    return [number(c["loss"]["dense"]), number(c.get("above_plain"), sign=True),
+            number(None if held is None else 1 - held), number(outside(c, k, "mass_nosink")), number(cut_loss(c, k)),
             number(c["cost"].get(str(k)), sign=True), number(c.get("largest_norm"), 1), f"`{c['name']}`"]
 
 
@@ -245,12 +277,7 @@ def grid_table(results):
     rows = []
     plain = done(results, family="scratch", group="plain", seed=SEEDS[0])
     for k in KS:
-        for c in plain:
-            look = c.get("attention")
-            outside = at_k(look["mass_nosink"], look["ks"], k) if look else None
-            rows.append([k, "plain", "0", number(c["loss"]["dense"]), "", number(at_k(look["mass"], look["ks"], k) if look else None),
-                         number(None if outside is None else 1 - outside), number(cut_loss(c, k)),
-                         number(c["cost"].get(str(k)), sign=True), number(c.get("largest_norm"), 1), f"`{c['name']}`"])
+        rows += [[k, "plain", "0", *cell_row(c, k)] for c in plain]
         rows += [[k, reg, f"{lam:g}", *cell_row(c, k)] for reg in REGS for lam in LAMBDAS
                  for c in done(results, family="scratch", reg=reg, k=k, rise="70%", layers="", seed=SEEDS[0], **{"lambda": lam})
                  if c["group"] in ("column", "other k")]
@@ -335,7 +362,7 @@ def training_table(results):
 def decoding_table(results):
     rows = [[f"`{r['run']}`", r["attention"], r["batch"], number(median(r["tok_s"]), 0),
              f"{number(min(r['tok_s']), 0)} .. {number(max(r['tok_s']), 0)}"] for r in results["decoding"] if r["tok_s"]]
-    return table(["run", "what", "sequences", "tokens/s", "smallest .. largest"], rows)
+    return table(["run", "attention", "sequences", "tokens/s", "smallest .. largest"], rows)
 
 
 def baselines_table(results):
@@ -367,9 +394,11 @@ def runs_table(results):
 def about(results):
     p = results["plan"]
     finished, failed = len(done(results)), sum("error" in c for c in results["cells"])
+    tokens = int(p["data_tokens"].split()[0])
+    epochs = f" ({p['updates'] * p['tokens_per_update'] / tokens:.2f} epochs)"
     commits = sorted({c["commit"] for c in done(results)})
     text = (f"Model: {p['size']} ({p['model']}, context {p['context']}, {p['precision']}). Data: `{p['train_data']}` "
-            f"({p['data_tokens']}). Every run: {p['updates']} updates of {p['tokens_per_update']} tokens. Losses are in "
+            f"({p['data_tokens']}). Every run: {p['updates']} updates of {p['tokens_per_update']} tokens{epochs}. Losses are in "
             f"nats a token, on the same {p['eval_tokens']} tokens of `{p['val_data']}`. Device: {p['device']}; {p['workers']} "
             f"run{'s' if p['workers'] > 1 else ''} at a time ({p['why_workers']}). Commits: {', '.join(commits)}. "
             f"Cells: {finished} of {results['planned']} planned are done" + (f", {failed} failed" if failed else "") + ".\n")
@@ -387,7 +416,8 @@ NOTES = f"""A number with two in parentheses is the mean over the seeds, with th
 difference from the plain run of the same seed, which has seen the same tokens in the same order. The cost of a cut is the
 loss when every row of every head and layer keeps its k largest entries, renormalized, less the dense loss of the same
 model on the same tokens. "Outside, without position 0": of the attention that does not go to position 0, the share that
-is not within the top k.
+is not within the top k. Masses are those of dense attention in the validation that ends a run; the plain run's at other
+k than 8 are from its report of attention, on the first quarter of the same tokens.
 """
 
 

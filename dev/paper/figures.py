@@ -16,6 +16,9 @@ from plan import K, KS, LAMBDAS, REGS, RISE, SEEDS
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
 MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION)
 MAP_FONT = 6.5
+LEAST = "least condensed"  # a reason for which a report has a map
+CUT_STYLE = {"topk": {"marker": "o"}, "recent": {"linestyle": "--", "linewidth": 1},
+             "first_recent": {"linestyle": "-.", "linewidth": 1}, "random": {"linestyle": ":", "linewidth": 1}}
 FLOOR = 1e-4  # a cost of a cut on these few tokens is no more exact than that
 SCHEDULE_COLOURS = {("0", ""): pictures.BLUE, ("50%", ""): pictures.SKY, ("70%", ""): pictures.GREEN,
                     ("90%", ""): pictures.ORANGE, ("70%", "no0"): pictures.PURPLE}
@@ -41,7 +44,6 @@ def shade(lam):
 
 def pareto(results, out):
     """Dense loss, and loss cut to the top k, against the mass outside the top k: a panel for each k."""
-    plt = pictures.plt
     plain = tables.done(results, family="scratch", group="plain", seed=SEEDS[0])
     panels = {k: {reg: [c for lam in LAMBDAS for c in tables.done(results, family="scratch", reg=reg, k=k, rise=RISE,
                                                                   layers="", seed=SEEDS[0], **{"lambda": lam})
@@ -60,31 +62,35 @@ def pareto(results, out):
             x = [tables.outside(c, k) for c in cells]
             for values, style, fill in (([c["loss"]["dense"] - base for c in cells], "-", colour),
                                         ([tables.cut_loss(c, k) - base for c in cells], ":", "white")):
-                axis.plot(x, values, style, color=colour, marker=marker, markersize=5.5, markerfacecolor=fill, linewidth=1)
+                axis.plot(x, values, style, color=colour, marker=marker, markersize=5.5, markerfacecolor=fill,
+                          linewidth=1)
             for place, c in zip(x, cells):
                 axis.annotate(f"{c['lambda']:g}", (place, c["loss"]["dense"] - base), textcoords="offset points",
                               xytext=(0, -10 if reg == "tail" else 6), ha="center", fontsize=6.5, color=colour)
         x = tables.outside(plain[0], k)
         if x is not None:
             axis.plot([x], [0], "*", color="black", markersize=8)
-            axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8, markerfacecolor="white")
+            axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8,
+                      markerfacecolor="white")
         axis.set_xscale("log")
         axis.set_title(f"k = {k}", loc="left")
-    # Nobody needs to see how badly the plain run does without its tail: the other points set the scale.
-    tops = [max(c["loss"]["dense"], tables.cut_loss(c, k)) - plain[0]["loss"]["dense"]
-            for k, found in panels.items() for cells in found.values() for c in cells]
-    lows = [c["loss"]["dense"] - plain[0]["loss"]["dense"] for found in panels.values() for cells in found.values() for c in cells]
-    span = max(tops) - min(lows + [0])
-    flat[0].set_ylim(min(lows + [0]) - 0.12 * span, max(tops) + 0.12 * span)
+    # What a cut costs the plain run may be many times all else: the other points set the scale.
+    every = [(k, c) for k, found in panels.items() for cells in found.values() for c in cells]
+    high = max(max(c["loss"]["dense"], tables.cut_loss(c, k)) for k, c in every) - plain[0]["loss"]["dense"]
+    low = min(0, min(c["loss"]["dense"] for _, c in every) - plain[0]["loss"]["dense"])
+    high = max(high, low + 0.01)
+    flat[0].set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
     for axis in flat[len(panels):]:
         axis.set_visible(False)
     figure.supxlabel("mass outside the top k (dense attention, validation)", fontsize=9)
     figure.supylabel("loss above the plain run, nats a token", fontsize=9)
     line = pictures.Line2D
-    handles = [line([], [], color=REG_STYLE[reg][0], marker=REG_STYLE[reg][1], label=f"{reg} (numbers: λ)") for reg in REGS]
+    handles = [line([], [], color=REG_STYLE[reg][0], marker=REG_STYLE[reg][1], label=f"{reg} (numbers: λ)")
+               for reg in REGS]
     handles += [line([], [], color="black", marker="*", linestyle="", label="plain"),
                 line([], [], color=pictures.GREY, marker="o", label="dense"),
-                line([], [], color=pictures.GREY, marker="o", markerfacecolor="white", linestyle=":", label="cut to the top k")]
+                line([], [], color=pictures.GREY, marker="o", markerfacecolor="white", linestyle=":",
+                     label="cut to the top k")]
     figure.legend(handles=handles, loc="upper center", ncols=len(handles))
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     return figure
@@ -99,18 +105,17 @@ def cuts(results, out):
     left, right = axes[0]
     ks = sorted({c["k"] for _, cells in found for cell in cells for c in cell["loss"]["cuts"]})
     for (label, cells), colour in zip(found, MODEL_COLOURS):
-        above = [[tables.cut_loss(c, k) - c["loss"]["dense"] for c in cells] for k in ks]
+        dense = tables.mean([c["loss"]["dense"] for c in cells])
+        losses = [[tables.cut_loss(c, k) for c in cells] for k in ks]
         shown = label if len(cells) == 1 else f"{label} ({len(cells)} seeds)"
-        left.plot(ks, [tables.mean([tables.cut_loss(c, k) for c in cells]) for k in ks], color=colour, marker="o", label=shown)
-        left.fill_between(ks, [min(tables.cut_loss(c, k) for c in cells) for k in ks],
-                          [max(tables.cut_loss(c, k) for c in cells) for k in ks], color=colour, alpha=0.2, linewidth=0)
-        left.axhline(tables.mean([c["loss"]["dense"] for c in cells]), color=colour, linestyle=(0, (1, 2)), linewidth=1)
-        right.plot(ks, [max(FLOOR, tables.mean(a)) for a in above], color=colour, marker="o", label="top k: " + label)
-        for cut, style in (("recent", "--"), ("first_recent", "-."), ("random", ":")):
-            control = [[tables.cut_loss(c, k, cut) for c in cells] for k in ks]
-            if all(v is not None for row in control for v in row):
-                right.plot(ks, [max(FLOOR, tables.mean([v - c["loss"]["dense"] for v, c in zip(row, cells)])) for row in control],
-                           color=colour, linestyle=style, linewidth=1)
+        left.plot(ks, [tables.mean(row) for row in losses], color=colour, marker="o", label=shown)
+        left.fill_between(ks, [min(row) for row in losses], [max(row) for row in losses], color=colour, alpha=0.2,
+                          linewidth=0)
+        left.axhline(dense, color=colour, linestyle=(0, (1, 2)), linewidth=1)
+        for cut, style in CUT_STYLE.items():
+            losses = [[tables.cut_loss(c, k, cut) for c in cells] for k in ks]
+            if all(loss is not None for row in losses for loss in row):
+                right.plot(ks, [max(FLOOR, tables.mean(row) - dense) for row in losses], color=colour, **style)
     for axis in (left, right):
         pictures.powers_of_two(axis, ks)
         axis.set_xlabel("keys that every row keeps at inference")
@@ -122,11 +127,10 @@ def cuts(results, out):
     right.axhline(0.01, color=pictures.GREY, linewidth=0.8)
     right.set_title("Cost of the cut: loss above the same model's dense loss", loc="left")
     line = pictures.Line2D
-    right.legend(loc="upper right", ncols=2, handles=[line([], [], color="black", marker="o", label="the top k"),
-                          line([], [], color="black", linestyle="--", linewidth=1, label="the most recent k"),
-                          line([], [], color="black", linestyle="-.", linewidth=1, label="position 0 and the most recent"),
-                          line([], [], color="black", linestyle=":", linewidth=1, label="k at random"),
-                          line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (costs below 10⁻⁴ are drawn there)")])
+    handles = [line([], [], color="black", label=tables.CUT_NAMES[cut], **style) for cut, style in CUT_STYLE.items()]
+    handles.append(line([], [], color=pictures.GREY, linewidth=0.8,
+                        label="0.01 (costs below 10⁻⁴ are drawn there)"))
+    right.legend(loc="upper right", ncols=2, handles=handles)
     return figure
 
 
@@ -146,29 +150,28 @@ def mass_by_head(results, out):
 
 
 def maps(results, out):
-    """The heads whose rows hold least, and most, of their mass in the top k, of both models side by side, on maps.txt."""
+    """On maps.txt, side by side: the head of the plain run whose rows hold least in their top k, and the same head of
+    the chosen run; then the head of the chosen run that holds least. A report of a model with very many heads has maps
+    of a few only: then each model's own."""
     pair = reports_of(results, out, "maps")
     if not pair:
         return None
-    whys = ("least condensed", "most condensed")
-    of = lambda r, why: next((m for m in r["maps"] if m["why"] and why in m["why"]), None)
-    found = [[of(r, why) for r in pair] for why in whys]
+    least = [next(m for m in r["maps"] if m["why"] and LEAST in m["why"]) for r in pair]
+    same = lambda m, shown: (m["layer"], m["head"]) == (shown["layer"], shown["head"])
+    rows = [[next((m for m in r["maps"] if same(m, shown)), own) for r, own in zip(pair, least)] for shown in least]
     tokens = [report.visible(t) for t in pair[0]["maps"][0]["tokens"]]
     label = max(pictures.width_of(t, MAP_FONT) for t in tokens) + 0.08
     left, top, bottom, gap = label + 0.3, 0.34, label + 0.2, 0.95
     side = (pictures.FULL - gap) / 2 - left
     width, height = pictures.FULL, top + side + bottom
-    figure = pictures.plt.figure(figsize=(width, height * len(whys)))
+    figure = pictures.plt.figure(figsize=(width, height * len(rows)))
     norm = pictures.PowerNorm(0.5, 0, 1)
-    for row, (why, chosen) in enumerate(zip(whys, found)):
-        for column, (m, r) in enumerate(zip(chosen, pair)):
-            x, y = left + column * (side + left), (len(whys) - row) * height - top - side
-            axis = figure.add_axes([x / width, y / height / len(whys), side / width, side / height / len(whys)])
+    for row, both in enumerate(rows):
+        for column, (m, r) in enumerate(zip(both, pair)):
+            x, y = left + column * (side + left), (len(rows) - row) * height - top - side
+            axis = figure.add_axes([x / width, y / height / len(rows), side / width, side / height / len(rows)])
             axis.grid(False)
             axis.spines[:].set_visible(False)
-            if m is None:
-                axis.set_axis_off()
-                continue
             n = len(m["tokens"])
             image = pictures.np.full((n, n), pictures.np.nan)
             for i, values in enumerate(m["rows"]):
@@ -177,7 +180,8 @@ def maps(results, out):
             axis.set_xticks(range(n), tokens, rotation=90, fontsize=MAP_FONT)
             axis.set_yticks(range(n), tokens, fontsize=MAP_FONT, va="center_baseline")
             axis.tick_params(length=0, pad=2)
-            axis.set_title(f"{why}: {pictures.name_of(r)}, layer {m['layer']}, head {m['head']}", loc="left")
+            why = f" (its {LEAST})" if m is least[column] else ""
+            axis.set_title(f"{pictures.name_of(r)}: layer {m['layer']}, head {m['head']}{why}", loc="left")
             if column == 0:
                 axis.set_ylabel("query")
             axis.set_xlabel("key")
@@ -190,10 +194,9 @@ def maps(results, out):
 
 
 def mass_in_training(results, out):
-    """Top-8 mass of the training batches: lambda's column for both regularizers, and the schedules."""
+    """Top-8 mass of the training batches: lambda's column for both regularizers, and kl's schedules."""
     plain = tables.done(results, family="scratch", group="plain", seed=SEEDS[0])
     column = {reg: tables.done(results, family="scratch", group="column", reg=reg) for reg in REGS}
-    schedules = tables.done(results, family="scratch", group="schedule")
     if not plain or not any(column.values()):
         return None
     figure, axes = pictures.panels(pictures.FULL, 3.6, 1, 3, sharey=True)
@@ -206,15 +209,12 @@ def mass_in_training(results, out):
         axis.legend(loc="lower right")
     last = axes[0][2]
     draw_run(last, plain[0], color="black", linestyle="--", label="plain", linewidth=1.2)
-    best = [c for c in schedules if c["lambda"] == 0.3] or schedules
-    for reg in REGS[-1:]:
-        same = [c for c in best if c["reg"] == reg]
-        same += [c for c in column[reg] if same and c["lambda"] == same[0]["lambda"]]
-        for c in sorted(same, key=lambda c: (c["layers"], int(c["rise"].rstrip("%")))):
-            label = ("constant" if c["rise"] == "0" else f"rising over {c['rise']}") + (", not layer 0" if c["layers"] else "")
-            draw_run(last, c, color=SCHEDULE_COLOURS[(c["rise"], c["layers"])], label=label, linewidth=1.2)
-        if same:
-            last.set_title(f"{reg}, k = {K}, λ = {same[0]['lambda']:g}: schedules", loc="left")
+    same = [c for c in tables.done(results, family="scratch", reg="kl", k=K, seed=SEEDS[0], **{"lambda": 0.3})
+            if c["group"] in ("column", "schedule")]
+    if len(same) > 1:
+        for c in sorted(same, key=tables.schedule_order):
+            draw_run(last, c, color=SCHEDULE_COLOURS[(c["rise"], c["layers"])], label=tables.schedule(c), linewidth=1.2)
+        last.set_title(f"kl, k = {K}, λ = 0.3: schedules", loc="left")
     last.legend(loc="lower right")
     axes[0][0].set_ylabel(f"top-{K} mass of the training batch")
     for axis in axes[0]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The paper's runs: plans them to fit the time, trains and measures what is not done yet, and writes tables and figures.
-Killed at any time, it goes on when it is called again with the same --out."""
+"""The paper's runs: plans them to fit the time, trains and measures what is not done yet, and writes tables and
+figures. Killed at any time, it goes on when it is called again with the same --out."""
 import argparse
 import os
 import shutil
@@ -87,8 +87,8 @@ def make_plan(args, out, programs, gpu):
             "layers": facts["layers"], "limit": facts["limit"], "rounds": 3}
     if args.updates and args.updates < facts["updates"][0]:
         plan.update({"limit": 4, "rounds": 1})
-        left_out.append(f"results: {args.updates} updates are fewer than the {facts['updates'][0]} that a result needs at "
-                        "least; this is a trial")
+        left_out.append(f"results: {args.updates} updates are fewer than the {facts['updates'][0]} that a result needs "
+                        "at least; this is a trial")
     options = {"batch": args.batch, "context": args.context, "eval_tokens": args.eval_tokens or facts["eval_tokens"]}
     plan["options"] = options
     print("measuring the time of an update", flush=True)
@@ -125,7 +125,8 @@ def show_plan(plan):
         used += seconds / plan["workers"]
         print(f"{i:3}  {c['name']:34} {c['group']:10} {c['wave']:4} {duration(seconds):>9} {duration(used):>10}")
     last = final_seconds(plan["cells"], measured)
-    print(f"{'':3}  {'reports, tasks, speeds, figures':34} {'':10} {'':4} {duration(last):>9} {duration(used + last):>10}")
+    print(f"{'':3}  {'reports, tasks, speeds, figures':34} {'':10} {'':4} {duration(last):>9} "
+          f"{duration(used + last):>10}")
     for line in plan["left_out"]:
         print(f"left out: {line}")
     print(f"how the chosen cells are chosen: {plan['rule']}", flush=True)
@@ -139,8 +140,8 @@ def check_same(args, plan, out):
                                  ("--batch", args.batch, plan["batch"]), ("--context", args.context, plan["context"]),
                                  ("--eval-tokens", args.eval_tokens, plan["options"]["eval_tokens"])):
         if given is not None and given != planned:
-            raise Bad(f"{from_root(out)}/plan.json was made with {flag} {planned}, not {given}: leave the flag out to go "
-                      "on with that plan, or name another folder with --out")
+            raise Bad(f"{from_root(out)}/plan.json was made with {flag} {planned}, not {given}: leave the flag out to "
+                      "go on with that plan, or name another folder with --out")
 
 
 def figures(out):
@@ -148,8 +149,8 @@ def figures(out):
 
 
 def draw(out):
-    """Has the figures drawn by a Python that has matplotlib, which the distribution's has and the first in PATH need not
-    have; returns the sentence to print."""
+    """Has the figures drawn by a Python that has matplotlib, which the distribution's has and the first in PATH need
+    not have; returns the sentence to print."""
     script = os.path.join(ROOT, "dev/paper/figures.py")
     for python in (sys.executable, "/usr/bin/python3"):
         try:

@@ -7,8 +7,8 @@ A cell is one training run and what is measured of it. It has a name, which is i
     wave     1: what every table needs; 2: what fills the tables if there is time
     reg k lambda rise layers seed     as the trainer's flags have them; rise is --lambda-warmup
 
-What is run first answers the main question: plain, then lambda at k = 8, then lambda's schedules, the chosen cells' other
-seeds, the baselines, a few cells at other k; the second wave is the rest of the grid.
+What is run first answers the main question: plain, then lambda at k = 8, then lambda's schedules, the chosen cells'
+other seeds, the baselines, a few cells at other k; the second wave is the rest of the grid.
 """
 import fnmatch
 
@@ -23,11 +23,10 @@ ENTROPY_LAMBDAS = (0.01, 0.03, 0.1)
 TARGET_MARGINS = (0.01, 0.02)
 COST_BAR = 0.01
 
-RULE = (f"Of the cells of seed {SEEDS[0]} with k = {K}, whatever lambda and its schedule, for each regularizer: "
-        f"the smallest dense validation loss among those that lose less than {COST_BAR} when every row is cut to its top "
-        f"{K}; where none does, the smallest loss when cut. The rule stood before the runs; the other seeds then confirm "
-        "the choice or do not.")
-
+RULE = (f"Of the cells of seed {SEEDS[0]} with k = {K}, whatever lambda and its schedule, for each regularizer: the "
+        f"smallest dense validation loss among those that lose less than {COST_BAR} when every row is cut to its top "
+        f"{K}; where none does, the smallest loss when cut. The rule stood before the runs; the other seeds then "
+        "confirm the choice or do not.")
 
 
 def choose(candidates):

@@ -153,8 +153,8 @@ def calibrate(out, plan, programs):
         beside = median([finish(name, process)[1] for name, process in runs]) if runs else alone
         if side > 1 and side / beside > 1 / alone:
             workers, update_s = side, beside
-        why = (f"updates a second: {1 / alone:.2f} one run with {cores} threads, {side / beside:.2f} {side} runs with one "
-               "thread each" if side > 1 else "one core")
+        why = (f"updates a second: {1 / alone:.2f} one run with {cores} threads, {side / beside:.2f} {side} runs with "
+               "one thread each" if side > 1 else "one core")
     threads = 1 if workers > 1 else cores
 
     rows = max(batch, options["eval_tokens"] // context // batch * batch)
@@ -215,12 +215,36 @@ class Failed(Exception):
     pass
 
 
+class Slot:
+    """A cell that is being run: one step of it after another."""
+
+    def __init__(self, planned, cell, runner):
+        self.planned, self.cell, self.runner = planned, cell, runner
+        self.fresh = not os.path.exists(runner.folder(cell))
+        self.steps, self.begin = runner.steps(cell), time.monotonic()
+        self.process = self.log = self.problem = None
+
+    def advance(self):
+        """Starts the next step if the last has ended; true if there is none, or if the last has failed."""
+        if self.process and not self.runner.ended(self.process):
+            return False
+        if self.process and self.process.returncode != 0:
+            self.problem = last_line(self.log)
+            return True
+        command, self.log = next(self.steps, (None, None))
+        if command:
+            self.process = self.runner.start(command, self.runner.plan["threads"], self.log)
+        return not command
+
+
 class Runner:
     def __init__(self, out, plan, programs, budget, held):
         self.out, self.plan, self.programs, self.held = out, plan, programs, held
         self.kinds = programs.cut_kinds()
         self.deadline = time.monotonic() + budget
         self.processes = []
+        self.count = 0  # cells that are dealt with
+        self.took = []  # seconds of those that were run here from their beginning
         os.makedirs(os.path.join(out, "runs"), exist_ok=True)
 
     def path(self, *names):
@@ -314,8 +338,8 @@ class Runner:
     # ---- the chosen cells
 
     def resolve(self, cell):
-        """The cell to run for one of the plan's, or None if there is none to choose from. All candidates have been tried
-        then, so the choice is written down, and stands."""
+        """The cell to run for one of the plan's, or None if there is none to choose from. All candidates have been
+        tried then, so the choice is written down, and stands."""
         if not cell.get("pick"):
             return cell
         family = cell["family"]
@@ -347,79 +371,71 @@ class Runner:
         self.decode([c for c in shown if c["seed"] == shown[0]["seed"]])
 
     def run_cells(self):
-        plan = self.plan
-        waiting = []
-        for cell in plan["cells"]:
+        """As many cells side by side as the plan says, in its order, until all are done or no time is left."""
+        waiting, running = [], []
+        for cell in self.plan["cells"]:
             if not cell.get("pick") and self.done(cell):
                 self.clean(cell)
             else:
                 waiting.append(cell)
-        count, total = len(plan["cells"]) - len(waiting), len(plan["cells"])
-        if count:
-            print(f"{count} of {total} cells are done", flush=True)
-        reserve = final_seconds(plan["cells"], plan["measured"])
-        took = []  # of cells that were trained here from their beginning
-        running = []
+        self.count = len(self.plan["cells"]) - len(waiting)
+        if self.count:
+            print(f"{self.count} of {len(self.plan['cells'])} cells are done", flush=True)
         while waiting or running:
-            while waiting and len(running) < plan["workers"]:
-                busy = waiting + [r["planned"] for r in running]
-                cell = next((c for c in waiting if self.ready(c, busy)), None)
+            while waiting and len(running) < self.plan["workers"]:
+                open_cells = waiting + [slot.planned for slot in running]
+                cell = next((c for c in waiting if self.ready(c, open_cells)), None)
                 if cell is None:
                     break
-                estimate = statistics.mean(took) if took else cell_seconds(cell, plan["updates"], plan["measured"])
-                if time.monotonic() + 0.5 * estimate > self.deadline - reserve:
+                if not self.fits(cell):
                     names = ", ".join(c["name"] for c in waiting)
-                    print(f"no time is left for: {names}; the same command goes on with them", flush=True)
-                    waiting = []
+                    print(f"no time is left for {len(waiting)} cells: {names}; the same command goes on with them",
+                          flush=True)
+                    waiting.clear()
                     break
                 waiting.remove(cell)
                 resolved = self.resolve(cell)
                 if resolved is None:
+                    self.count += 1
                     print(f"{cell['name']}: there is nothing to choose from", flush=True)
-                    count += 1
-                    continue
-                if self.done(resolved):
+                elif self.done(resolved):
+                    self.count += 1
                     self.clean(resolved)
-                    count += 1
-                    continue
-                running.append({"planned": cell, "cell": resolved, "steps": self.steps(resolved), "process": None,
-                                "begin": time.monotonic(), "fresh": not os.path.exists(self.folder(resolved))})
-            for slot in list(running):
-                if slot["process"] and not self.ended(slot["process"]):
-                    continue
-                name = slot["cell"]["name"]
-                problem = None
-                if slot["process"] and slot["process"].returncode != 0:
-                    problem = last_line(slot["log"])
                 else:
-                    try:
-                        command, slot["log"] = next(slot["steps"])
-                        slot["process"] = self.start(command, plan["threads"], slot["log"])
-                        continue
-                    except StopIteration:
-                        pass
-                running.remove(slot)
-                count += 1
-                seconds = time.monotonic() - slot["begin"]
-                if problem:
-                    write_json(os.path.join(self.folder(slot["cell"]), "failed.json"),
-                               {"settings": slot["cell"], "error": problem})
-                    print(f"{count}/{total}  {name:34} FAILED after {duration(seconds)}: {problem}", flush=True)
-                    if slot["planned"] is plan["cells"][0]:
-                        self.stop()
-                        raise Bad(f"the first cell failed, with which all others are compared: {problem}")
-                    continue
-                if slot["fresh"]:
-                    took.append(seconds)
-                self.clean(slot["cell"])
-                failed = os.path.join(self.folder(slot["cell"]), "failed.json")
-                if os.path.exists(failed):
-                    os.remove(failed)
-                loss = read_json(os.path.join(self.folder(slot["cell"]), "eval.json"))["eval"]
-                dense = loss["dense"]["loss"]
-                print(f"{count}/{total}  {name:34} {duration(seconds):>7}  loss {dense:.4f}, cut to the top {K} "
-                      f"{top_loss(loss, K) - dense:+.4f}", flush=True)
+                    running.append(Slot(cell, resolved, self))
+            for slot in list(running):
+                if slot.advance():
+                    running.remove(slot)
+                    self.finish(slot)
             time.sleep(0.05)
+
+    def fits(self, cell):
+        """By what cells took here, or else by the plan; half a cell too late is early enough."""
+        seconds = statistics.mean(self.took) if self.took else cell_seconds(cell, self.plan["updates"],
+                                                                           self.plan["measured"])
+        reserve = final_seconds(self.plan["cells"], self.plan["measured"])
+        return time.monotonic() + 0.5 * seconds <= self.deadline - reserve
+
+    def finish(self, slot):
+        self.count += 1
+        folder, seconds = self.folder(slot.cell), time.monotonic() - slot.begin
+        line = f"{self.count}/{len(self.plan['cells'])}  {slot.cell['name']:34} {duration(seconds):>7}  "
+        failed = os.path.join(folder, "failed.json")
+        if slot.problem:
+            write_json(failed, {"settings": slot.cell, "error": slot.problem})
+            print(line + f"FAILED: {slot.problem}", flush=True)
+            if slot.planned is self.plan["cells"][0]:
+                self.stop()
+                raise Bad(f"the first cell failed, with which all others are compared: {slot.problem}")
+            return
+        if slot.fresh:
+            self.took.append(seconds)
+        self.clean(slot.cell)
+        if os.path.exists(failed):
+            os.remove(failed)
+        loss = read_json(os.path.join(folder, "eval.json"))["eval"]
+        dense = loss["dense"]["loss"]
+        print(line + f"loss {dense:.4f}, cut to the top {K} {top_loss(loss, K) - dense:+.4f}", flush=True)
 
     def shown(self):
         """The cells that are looked at closely: plain and chosen, of all seeds that are done."""
@@ -455,7 +471,8 @@ class Runner:
                 print(f"{name}: {problem}", flush=True)
 
         if len(kinds) == 1:  # the cell was chosen only later: now the controls, too
-            make("losses of the controls", result, eval_command(self.plan, self.programs, model, from_root(result + ".part"), None))
+            make("losses of the controls", result,
+                 eval_command(self.plan, self.programs, model, from_root(result + ".part"), None))
         probes = os.path.join(folder, "probes.json")
         if not os.path.exists(probes):
             make("attention and probes", probes,

@@ -2,7 +2,7 @@
 import math
 import os
 
-from common import from_root, median, read_json, read_metrics, write_file, write_json
+from common import median, read_json, read_metrics, write_file, write_json
 from plan import COST_BAR, K, KS, LAMBDAS, REGS, SEEDS, choose, with_seed
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
@@ -32,7 +32,7 @@ def chosen_cells(out, plan, family):
 
 
 def top_loss(loss, k):
-    """The loss when cut to the top k, renormalized, of an --eval's JSON or of a cell's."""
+    """The loss when cut to the top k, renormalized, of what --eval has measured."""
     return next(c["loss"] for c in loss["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, k))
 
 
@@ -75,10 +75,10 @@ def gather_cell(out, folder, made, plan):
     cell = dict(made["settings"])
     result = read_json(os.path.join(folder, "eval.json"))["eval"]
     _, updates, validations = read_metrics(folder)
-    cuts = [{key: c[key] for key in ("cut", "renormalized", "k", "loss", "kept")} for c in result["cuts"]]
+    cuts = [{key: c[key] for key in ("cut", "k", "loss", "kept")} for c in result["cuts"] if c["renormalized"]]
     cell.update({key: made[key] for key in ("commands", "commit", "device", "date", "training_s")})
     cell["loss"] = {"dense": result["dense"]["loss"], "tokens": result["tokens"], "cuts": cuts}
-    cell["cost"] = {str(c["k"]): c["loss"] - result["dense"]["loss"] for c in cuts if c["cut"] == "topk" and c["renormalized"]}
+    cell["cost"] = {str(c["k"]): c["loss"] - result["dense"]["loss"] for c in cuts if c["cut"] == "topk"}
     if validations:
         cell["mass"], cell["mass_nosink"] = validations[-1]["val_mass"], validations[-1]["val_mass_nosink"]
     if updates:
@@ -141,9 +141,8 @@ def models(results, family):
     return [(label, cells) for label, cells in found if cells]
 
 
-def cut_loss(cell, k, cut="topk", renormalized=True):
-    return next((c["loss"] for c in cell["loss"]["cuts"]
-                 if (c["cut"], c["renormalized"], c["k"]) == (cut, renormalized, k)), None)
+def cut_loss(cell, k, cut="topk"):
+    return next((c["loss"] for c in cell["loss"]["cuts"] if (c["cut"], c["k"]) == (cut, k)), None)
 
 
 def at_k(rows, ks, k):
@@ -184,15 +183,16 @@ def names(cells):
     for c in cells:
         stem, seed = c["name"].rsplit("-s", 1) if "-s" in c["name"] else (c["name"], "")
         stems.setdefault(stem, []).append(seed)
-    return ", ".join(f"`{stem}`" if seeds == [""] else f"`{stem}-s{seeds[0]}`" + "".join(f", `-s{s}`" for s in seeds[1:])
+    return ", ".join(f"`{stem}`" if seeds == [""] else
+                     f"`{stem}-s{seeds[0]}`" + "".join(f", `-s{seed}`" for seed in seeds[1:])
                      for stem, seeds in stems.items())
 
 
 def table(head, rows):
     if not rows:
         return "Nothing of this was run.\n"
-    align = ["---"] + ["---:" if h not in ("run", "runs", "keys kept", "schedule", "reg", "what", "attention", "commit") else "---"
-                       for h in head[1:]]
+    words = ("run", "runs", "keys kept", "schedule", "reg", "what", "attention", "commit")
+    align = ["---"] + ["---" if h in words else "---:" for h in head[1:]]
     lines = [head, align, *rows]
     return "".join("| " + " | ".join(str(c) for c in line) + " |\n" for line in lines)
 
@@ -209,7 +209,7 @@ def summary_table(results, family):
                      spread([cut_loss(c, K) for c in cells]), spread([c.get("mass") for c in cells]),
                      spread([outside(c, K, "mass_nosink") for c in cells]),
                      spread([mean(a["keys95"]) for a in look], 2), names(cells)])
-    return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", f"loss when cut",
+    return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", "loss when cut",
                   f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "runs"], rows)
 
 
@@ -237,7 +237,7 @@ def bars_table(results, family):
             rows.append([f"`{c['name']}`", number(c["above_plain"], sign=True), mark("loss"),
                          number(c["cost"][str(K)], sign=True), mark("cost"), number(outside(c, K, "mass_nosink")),
                          mark("outside")])
-    text = (f"All three bars are met by {met} of the cells with k = {K}; the table has those that meet two or more.\n\n")
+    text = f"All three bars are met by {met} of the cells with k = {K}; the table has those that meet two or more.\n\n"
     return text + table(["run", "above plain", f"≤ {LOSS_BAR}", f"cost of the cut to the top {K}",
                          f"< {COST_BAR}, and plain's is more", "outside, without position 0", f"< {NOSINK_BAR}"], rows)
 
@@ -250,8 +250,8 @@ def cell_row(c, k):
 
 
 def cell_head(k):
-    return ["validation loss", "above plain", f"top-{k} mass", "outside, without position 0", f"loss cut to the top {k}",
-            "cost of the cut", "largest gradient norm", "run"]
+    return ["validation loss", "above plain", f"top-{k} mass", "outside, without position 0",
+            f"loss cut to the top {k}", "cost of the cut", "largest gradient norm", "run"]
 
 
 def column_table(results, family):
@@ -262,14 +262,22 @@ def column_table(results, family):
     return table(["reg", "lambda", *cell_head(K)], rows)
 
 
+def schedule(cell):
+    rise = "constant" if cell["rise"] == "0" else f"rising over {cell['rise']}"
+    return rise + (", not layer 0" if cell["layers"] else "")
+
+
+def schedule_order(cell):
+    return cell["layers"], int(cell["rise"].rstrip("%"))
+
+
 def schedule_table(results):
-    shown = {"0": "constant", "50%": "rising over 50%", "70%": "rising over 70%", "90%": "rising over 90%"}
     rows = []
     found = done(results, family="scratch", group="schedule")
     for reg, lam in sorted({(c["reg"], c["lambda"]) for c in found}, key=lambda x: (REGS.index(x[0]), x[1])):
-        for c in sorted((c for c in done(results, family="scratch", reg=reg, k=K, seed=SEEDS[0], **{"lambda": lam})
-                         if c["group"] in ("column", "schedule")), key=lambda c: (c["layers"], int(c["rise"].rstrip("%")))):
-            rows.append([reg, f"{lam:g}", shown[c["rise"]] + (", not layer 0" if c["layers"] else ""), *cell_row(c, K)])
+        same = [c for c in done(results, family="scratch", reg=reg, k=K, seed=SEEDS[0], **{"lambda": lam})
+                if c["group"] in ("column", "schedule")]
+        rows += [[reg, f"{lam:g}", schedule(c), *cell_row(c, K)] for c in sorted(same, key=schedule_order)]
     return table(["reg", "lambda", "schedule", *cell_head(K)], rows)
 
 
@@ -279,10 +287,9 @@ def grid_table(results):
     for k in KS:
         rows += [[k, "plain", "0", *cell_row(c, k)] for c in plain]
         rows += [[k, reg, f"{lam:g}", *cell_row(c, k)] for reg in REGS for lam in LAMBDAS
-                 for c in done(results, family="scratch", reg=reg, k=k, rise="70%", layers="", seed=SEEDS[0], **{"lambda": lam})
+                 for c in done(results, family="scratch", reg=reg, k=k, seed=SEEDS[0], **{"lambda": lam})
                  if c["group"] in ("column", "other k")]
-    return table(["k", "reg", "lambda", *[h.replace(f"top-{K}", "top-k").replace(f"top {K}", "top k") for h in cell_head(K)]],
-                 rows)
+    return table(["k", "reg", "lambda", *cell_head("k")], rows)
 
 
 def matrix_table(results, family, shown=spread):
@@ -295,7 +302,8 @@ def matrix_table(results, family, shown=spread):
         for label, cells in found:
             values = [[cut_loss(c, k, cut) for c in cells] for k in ks]
             if any(v is not None for column in values for v in column):
-                rows.append([label, cut_name, shown([c["loss"]["dense"] for c in cells]), *map(shown, values), len(cells)])
+                rows.append([label, cut_name, shown([c["loss"]["dense"] for c in cells]), *map(shown, values),
+                             len(cells)])
     return table(["model", "keys kept", "all", *[f"k = {k}" for k in ks], "seeds"], rows)
 
 
@@ -313,8 +321,9 @@ def layers_table(results, family):
             one = lambda key: mean([a[key][layer] for a in look])
             mass = lambda key: mean([a[key][layer][a["ks"].index(K)] for a in look])
             rows.append([label, layer, number(mass("mass")), number(mass("mass_nosink")), number(one("keys90"), 2),
-                         spread([a["keys95"][layer] for a in look], 2), number(one("keys99"), 2), number(one("entropy"), 3),
-                         number(one("first"), 3), number(one("self"), 3), number(one("previous"), 3),
+                         spread([a["keys95"][layer] for a in look], 2), number(one("keys99"), 2),
+                         number(one("entropy"), 3), number(one("first"), 3), number(one("self"), 3),
+                         number(one("previous"), 3),
                          number(max(a["tau_largest"][layer] for a in look)), len(look)])
     return table(["model", "layer", f"top-{K} mass", "without position 0", "keys for 90%", "95%", "99%", "entropy",
                   "on position 0", "on itself", "on the previous", "largest τ of a row", "seeds"], rows)
@@ -332,8 +341,8 @@ def probes_table(results, family):
                              number(probed[0]["recall"][way]["chance"], 3),
                              spread([mean(p["needle"][way]) for p in probed], 3),
                              number(1 / probed[0]["needle"]["candidates"], 3), len(probed)])
-    return table(["model", "keys kept", "induction: accuracy", "loss saved by the repetition", "recall: accuracy", "chance",
-                  "needle: accuracy over depths", "chance", "seeds"], rows)
+    return table(["model", "keys kept", "induction: accuracy", "loss saved by the repetition", "recall: accuracy",
+                  "chance", "needle: accuracy over depths", "chance", "seeds"], rows)
 
 
 def tasks_table(results, family):
@@ -361,15 +370,16 @@ def training_table(results):
 
 def decoding_table(results):
     rows = [[f"`{r['run']}`", r["attention"], r["batch"], number(median(r["tok_s"]), 0),
-             f"{number(min(r['tok_s']), 0)} .. {number(max(r['tok_s']), 0)}"] for r in results["decoding"] if r["tok_s"]]
+             f"{number(min(r['tok_s']), 0)} .. {number(max(r['tok_s']), 0)}"] for r in results["decoding"]]
     return table(["run", "attention", "sequences", "tokens/s", "smallest .. largest"], rows)
 
 
 def baselines_table(results):
-    rows = [["plain, cut at inference", "", *cell_row(c, K)] for c in done(results, family="scratch", group="plain", seed=SEEDS[0])]
+    rows = [["plain, cut at inference", "", *cell_row(c, K)]
+            for c in done(results, family="scratch", group="plain", seed=SEEDS[0])]
     rows += [["entropy penalty", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, group="baseline")]
-    rows += [[f"{c['reg']}, within {c['margin']:g} of plain's training loss", number(c.get("last_lambda"), 4), *cell_row(c, K)]
-             for c in done(results, group="target")]
+    rows += [[f"{c['reg']}, within {c['margin']:g} of plain's training loss", number(c.get("last_lambda")),
+              *cell_row(c, K)] for c in done(results, group="target")]
     for reg, name in results["chosen"].get("scratch", {}).items():
         rows += [[f"chosen, {reg}", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, name=name)]
     return table(["training", "lambda at the end", *cell_head(K)], rows)
@@ -397,11 +407,13 @@ def about(results):
     tokens = int(p["data_tokens"].split()[0])
     epochs = f" ({p['updates'] * p['tokens_per_update'] / tokens:.2f} epochs)"
     commits = sorted({c["commit"] for c in done(results)})
-    text = (f"Model: {p['size']} ({p['model']}, context {p['context']}, {p['precision']}). Data: `{p['train_data']}` "
-            f"({p['data_tokens']}). Every run: {p['updates']} updates of {p['tokens_per_update']} tokens{epochs}. Losses are in "
-            f"nats a token, on the same {p['eval_tokens']} tokens of `{p['val_data']}`. Device: {p['device']}; {p['workers']} "
-            f"run{'s' if p['workers'] > 1 else ''} at a time ({p['why_workers']}). Commits: {', '.join(commits)}. "
-            f"Cells: {finished} of {results['planned']} planned are done" + (f", {failed} failed" if failed else "") + ".\n")
+    text = (f"Model: {p['size']} ({p['model']}, context {p['context']}, {p['precision']}). "
+            f"Data: `{p['train_data']}` ({p['data_tokens']}). "
+            f"Every run: {p['updates']} updates of {p['tokens_per_update']} tokens{epochs}. "
+            f"Losses are in nats a token, on the same {p['eval_tokens']} tokens of `{p['val_data']}`. "
+            f"Device: {p['device']}; {p['workers']} at a time ({p['why_workers']}). "
+            f"Commits: {', '.join(commits)}. Cells: {finished} of {results['planned']} planned are done"
+            + (f", {failed} failed" if failed else "") + ".\n")
     for line in p["left_out"]:
         text += f"\nLeft out: {line}.\n"
     return text
@@ -412,12 +424,12 @@ def chosen_text(results):
     return f"{results['plan']['rule']} {'Chosen: ' + named if named else 'Nothing was chosen'}.\n"
 
 
-NOTES = f"""A number with two in parentheses is the mean over the seeds, with the smallest and the largest. "Above plain" is the
-difference from the plain run of the same seed, which has seen the same tokens in the same order. The cost of a cut is the
-loss when every row of every head and layer keeps its k largest entries, renormalized, less the dense loss of the same
-model on the same tokens. "Outside, without position 0": of the attention that does not go to position 0, the share that
-is not within the top k. Masses are those of dense attention in the validation that ends a run; the plain run's at other
-k than 8 are from its report of attention, on the first quarter of the same tokens.
+NOTES = f"""A number with two in parentheses is the mean over the seeds, with the smallest and the largest.
+"Above plain" is the difference from the plain run of the same seed, which has seen the same tokens in the same order.
+The cost of a cut is the loss when every row of every head and layer keeps its k largest entries, renormalized, less the
+dense loss of the same model on the same tokens. "Outside, without position 0": of the attention that does not go to
+position 0, the share that is not within the top k. Masses are those of dense attention in the validation that ends a
+run; the plain run's at other k than {K} are from its report of attention, on the first quarter of the same tokens.
 """
 
 
@@ -428,8 +440,8 @@ def write(out, plan):
 
 
 def markdown(results):
-    parts = ["# Tables\n", "Made by `dev/paper/run.sh`; every number is also in results.json, every run is a folder of that "
-             "name.\n", about(results), NOTES, "## Plain and chosen\n", chosen_text(results)]
+    parts = ["# Tables\n", "Made by `dev/paper/run.sh`; every number is also in results.json, every run is a folder of "
+             "that name.\n", about(results), NOTES, "## Plain and chosen\n", chosen_text(results)]
     for family in families(results):
         of = "" if family == "scratch" else ", continued from OpenAI's weights"
         parts += [summary_table(results, family), f"### Each seed{of}\n", seeds_table(results, family),

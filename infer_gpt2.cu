@@ -953,12 +953,14 @@ std::string token_label(const Tokenizer* tokenizer, uint16_t token) {
     return spelled;
 }
 
-// The rows of a few heads on the first tokens of the text.
+// The rows of heads on the first tokens of the text: of all heads where they are few enough, so that a page
+// can set two models' side by side, but only the chosen ones have a reason to be drawn.
 template <class Float>
 Json attention_maps(const Bench<Float>& bench, const std::vector<int>& text, const Tokenizer* tokenizer,
                     const std::vector<AttentionReport::Choice>& choices) {
     const Context& ctx = bench.ctx;
-    const int T = (int)std::min<size_t>(48, text.size()), NH = bench.m.config.num_heads;
+    const int T = (int)std::min<size_t>(40, text.size()), NH = bench.m.config.num_heads;
+    const bool all_heads = bench.m.config.num_layers * NH <= 200;
     Json tokens, maps = Json::array();
     for (int t = 0; t < T; t++) tokens.push_back(token_label(tokenizer, (uint16_t)text[t]));
     float* p = nullptr;
@@ -966,16 +968,18 @@ Json attention_maps(const Bench<Float>& bench, const std::vector<int>& text, con
     to_device(bench.a.inputs, text.data(), T);
     forward(ctx, bench.m, bench.a, 1, T, nullptr, [&](int l) {
         attend_sequences(ctx, bench.m, bench.a, l, 1, T, {});
-        for (const AttentionReport::Choice& choice : choices) {
-            if (choice.layer != l) continue;
-            attention_map(ctx, p, bench.a.qkv, 0, choice.head, T, NH, bench.m.hs());
+        for (int head = 0; head < NH; head++) {
+            const auto choice = std::find_if(choices.begin(), choices.end(),
+                                             [&](const auto& c) { return c.layer == l && c.head == head; });
+            if (choice == choices.end() && !all_heads) continue;
+            attention_map(ctx, p, bench.a.qkv, 0, head, T, NH, bench.m.hs());
             const std::vector<float> map = to_host(ctx, p, (size_t)T * T);
             Json rows;
             for (int i = 0; i < T; i++)
                 rows.push_back(std::vector<float>(map.begin() + i * T, map.begin() + i * T + i + 1));
             maps.push_back({{"layer", l},
-                            {"head", choice.head},
-                            {"why", choice.why},
+                            {"head", head},
+                            {"why", choice == choices.end() ? "" : choice->why},
                             {"tokens", tokens},
                             {"rows", rows}});
         }

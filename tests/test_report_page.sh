@@ -231,14 +231,19 @@ check "again: the same bytes" cmp -s first.html one/page.html
 
 check "two models" quiet one two --labels plain "conden<b>sed" -o both.html
 check "two models: the page" look both.html "MADE UP, seed 1 and MADE UP, seed 2" "plain is dashed" "conden<b>sed"
-check "two models: thirteen pictures" test "$(pictures both.html)" = 13
+heads=$(python3 -c 'import json
+print(len({(m["layer"], m["head"]) for f in ("one", "two") for m in json.load(open(f + "/report.json"))["maps"]}))')
+check "two models: nine pictures, and one of each head that either chose" test "$(pictures both.html)" = $((9 + heads))
 check "a model with itself" quiet one one
 check "a model with itself: told apart" look one/compare.html "MADE UP, seed 1 (first)" "MADE UP, seed 1 (second) is solid"
 check "a model with itself: its own page is untouched" cmp -s first.html one/page.html
-changed other 'd["maps"] = d["maps"][:2]; d["maps"][0]["why"] = "another"
+changed other 'd["maps"] = d["maps"][:2]; d["maps"][0]["why"] = "another"; d["maps"][1]["why"] = ""
 for h in d["heads"]: h.update({s: dict.fromkeys(h[s], 0.0) for s in ("tau", "error", "error_relative")})'
 check "another choice of maps, and nothing cut off on a logarithmic axis" quiet one other -o other.html
-check "another choice of maps: five of them" test "$(ls other_map_*.png | wc -l)" = 5
+check "another choice of maps: one of each head, with both reasons" test "$(ls other_map_*.png | wc -l)" = 4
+check "another choice of maps: both reasons" look other.html "another (MADE UP"
+check "a head that was not chosen is no picture of one report" quiet other
+check "a head that was not chosen is no picture of one report: one map" test "$(ls other/page_map_*.png | wc -l)" = 1
 
 sample nulls --nulls
 check "nothing measured" quiet nulls

@@ -223,14 +223,16 @@ def introduction(reports):
 
 
 def paired_maps(reports):
-    """The maps by why they were chosen, in the order of the file: (why, a map or None for each report)."""
+    """The heads that some report chose, in the order of the reports: (why, the head's map or None for each report). A
+    report also holds maps of heads that it did not choose, with an empty why, for another one that did."""
+    by_head = [{(m["layer"], m["head"]): m for m in r["maps"]} for r in reports]
     chosen = {}
-    for i, r in enumerate(reports):
-        times = {}
-        for m in r["maps"]:
-            times[m["why"]] = times.get(m["why"], 0) + 1
-            chosen.setdefault((m["why"], times[m["why"]]), [None] * len(reports))[i] = m
-    return [(why, maps) for (why, _), maps in chosen.items()]
+    for report, maps in zip(reports, by_head):
+        for head, m in maps.items():
+            if m["why"] != "":
+                of = f" ({escaped(report['label'])})" if len(reports) > 1 else ""
+                chosen.setdefault(head, []).append(or_not(m["why"]) + of)
+    return [("; ".join(why), [maps.get(head) for maps in by_head]) for head, why in chosen.items()]
 
 
 def tokens_of(maps):
@@ -305,7 +307,7 @@ def make_page(reports, path):
     pairs = paired_maps(reports)
     for i, (why, maps) in enumerate(pairs):
         wide = pictures.maps_wide(maps)
-        page.add(f"map_{i}", f"Attention map: {or_not(why)}",
+        page.add(f"map_{i}", f"Attention map: {why}",
                  "A row is a query, a column a key; ␣ is a space, ⏎ the end of a line"
                  f"{grey_if(v for m in maps if m for row in m['rows'] for v in row)}.",
                  pictures.attention_maps(reports, maps), pictures.png,

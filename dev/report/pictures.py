@@ -344,8 +344,8 @@ def maps_wide(maps):
 
 
 def attention_maps(reports, maps):
-    """The same choice of head of one model or two, side by side, or one below the other if the tokens are many. A map
-    may be None: the model has none of this choice. The axes are placed by hand: constrained layout takes the labels of
+    """The same head of one model or two, side by side, or one below the other if the tokens are many. A map may be
+    None: the report has none of this head. The axes are placed by hand: constrained layout takes the labels of
     a square that does not fill its place for space that is free, and cuts them off."""
     wide = maps_wide(maps)
     columns = 1 if wide else len(maps)

@@ -58,6 +58,7 @@ FORMATS = {
     "tensorflow": ["float32"],
     "llm.c": ["float32", "bfloat16"],
 }
+DTYPES = ["float32", "float16", "bfloat16"]
 VOCABULARY = 50257
 BOUND = 1e-4
 SEED = 1
@@ -389,6 +390,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="small", help="of 124M,355M,774M,1558M; small is 124M, all is all")
     parser.add_argument("--formats", default="all", help="of " + ",".join(FORMATS))
+    parser.add_argument("--dtypes", default="all", help="of " + ",".join(DTYPES))
     parser.add_argument("--llmc", help="a checkout of llm.c")
     parser.add_argument("--program", default=os.path.join(HERE, "../train_gpt2cpu"))
     parser.add_argument("--vocabulary", default=os.path.join(HERE, "../data/gpt2"),
@@ -398,7 +400,8 @@ def main():
     args = parser.parse_args()
     sizes = {"small": ["124M"], "all": list(SIZES)}.get(args.sizes, args.sizes.split(","))
     formats = list(FORMATS) if args.formats == "all" else args.formats.split(",")
-    for what, names, known in (("--sizes", sizes, SIZES), ("--formats", formats, FORMATS)):
+    dtypes = DTYPES if args.dtypes == "all" else args.dtypes.split(",")
+    for what, names, known in (("--sizes", sizes, SIZES), ("--formats", formats, FORMATS), ("--dtypes", dtypes, DTYPES)):
         if unknown := set(names) - set(known):
             sys.exit(f"{what} takes {','.join(known)} or all, not {','.join(unknown)}.")
     args.program = os.path.abspath(args.program)
@@ -435,7 +438,7 @@ def main():
             except Failed as error:
                 sys.exit(f"transformers could not make a model of {size}: {error}")
             for format in formats:
-                for dtype in FORMATS[format]:
+                for dtype in (d for d in FORMATS[format] if d in dtypes):
                     print(f"{format:11} {size:>5} {dtype:8} ", end="", flush=True)
                     if format == "llm.c" and not args.llmc:
                         skipped += 1

@@ -175,6 +175,10 @@ def publish(out, target):
         text = file.read()
     if begin in text and end in text and os.path.abspath(target).startswith(os.path.dirname(readme)):
         heart = tables.heart(read_json(os.path.join(out, "results.json")))
+        place = os.path.relpath(target, os.path.dirname(readme))
+        heart += f"\nAll tables are in [tables.md]({place}/tables.md), and as JSON in [results.json]({place}/results.json).\n"
+        for name in figures(out):
+            heart += f"\n![{os.path.splitext(name)[0].replace('_', ' ')}]({place}/{name})\n"
         write_file(readme, text[:text.index(begin)] + begin + heart + text[text.index(end):])
     print(f"published in {from_root(target)}")
 
@@ -194,7 +198,7 @@ def main():
         seconds_of(args.budget)
     os.makedirs(out, exist_ok=True)
     held = lock(out)
-    programs = Programs(args.device)
+    programs = Programs(gpu)
     plan = read_json(os.path.join(out, "plan.json"))
     if plan is None:
         if args.tables:

@@ -462,8 +462,12 @@ def markdown(results):
 
 def heart(results):
     """What goes into the README."""
-    parts = [about(results), chosen_text(results)]
+    parts = [about(results), "**Plain and chosen.** " + chosen_text(results)]
     for family in families(results):
-        parts += [summary_table(results, family), bars_table(results, family), matrix_table(results, family, mean_of)]
-    parts += [schedule_table(results)]
-    return "\n".join(parts)
+        of = "" if family == "scratch" else ", continued from OpenAI's weights"
+        parts += [f"Mean over the seeds (smallest .. largest){of}:\n", summary_table(results, family),
+                  f"**The bars**, which were set before the runs{of}.\n", bars_table(results, family),
+                  f"**Loss when every row keeps k keys**, mean over the seeds{of}.\n",
+                  matrix_table(results, family, mean_of)]
+    return "\n".join([*parts, f"**Schedules of lambda** at k = {K}.\n", schedule_table(results), "**Baselines.**\n",
+                      baselines_table(results)])

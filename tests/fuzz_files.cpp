@@ -214,6 +214,7 @@ int main(int argc, char** argv) {
     };
     if (!kind.empty()) std::erase_if(targets, [&](const Target& t) { return t.kind != kind; });
     if (targets.empty()) {
+        std::filesystem::remove_all(run);
         printf("the kinds are safetensors, llm.c, json and metrics, not %s\n", kind.c_str());
         return 1;
     }

@@ -37,6 +37,7 @@
 #include "llmc/schedule.h"
 #include "llmc/startup.h"
 #include "llmc/step_stats.cuh"
+#include "llmc/target_loss.h"
 #include "llmc/tokenizer.h"
 #include "llmc/topk.h"
 
@@ -53,6 +54,7 @@ struct TrainConfig {
     Reg reg = Reg::tail;
     std::string lambda_warmup = "70%";
     std::string lambda_layers = "1";
+    TargetLossFlag target_loss;
 
     std::string from;  // -e
     std::string train_data, val_data;
@@ -106,6 +108,9 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {0, "lambda-layers", "X[,X...]", c.lambda_layers,
          "factor on lambda for all layers, or one for each (0,1,1,1 leaves layer 0 alone)",
          [&c](auto& v) { c.lambda_layers = v; }},
+        {0, "target-loss", "RUN:MARGIN", "",
+         "lambda adjusts itself, from -l on, so that the training loss stays within MARGIN nats of that plain run's (folder or metrics.jsonl)",
+         [&c](auto& v) { c.target_loss = parse_target_loss(v); }},
         {'i', "train-data", "GLOB", "what make prepared", "token shards to train on",
          [&c](auto& v) { c.train_data = v; }},
         {'j', "val-data", "GLOB", "what make prepared", "token shards to validate on",
@@ -839,7 +844,7 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
 
 template <class Float>
 void save(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, const DataLoader& train,
-          int64_t step, const std::map<std::string, std::string>& settings) {
+          int64_t step, const std::map<std::string, std::string>& settings, const TargetLoss* target) {
     const std::vector<float> params = to_host(ctx, model.master, model.num_params);
     const std::vector<float> m = to_host(ctx, model.m, model.num_params),
                              v = to_host(ctx, model.v, model.num_params);
@@ -849,14 +854,16 @@ void save(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, co
     state.epoch = train.state().epoch;
     state.position = train.state().position;
     state.settings = settings;
+    if (target) state.extra["target-loss"] = target->state();
     save_checkpoint(c.out, model.config, params.data(), m.data(), v.data(), state);
 }
 
 template <class Float>
 int64_t resume(GPT2<Float>& model, DataLoader& train, const std::string& folder,
-               const std::map<std::string, std::string>& settings) {
-    const RunState state = load_run_state(folder);
+               const std::map<std::string, std::string>& settings, TargetLoss* target) {
+    RunState state = load_run_state(folder);
     check_settings(folder, state, settings);
+    if (target) target->restore(state.extra["target-loss"], state.step);
     std::vector<float> host(model.num_params), other(model.num_params);
     load_weights(find_model(folder), model.config, host.data());
     upload_params(model, host);
@@ -1040,6 +1047,8 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
     c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
     c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
+    if (!c.target_loss.path.empty() && c.lambda == 0)
+        fail("--target-loss adjusts lambda from -l on: give an -l greater than 0");
     if (c.topk == 0 && c.lambda > 0)
         fail("-k 0 measures nothing, so it goes with -l 0 only: give -k 1 or more");
     if (c.topk > 0 && c.T > max_topk_context(ctx))
@@ -1069,10 +1078,14 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
         {"regularizer",
          c.topk == 0
              ? "off, and not measured"
-             : format("%s, lambda %g%s, top %d keys", reg_name(c.reg), c.lambda,
+             : format("%s, lambda %g%s%s, top %d keys", reg_name(c.reg), c.lambda,
                       c.lambda > 0 && c.lambda_warmup_updates > 0
                           ? format(" (rising over %lld updates)", (long long)c.lambda_warmup_updates).c_str()
                           : "",
+                      !c.target_loss.path.empty() ? format(" (to begin with; loss within %g of %s)",
+                                                           c.target_loss.margin, c.target_loss.path.c_str())
+                                                        .c_str()
+                                                  : "",
                       c.topk)},
         {"data",
          format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train.num_tokens()).c_str())},
@@ -1132,10 +1145,16 @@ void train(TrainConfig c) {
 
     // run folder, and where to begin
     if (c.out.empty()) c.out = default_run_folder(c.resume);
-    const auto settings = run_settings(c, config, train_data, precision);
+    auto settings = run_settings(c, config, train_data, precision);
+    std::unique_ptr<TargetLoss> target;
+    if (!c.target_loss.path.empty()) {
+        target = std::make_unique<TargetLoss>(
+            read_plain_losses(c.target_loss.path, c.from, settings, c.updates), c.target_loss.margin);
+        settings["target-loss"] = target->setting();
+    }
     const std::string checkpoint = open_run_folder(c.out, c.resume);
     int64_t step = 0;
-    if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings);
+    if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
     c.resume = !checkpoint.empty();
     const size_t bytes = model_bytes<Float>(ctx, config, c.B, c.T, c.recompute);
     const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision);
@@ -1188,6 +1207,7 @@ void train(TrainConfig c) {
             const auto now = std::chrono::steady_clock::now();
             const double seconds = std::chrono::duration<double>(now - begin).count();
             begin = now;
+            if (target) target->observe((float)stats.ce);
             m.step = reported;
             m.ce = (float)stats.ce;
             m.reg = c.topk > 0 ? (float)stats.reg : NAN;
@@ -1207,7 +1227,8 @@ void train(TrainConfig c) {
     int64_t saved = step;
     while (step < c.updates && !g_interrupted) {
         const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
-        const float lambda = lambda_at(step, c.lambda, c.lambda_warmup_updates);
+        const float lambda =
+            lambda_at(step, c.lambda, c.lambda_warmup_updates) * (target ? target->factor(step + 1) : 1.0f);
 
         CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
         reset_stats(ctx, model);
@@ -1232,7 +1253,7 @@ void train(TrainConfig c) {
         if (due(c.sample_every)) sample_now();
         if (save_now) {
             metrics.sync();
-            save(ctx, model, c, train_data, step, settings);
+            save(ctx, model, c, train_data, step, settings, target.get());
             saved = step;
         }
         if (pause) begin = std::chrono::steady_clock::now();

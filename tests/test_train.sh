@@ -45,9 +45,11 @@ check "-a: one batch is learned by heart" '[ $? = 0 ] && less "$(last "$work/ove
 # ---- resuming
 common=("${quick[@]}" -x 30 -n 10 -d 256 -v 10 --reg kl)
 run "${common[@]}" -o "$work/straight" || bad "a straight run"
-for moment in 3 8 14; do # killed while it computes, saves or validates: wherever it happens to be
+same_when_killed() { # about when, the straight run, its arguments; what it is doing then is left to chance
+    local moment=$1 straight=$2
+    shift 2
     rm -rf "$work/killed"
-    "$train" "${common[@]}" -o "$work/killed" >"$work/log" 2>&1 &
+    "$train" "$@" -o "$work/killed" >"$work/log" 2>&1 &
     pid=$!
     for _ in $(seq 600); do
         [ "0$(updates_in "$work/killed")" -ge "$moment" ] && break
@@ -55,11 +57,13 @@ for moment in 3 8 14; do # killed while it computes, saves or validates: whereve
     done
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
-    run "${common[@]}" -y -o "$work/killed"
-    check "killed after about $moment of 30 updates and resumed: the same bits" '[ $? = 0 ] &&
-        cmp -s "$work/straight/step_00000030/model.safetensors" "$work/killed/step_00000030/model.safetensors" &&
-        cmp -s "$work/straight/step_00000030/optimizer.safetensors" "$work/killed/step_00000030/optimizer.safetensors" &&
-        diff -q <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/straight/metrics.jsonl") <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/killed/metrics.jsonl") >/dev/null'
+    run "$@" -y -o "$work/killed" &&
+        cmp -s "$straight/step_00000030/model.safetensors" "$work/killed/step_00000030/model.safetensors" &&
+        cmp -s "$straight/step_00000030/optimizer.safetensors" "$work/killed/step_00000030/optimizer.safetensors" &&
+        diff -q <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$straight/metrics.jsonl") <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$work/killed/metrics.jsonl") >/dev/null
+}
+for moment in 3 8 14; do
+    check "killed after about $moment of 30 updates and resumed: the same bits" 'same_when_killed $moment "$work/straight" "${common[@]}"'
 done
 rm -rf "$work/interrupted"
 "$train" "${common[@]}" -x 3000 -o "$work/interrupted" >"$work/log" 2>&1 &
@@ -78,6 +82,20 @@ run "${common[@]}" -o "$work/straight"
 check "a run folder is not overwritten" '[ $? = 1 ] && grep -q -- "-y" "$work/log"'
 run "${quick[@]}" -x 2 -n 0 -e "$work/straight" -o "$work/from_run"
 check "-e takes a run folder" '[ $? = 0 ]'
+
+# ---- --target-loss
+constrained=("${common[@]}" --lambda-warmup 0)
+run "${constrained[@]}" -l 0 -o "$work/limit" || bad "a plain run"
+lambdas() { grep -oE '"lambda":[0-9][0-9.e-]*' "$1/metrics.jsonl" | cut -d: -f2; }
+run "${constrained[@]}" -l 0.001 --target-loss "$work/limit:0.1" -o "$work/room"
+check "with room to spare, lambda rises by 1% an update, from the third on" '[ $? = 0 ] &&
+    [ "$(lambdas "$work/room" | head -n 2 | sort -u)" = 0.001 ] &&
+    lambdas "$work/room" | tail -n +2 | awk "NR > 1 && !(\$1 > last * 1.009 && \$1 < last * 1.0101) { exit 1 } { last = \$1 }"'
+run "${constrained[@]}" -l 100 --target-loss "$work/limit/metrics.jsonl:0.001" -o "$work/over"
+check "over the limit, it falls" '[ $? = 0 ] && less "$(last "$work/over" lambda)" 85'
+check "killed and resumed: the same bits" 'same_when_killed 13 "$work/over" "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001"'
+run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.002" -y -o "$work/over"
+check "resuming with another margin is refused by name" '[ $? = 1 ] && grep -q "target-loss was 0.001 over" "$work/log"'
 
 # ---- the same bits
 run "${quick[@]}" -x 5 -n 5 -o "$work/a" && run "${quick[@]}" -x 5 -n 5 -o "$work/b"
@@ -109,6 +127,14 @@ refuse "-l (--lambda)" -l -1
 refuse "-l (--lambda)" -l nan
 refuse "--reg takes tail or kl" --reg sum
 refuse "--lambda-warmup" "${quick[@]}" --lambda-warmup 700%
+refuse "--target-loss takes a plain run" --target-loss log/run1
+refuse "no/such" "${common[@]}" --target-loss no/such:0.1
+refuse "its lambda is 0.1" "${common[@]}" --target-loss "$work/straight:0.1"
+refuse "updates is 30, and here it is 40" "${common[@]}" -x 40 --target-loss "$work/limit:0.1"
+refuse "seed is 1337" "${common[@]}" --seed 7 --target-loss "$work/limit:0.1"
+head -n 20 "$work/limit/metrics.jsonl" >"$work/unfinished.jsonl"
+refuse "let that run finish" "${common[@]}" --target-loss "$work/unfinished.jsonl:0.1"
+refuse "greater than 0" "${common[@]}" -l 0 --target-loss "$work/limit:0.1"
 refuse "has 2 factors" "${quick[@]}" --lambda-layers 1,0
 refuse "not a multiple of -b times -t" "${quick[@]}" -d 100
 refuse "no/such" -i "no/such*.bin" -v 0 -s 0

@@ -1,0 +1,172 @@
+// --target-loss: lambda as the multiplier of a constraint. "No degradation" is a limit on the loss and not a
+// weight, so this solves
+//
+//   minimize R  subject to  CE <= CE_plain + margin
+//
+// CE_plain being the training loss of a plain run with the same start, data order and number of updates. Its
+// Lagrangian, R + mu (CE - CE_plain - margin) with mu >= 0, has the same minimizers as CE + lambda R with
+// lambda = 1 / mu. Dual ascent raises mu while the limit is exceeded and lowers it while there is room, so
+// lambda falls and rises. The step is taken in log mu = -log lambda, since useful values lie decades apart
+// and must stay positive:
+//
+//   e      <- 0.98 e + 0.02 (CE - CE_plain)          excess over the plain run, smoothed
+//   lambda <- lambda exp(rate (margin - e) / margin)
+//
+// The two losses are of the same batch, so their difference is far less noisy than either; smoothing is
+// linear, so the smoothed difference is the difference of the two smoothed curves; and it starts at 0, where
+// both runs do. Dividing by the margin makes the loop alike for all margins: where the excess grows as a
+// power n of lambda, d e / d log lambda at the limit is n margin, and the loop's gain n times the rate.
+//
+// An update's loss is known on the host while the next one runs on a GPU already. So that no bit depends on
+// that timing, lambda of update t follows from the losses up to that of update t - 2, on every device.
+#pragma once
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "error.h"
+#include "files.h"
+#include "flags.h"
+#include "sampler.h"
+
+// What --target-loss takes.
+struct TargetLossFlag {
+    std::string path;  // a run folder or its metrics.jsonl; empty: the flag was not given
+    float margin = 0;  // nats a token
+};
+
+// FILE:MARGIN, cut at the last colon. Throws Error on anything else.
+inline TargetLossFlag parse_target_loss(const std::string& text) {
+    const size_t colon = text.rfind(':');
+    if (colon == text.npos || colon == 0)
+        fail("--target-loss takes a plain run and a margin in nats, as in log/run1:0.02, not '%s'",
+             printable(text).c_str());
+    // An excess of less than 1e-4 nats would be noise: the loop divides by it.
+    return {text.substr(0, colon),
+            parse_float("--target-loss FILE:MARGIN", text.substr(colon + 1), 1e-4, 100)};
+}
+
+// The training losses, update by update, of the plain run whose folder or metrics.jsonl `path` names. Throws
+// Error unless that run is plain, complete, and alike in every entry of `settings` that is not the
+// regularizer's; from: what it must have started from.
+inline std::vector<float> read_plain_losses(std::string path, const std::string& from,
+                                            const std::map<std::string, std::string>& settings,
+                                            int64_t updates) {
+    if (is_folder(path)) path += "/metrics.jsonl";
+    const MappedFile file(path);
+    const std::string text(reinterpret_cast<const char*>(file.data()), file.size());
+    std::vector<float> losses;
+    size_t begin = 0;
+    for (int number = 1; begin < text.size(); number++) {
+        const size_t end = text.find('\n', begin);
+        if (end == text.npos) break;  // of a run that is writing it
+        const auto object = nlohmann::json::parse(text.substr(begin, end - begin), nullptr, false);
+        begin = end + 1;
+        const auto bad_line = [&] {
+            fail("--target-loss: line %d of %s is not one that a run writes", number, path.c_str());
+        };
+        if (!object.is_object()) bad_line();
+        if (number == 1) {
+            const auto text_of = [&](const nlohmann::json& o, const std::string& key) {
+                return o.is_object() && o.contains(key) && o[key].is_string() ? o[key].get<std::string>()
+                                                                              : std::string("not recorded");
+            };
+            const nlohmann::json was = object.value("settings", nlohmann::json::object());
+            if (text_of(was, "lambda") != "0")
+                fail("--target-loss: %s is not of a plain run (-l 0): its lambda is %s", path.c_str(),
+                     printable(text_of(was, "lambda")).c_str());
+            const auto compare = [&](const std::string& name, const std::string& theirs,
+                                     const std::string& ours) {
+                // as JSON, which has replaced what is not UTF-8 in a path
+                if (json_text(nlohmann::json(theirs)) != json_text(nlohmann::json(ours)))
+                    fail(
+                        "--target-loss: %s is of a run whose %s is %s, and here it is %s: give them the same",
+                        path.c_str(), name.c_str(), printable(theirs).c_str(), printable(ours).c_str());
+            };
+            compare("start (-e)", text_of(object, "from"), from);
+            for (const auto& [name, value] : settings)
+                if (name != "lambda" && name != "topk" && name != "reg" && name != "lambda-warmup" &&
+                    name != "lambda-layers")
+                    compare(name, text_of(was, name), value);
+        } else if (object.contains("ce")) {
+            if (!object.contains("step") || object["step"] != losses.size() + 1 || !object["ce"].is_number())
+                bad_line();
+            losses.push_back(object["ce"].get<float>());
+        }
+    }
+    if ((int64_t)losses.size() != updates)
+        fail("--target-loss: %s holds %zu updates of a run of %lld: let that run finish first", path.c_str(),
+             losses.size(), (long long)updates);
+    return losses;
+}
+
+// The controller. Updates are numbered from 1; a run calls factor(t) before update t and observe(ce) once
+// for each update, in order, at the latest before factor() of the next but one.
+class TargetLoss {
+  public:
+    static constexpr double kSmoothing = 0.98;  // a memory of 50 updates, over which single batches even out
+    static constexpr double kRate = 0.01;       // with room to spare, lambda is e times larger in 100 updates
+    static constexpr double kMostFactor = 1000;  // lambda stays between -l / 1000 and -l * 1000
+
+    TargetLoss(std::vector<float> plain, float margin) : plain_(std::move(plain)), margin_(margin) {}
+
+    // What lambda of update t is multiplied by.
+    float factor(int64_t t) const {
+        assert(t >= 1 && (observed_ == t - 1 || observed_ == std::max<int64_t>(0, t - 2)));
+        return static_cast<float>(std::exp(observed_ == t - 1 ? log_before_ : log_factor_));
+    }
+
+    // The loss of the next update, which must be finite.
+    void observe(float ce) {
+        assert(observed_ < static_cast<int64_t>(plain_.size()));
+        const double excess = static_cast<double>(ce) - static_cast<double>(plain_[observed_++]);
+        excess_ = kSmoothing * excess_ + (1 - kSmoothing) * excess;
+        // The slope of a run that leaves the curve, or of one that is better than plain, is no measure of how
+        // far lambda is off: beyond one margin of violation or room, the step is the same.
+        const double room = std::clamp((margin_ - excess_) / margin_, -1.0, 1.0);
+        log_before_ = log_factor_;
+        log_factor_ = std::clamp(log_factor_ + kRate * room, -std::log(kMostFactor), std::log(kMostFactor));
+    }
+
+    double excess() const { return excess_; }  // smoothed, nats a token
+
+    // For a checkpoint, and back from it: bit for bit. Throws Error on a text of another making.
+    std::string state() const {
+        return format("%lld %a %a %a", static_cast<long long>(observed_), excess_, log_factor_, log_before_);
+    }
+    void restore(const std::string& text, int64_t updates_done) {
+        long long observed = -1;
+        int used = 0;
+        if (sscanf(text.c_str(), "%lld %la %la %la%n", &observed, &excess_, &log_factor_, &log_before_,
+                   &used) != 4 ||
+            used != static_cast<int>(text.size()) || observed != updates_done ||
+            observed > static_cast<int64_t>(plain_.size()) || !std::isfinite(excess_) ||
+            !std::isfinite(log_factor_) || !std::isfinite(log_before_))
+            fail("the checkpoint's state of --target-loss is damaged ('%s'): resume an earlier one",
+                 printable(text).c_str());
+        observed_ = observed;
+    }
+
+    // The setting that a resumed run must share: the margin and a digest of the plain run's losses.
+    std::string setting() const {
+        uint64_t digest = plain_.size();
+        for (float ce : plain_) {
+            uint32_t bits;
+            memcpy(&bits, &ce, sizeof bits);
+            digest = random_bits(digest, 0, bits);
+        }
+        return format("%g over losses %016llx", margin_, static_cast<unsigned long long>(digest));
+    }
+
+  private:
+    std::vector<float> plain_;
+    double margin_;
+    int64_t observed_ = 0;
+    double excess_ = 0;
+    double log_factor_ = 0, log_before_ = 0;  // of the updates after the last one observed, and before it
+};

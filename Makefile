@@ -3,6 +3,7 @@
 # make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
 # make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
 # make bench            times of the machine, each kernel and whole steps; BENCH="--quick": flags, see dev/bench/README.md
+# make decode-bench     times of decoding token by token; DECODE="--quick": flags, see there
 # make gpu-compile      compile the GPU code for sm_80 and sm_90a, on a machine that need not have a GPU
 # make readme           put the table of flags into the README
 # make format / make clean
@@ -93,18 +94,20 @@ build/deps: dev/deps
 	@CXX="$(CXX)" dev/deps
 	@touch $@
 
-# ---- benchmark, ladder: on the GPU where there is one, otherwise on the CPU backend ----
+# ---- benchmarks, ladder: on the GPU where there is one, otherwise on the CPU backend ----
 
 HAS_GPU := $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null))
-BENCH_PROGRAM = $(if $(HAS_GPU),build/gpu/bench,build/bench)
-.PHONY: bench ladder
-bench: $(BENCH_PROGRAM)
+BENCHES = bench decode
+.PHONY: bench decode-bench ladder
+bench: $(if $(HAS_GPU),build/gpu/bench,build/bench)
 	OMP_WAIT_POLICY=passive $< $(BENCH)
-build/bench.o: dev/bench/bench.cu build/deps Makefile
+decode-bench: $(if $(HAS_GPU),build/gpu/decode,build/decode)
+	OMP_WAIT_POLICY=passive $< $(DECODE)
+$(BENCHES:%=build/%.o): build/%.o: dev/bench/%.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
-build/bench: build/bench.o build/commit.o
+$(BENCHES:%=build/%): build/%: build/%.o build/commit.o
 	$(CXX) $^ $(CPU_LIBS) -o $@
-build/gpu/bench: dev/bench/bench.cu build/deps build/gpu_arch Makefile build/commit.o
+$(BENCHES:%=build/gpu/%): build/gpu/%: dev/bench/%.cu build/deps build/gpu_arch Makefile build/commit.o
 	@mkdir -p build/gpu
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
 
@@ -168,7 +171,7 @@ endif
 
 # test_model.cu includes the trainer, and so every kernel in both precisions; of the rest only the code of its own is
 # looked at, without optimization.
-COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu dev/bench/bench.cu
+COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu $(BENCHES:%=dev/bench/%.cu)
 gpu-compile: build/gpu/test_model_both.o $(COMPILED_ONLY:%=build/gpu/compiled/%.o)
 build/gpu/test_model_both.o: tests/test_model.cu build/deps FORCE
 	@mkdir -p build/gpu

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "../../train_gpt2.cu"
+#include "measure.cuh"
 
 using bf16 = __nv_bfloat16;
 
@@ -26,28 +27,6 @@ struct BenchConfig {
     Only only = Only::everything;
     bool quick = false;
 };
-
-struct ModelSize {
-    const char* name;
-    int layers, heads, channels, vocab;
-};
-// The CPU backend's sizes exist to run every line of this file in a minute, heads of 64 channels as in GPT-2.
-constexpr ModelSize kSizes[] = {
-    {"124M", 12, 12, 768, 50257},   {"355M", 24, 16, 1024, 50257}, {"774M", 36, 20, 1280, 50257},
-    {"1558M", 48, 25, 1600, 50257}, {"tiny", 2, 2, 128, 997},      {"small", 3, 3, 192, 997},
-};
-
-GPT2Config size_config(const std::string& name, int T) {
-    for (const ModelSize& s : kSizes)
-        if (name == s.name)
-            return {.max_seq_len = T,
-                    .vocab_size = s.vocab,
-                    .padded_vocab_size = pad_vocab(s.vocab),
-                    .num_layers = s.layers,
-                    .num_heads = s.heads,
-                    .channels = s.channels};
-    fail("-e (--size) takes 124M, 355M, 774M, 1558M, or for the CPU tiny or small, not '%s'", name.c_str());
-}
 
 std::vector<Flag> bench_flags(BenchConfig& c) {
     return {
@@ -82,139 +61,7 @@ std::vector<Flag> bench_flags(BenchConfig& c) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// the report
-
-// The terminal and the Markdown file get the same text; the JSON file gets the numbers, unrounded.
-struct Report {
-    std::string path;  // of both files, without their endings
-    std::string markdown;
-    nlohmann::ordered_json json;
-
-    void print(const std::string& text) {
-        fputs(text.c_str(), stdout);
-        fflush(stdout);
-        markdown += text;
-    }
-    void save() const {
-        write_file(path + ".md", markdown);
-        write_file(path + ".json", json_text(json, 1) + "\n");
-    }
-};
-
-// A Markdown table that is printed row by row, with columns wide enough to be read on a terminal.
-class Table {
-  public:
-    Table(Report& report, const std::vector<std::pair<std::string, int>>& columns) : report_(report) {
-        std::vector<std::string> names;
-        std::string rule = "|";
-        for (const auto& [name, width] : columns) {
-            widths_.push_back(std::max(width, (int)name.size()));
-            names.push_back(name);
-            const std::string dashes(widths_.back() + 1, '-');
-            rule += names.size() == 1 ? dashes + "-|" : dashes + ":|";
-        }
-        row(names);
-        report_.print(rule + "\n");
-    }
-    void row(const std::vector<std::string>& cells) {
-        std::string line = "|";
-        for (size_t i = 0; i < widths_.size(); i++)
-            line +=
-                format(i == 0 ? " %-*s |" : " %*s |", widths_[i], i < cells.size() ? cells[i].c_str() : "");
-        report_.print(line + "\n");
-    }
-    // Why there is no row of this name; the cells that are left out are empty ones.
-    void note(const std::string& name, const std::string& why) {
-        report_.print(format("| %-*s | %s |\n", widths_[0], name.c_str(), why.c_str()));
-    }
-
-  private:
-    Report& report_;
-    std::vector<int> widths_;
-};
-
-// "NVIDIA H100 80GB HBM3" -> "nvidia_h100_80gb_hbm3"
-std::string file_name_of(const std::string& device) {
-    std::string name;
-    for (unsigned char c : device) {
-        if (isalnum(c))
-            name += (char)tolower(c);
-        else if (!name.empty() && name.back() != '_')
-            name += '_';
-    }
-    while (!name.empty() && name.back() == '_') name.pop_back();
-    return name;
-}
-
-std::string utc_now(const char* pattern) {
-    const time_t now = time(nullptr);
-    tm parts;
-    gmtime_r(&now, &parts);
-    char text[64];
-    strftime(text, sizeof text, pattern, &parts);
-    return text;
-}
-
-// What nvidia-smi says of the first GPU, or "unknown".
-std::string ask_nvidia_smi(const char* fields) {
-    std::string text;
-    const std::string command =
-        format("nvidia-smi -i 0 --query-gpu=%s --format=csv,noheader 2>/dev/null", fields);
-    if (FILE* pipe = kOnCpu ? nullptr : popen(command.c_str(), "r")) {
-        char line[256];
-        if (fgets(line, sizeof line, pipe)) text = line;
-        pclose(pipe);
-    }
-    while (!text.empty() && isspace((unsigned char)text.back())) text.pop_back();
-    return text.empty() ? "unknown" : printable(text);
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// device memory and its contents
-
-// Device memory that is freed with its scope.
-template <class T>
-class DeviceArray {
-  public:
-    explicit DeviceArray(size_t n) : size_(n) { CUDA_CHECK(cudaMalloc(&data_, n * sizeof(T))); }
-    DeviceArray(const DeviceArray&) = delete;
-    DeviceArray& operator=(const DeviceArray&) = delete;
-    ~DeviceArray() { cudaFree(data_); }
-    operator T*() const { return data_; }
-    size_t size() const { return size_; }
-
-  private:
-    T* data_ = nullptr;
-    size_t size_;
-};
-
-// A number of about the normal distribution, the sum of four uniform ones, for place i of the array `seed`.
-__device__ inline float noise(uint64_t seed, size_t i) {
-    uint64_t x = (i + 1) * 0x9e3779b97f4a7c15 + seed * 0xd1b54a32d192ed03;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-    x ^= x >> 31;
-    const int sum = (int)((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48));
-    return (float)(sum - 131070) * (1.7320508f / 65536.0f);
-}
-
-template <class T>
-__global__ void fill_kernel(T* out, size_t n, uint64_t seed, float mean, float std) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = (T)(mean + std * noise(seed, i));
-}
-
-// Random data everywhere: zeros can run faster than what training computes with.
-template <class T>
-void fill(const Context& ctx, T* out, size_t n, uint64_t seed, float mean, float std) {
-    if (n == 0) return;
-    fill_kernel<<<(unsigned)ceil_div(n, 256), 256, 0, ctx.stream>>>(out, n, seed, mean, std);
-    CUDA_CHECK(cudaGetLastError());
-}
-template <class T>
-void fill(const Context& ctx, const DeviceArray<T>& out, uint64_t seed, float std = 1.0f) {
-    fill<T>(ctx, out, out.size(), seed, 0.0f, std);
-}
+// data
 
 // Queries, keys and values whose scores rise with the key's position, from about 0 to 8, with noise: nearly
 // every new key then belongs to the top k, the most work that tracking can have.
@@ -242,50 +89,7 @@ std::vector<int> text_like_tokens(size_t n, int vocab_size, uint64_t seed) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// timing
-
-// Reads a buffer that is larger than the L2 cache, so that the next kernel finds nothing of its own there.
-// Reading, because lines that were written would have to go to memory while the kernel is timed.
-__global__ void read_kernel(unsigned* sink, const unsigned* in, size_t num_packs) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= num_packs) return;
-    const Pack<unsigned> x = load_pack(in + i * 4);
-    if ((x[0] | x[1] | x[2] | x[3]) != 0) *sink = x[0];  // the buffer is all zeros
-}
-
-class Event {
-  public:
-    Event() { CUDA_CHECK(cudaEventCreate(&event_)); }
-    Event(const Event&) = delete;
-    Event& operator=(const Event&) = delete;
-    ~Event() { cudaEventDestroy(event_); }
-    void record(const Context& ctx) { CUDA_CHECK(cudaEventRecord(event_, ctx.stream)); }
-    void wait() { CUDA_CHECK(cudaEventSynchronize(event_)); }
-    // Milliseconds from `begin` to this; both must have happened.
-    double since(const Event& begin) const {
-        float ms = 0;
-        CUDA_CHECK(cudaEventElapsedTime(&ms, begin.event_, event_));
-        return ms;
-    }
-
-  private:
-    cudaEvent_t event_;
-};
-
-struct Timing {
-    double ms = 0, least_ms = 0;  // median, least
-    int runs = 0;
-};
-
-Timing summarize(std::vector<double> ms) {
-    std::sort(ms.begin(), ms.end());
-    const size_t n = ms.size();
-    return {(ms[(n - 1) / 2] + ms[n / 2]) / 2, ms[0], (int)n};
-}
-
-double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+// a run of the benchmark
 
 // What the machine can do, measured.
 struct Machine {
@@ -295,111 +99,16 @@ struct Machine {
     double floor_ms(double bytes, double flops) const { return 1e3 * std::max(bytes / copy, flops / matmul); }
 };
 
-struct Bench {
+struct Bench : Measuring {
     BenchConfig config;
-    Context ctx;
-    Report report;
     Machine machine;
     double nominal_peak = 0;  // bf16 FLOPs a second by the data sheet; 0: not known
-    double begin = 0;
-    int failures = 0;
-    std::unique_ptr<DeviceArray<unsigned>> flush;  // larger than L2, and one element more
 
-    double seconds_left() const {
-        return config.budget > 0 ? config.budget - (seconds_now() - begin) : INFINITY;
-    }
     bool runs(Only part) const { return config.only == Only::everything || config.only == part; }
 };
 
-void flush_l2(const Bench& b) {
-    const size_t num_packs = b.flush->size() / 4 - 1;
-    read_kernel<<<(unsigned)ceil_div(num_packs, 256), 256, 0, b.ctx.stream>>>(*b.flush + num_packs * 4,
-                                                                              *b.flush, num_packs);
-    CUDA_CHECK(cudaGetLastError());
-}
-
-// The time of work() on the device, L2 flushed before each run. prepare() restores before each run, untimed,
-// what work() overwrites. The first run, which loads code and chooses cuBLASLt's algorithms, does not count.
-// Runs are queued one behind the other, so that the GPU does not wait for the host.
-template <class Prepare, class Work>
-Timing time_work(const Bench& b, Prepare prepare, Work work) {
-    const bool brief = b.config.quick || kOnCpu;
-    double one = 0;
-    for (int i = 0; i < 2; i++) {
-        CUDA_CHECK(cudaStreamSynchronize(b.ctx.stream));
-        const double start = seconds_now();
-        prepare();
-        flush_l2(b);
-        work();
-        CUDA_CHECK(cudaStreamSynchronize(b.ctx.stream));
-        one = seconds_now() - start;
-    }
-    const int runs = (int)std::clamp((kOnCpu  ? 0.01
-                                      : brief ? 0.1
-                                              : 0.4) /
-                                         one,
-                                     brief ? 3.0 : 9.0, brief ? 11.0 : 101.0);
-    std::vector<Event> begins(runs), ends(runs);
-    for (int i = 0; i < runs; i++) {
-        prepare();
-        flush_l2(b);
-        begins[i].record(b.ctx);
-        work();
-        ends[i].record(b.ctx);
-    }
-    CUDA_CHECK(cudaStreamSynchronize(b.ctx.stream));
-    std::vector<double> ms;
-    for (int i = 0; i < runs; i++) ms.push_back(std::max(ends[i].since(begins[i]), 1e-4));
-    return summarize(ms);
-}
-template <class Work>
-Timing time_work(const Bench& b, Work work) {
-    return time_work(
-        b, [] {}, work);
-}
-
-// Runs one measurement. What goes wrong in it is a row of its own, and the next one gets its chance; only a
-// device that no longer answers ends the program.
-template <class Measure>
-void attempt(Bench& b, Table& table, const std::string& name, nlohmann::ordered_json& rows, double seconds,
-             Measure measure) {
-    const auto note = [&](const std::string& why) {
-        table.note(name, why);
-        rows.push_back({{"name", name}, {"not_measured", why}});
-    };
-    if (b.seconds_left() < seconds) {
-        note("skipped: the time budget is used up");
-    } else {
-        try {
-            measure();
-        } catch (const Error& e) {
-            b.failures++;
-            note(format("not measured: %s", e.what()));
-            cudaGetLastError();
-            if (const cudaError_t error = cudaDeviceSynchronize(); error != cudaSuccess)
-                fail("the GPU cannot be used any more after this (%s): %s", name.c_str(),
-                     cudaGetErrorString(error));
-        }
-    }
-    b.report.save();
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // the machine
-
-// Each thread copies four packs that lie a block apart: coalesced, with four loads in flight.
-__global__ void copy_kernel(float* out, const float* in, size_t num_packs) {
-    const size_t first = (size_t)blockIdx.x * blockDim.x * 4 + threadIdx.x;
-    Pack<float> x[4];
-    for (int k = 0; k < 4; k++) {
-        const size_t i = first + k * blockDim.x;
-        if (i < num_packs) x[k] = load_pack(in + i * 4);
-    }
-    for (int k = 0; k < 4; k++) {
-        const size_t i = first + k * blockDim.x;
-        if (i < num_packs) store_pack(out + i * 4, x[k]);
-    }
-}
 
 void measure_machine(Bench& b) {
     size_t free_bytes = 0, total_bytes = 0;
@@ -423,32 +132,16 @@ void measure_machine(Bench& b) {
     const double flops = 2.0 * n * n * n;
     b.machine.matmul = flops / product.least_ms * 1e3;
 
-    const size_t bytes = kOnCpu ? 4 << 20 : std::min((size_t)1 << 30, free_bytes / 4 / 4096 * 4096);
-    const DeviceArray<float> from(bytes / 4), to(bytes / 4);
-    fill(b.ctx, from, 3);
-    const size_t num_packs = bytes / 16;
-    const Timing kernel = time_work(b, [&] {
-        copy_kernel<<<(unsigned)ceil_div(num_packs, 1024), 256, 0, b.ctx.stream>>>(to, from, num_packs);
-        CUDA_CHECK(cudaGetLastError());
-    });
-    const Timing library = time_work(
-        b, [&] { CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, b.ctx.stream)); });
-    b.machine.copy = 2.0 * (double)bytes / std::min(kernel.least_ms, library.least_ms) * 1e3;
-
-    const auto rate = [&](double ms) { return 2.0 * (double)bytes / ms * 1e-6; };
-    b.report.print(format(
-        "\n## The machine\n\n- copy of %s: %.0f GB/s read and written (best; our kernel %.0f, cudaMemcpy %.0f; medians %.0f and %.0f)\n"
-        "- bf16 product of %d x %d x %d random numbers: %.1f TFLOP/s (best of %d; median %.1f)\n",
-        pretty_bytes((double)bytes).c_str(), b.machine.copy * 1e-9, rate(kernel.least_ms),
-        rate(library.least_ms), rate(kernel.ms), rate(library.ms), n, n, n, b.machine.matmul * 1e-12,
-        product.runs, flops / product.ms * 1e-9));
+    b.machine.copy = measure_copy(b);
+    b.report.print(
+        format("- bf16 product of %d x %d x %d random numbers: %.1f TFLOP/s (best of %d; median %.1f)\n", n,
+               n, n, b.machine.matmul * 1e-12, product.runs, flops / product.ms * 1e-9));
     if (b.nominal_peak > 0)
         b.report.print(format("- bf16 by the data sheet: %.1f TFLOP/s\n", b.nominal_peak * 1e-12));
-    b.report.json["machine"] = {
-        {"copy_bytes_per_s", b.machine.copy},     {"copy_kernel_median_ms", kernel.ms},
-        {"copy_memcpy_median_ms", library.ms},    {"copy_buffer_bytes", bytes},
-        {"matmul_flops_per_s", b.machine.matmul}, {"matmul_size", n},
-        {"matmul_median_ms", product.ms},         {"nominal_flops_per_s", b.nominal_peak}};
+    b.report.json["machine"].update({{"matmul_flops_per_s", b.machine.matmul},
+                                     {"matmul_size", n},
+                                     {"matmul_median_ms", product.ms},
+                                     {"nominal_flops_per_s", b.nominal_peak}});
     b.report.save();
 }
 
@@ -837,16 +530,10 @@ void bench_attention(Bench& b, int B, int T) {
 // ---------------------------------------------------------------------------------------------------------
 // whole steps
 
-// A model with random weights, which are made on the device: for a large one that is much faster.
 GPT2<bf16> make_model(const Context& ctx, const GPT2Config& config, int B, int T) {
     GPT2<bf16> model =
         create_model<bf16>(ctx, config, B, T, 0, std::vector<float>(num_parameters(config), 0.0f));
-    const float residual_std = 0.02f / sqrtf(2.0f * (float)config.num_layers);
-    uint64_t seed = 1;
-    for (const ParamTensor& p : gpt2_params(config)) {  // the vocabulary's padding stays zero
-        const float std = p.init == Init::normal ? 0.02f : p.init == Init::residual ? residual_std : 0.0f;
-        fill(ctx, model.master + p.offset, p.size_on_disk(), seed++, p.init == Init::ones ? 1.0f : 0.0f, std);
-    }
+    fill_weights(ctx, model.master, config);
     const size_t n = model.num_params;
     round_kernel<<<(unsigned)ceil_div(n, 256), 256, 0, ctx.stream>>>(model.params_base, model.master, n);
     CUDA_CHECK(cudaGetLastError());
@@ -1050,65 +737,20 @@ int kernels_batch(const GPT2Config& config, int most, int T) {
     return B;
 }
 
-void open_report(Bench& b) {
-    Report& r = b.report;
-    std::string folder = b.config.out;
-    if (folder.empty()) folder = kOnCpu ? "build" : "dev/bench";
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    if (error) fail("-o (--out): cannot make the folder %s: %s", folder.c_str(), error.message().c_str());
-    const std::string name =
-        folder + "/" + (kOnCpu ? "cpu_backend" : file_name_of(b.ctx.device_name)) + "_" + utc_now("%Y-%m-%d");
-    r.path = name;
-    for (int i = 2; is_file(r.path + ".md") || is_file(r.path + ".json"); i++)
-        r.path = name + "_" + std::to_string(i);
-
-    int driver = 0, runtime = 0;
-    CUDA_CHECK(cudaDriverGetVersion(&driver));
-    CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
-    size_t free_bytes = 0, total_bytes = 0;
-    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    r.json = {{"device", b.ctx.device_name},
-              {"backend", kOnCpu ? "cpu" : "cuda"},
-              {"multiprocessors", b.ctx.num_sms},
-              {"memory_bytes", total_bytes},
-              {"driver", ask_nvidia_smi("driver_version")},
-              {"driver_cuda", driver},
-              {"cuda_runtime", runtime},
-              {"cublaslt", cublasLtGetVersion()},
-              {"clocks_and_power_limit", ask_nvidia_smi("clocks.max.sm,clocks.max.mem,power.limit")},
-              {"commit", kGitCommit},
-              {"date", utc_now("%Y-%m-%dT%H:%M:%SZ")}};
-    r.print(format("# %s, %s\n\n", b.ctx.device_name.c_str(), r.json["date"].get<std::string>().c_str()));
-    if (kOnCpu)
-        r.print(
-            "**CPU backend: these times say nothing about a GPU.** They exist so that this program is tested.\n\n");
-    r.print(format(
-        "commit %s; driver %s (CUDA %d.%d), CUDA runtime %d.%d, cuBLASLt %zu; %d multiprocessors, %s; largest clocks, power limit: %s\n",
-        kGitCommit, r.json["driver"].get<std::string>().c_str(), driver / 1000, driver % 1000 / 10,
-        runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion(), b.ctx.num_sms,
-        pretty_bytes((double)total_bytes).c_str(),
-        r.json["clocks_and_power_limit"].get<std::string>().c_str()));
-    r.save();
-}
-
 void run(const BenchConfig& config) {
     Bench b;
     b.config = config;
-    b.begin = seconds_now();
+    b.brief = kOnCpu || config.quick;
+    b.budget = config.budget;
     b.ctx = make_context();
     b.nominal_peak = kOnCpu ? 0 : nominal_bf16_flops(b.ctx.device_name);
     const int T = config.T > 0 ? config.T : kOnCpu ? 64 : 1024;
     const int most = config.B > 0 ? config.B : kOnCpu ? 4 : 64;
     const GPT2Config model = size_config(config.size, T);
-    open_report(b);
+    const std::string folder = kOnCpu ? "build" : "dev/bench";
+    open_report(b.report, b.ctx, config.out.empty() ? folder : config.out, "", "");
     try {
-        cudaDeviceProp prop;
-        CUDA_CHECK(cudaGetDeviceProperties(&prop, 0));
-        const size_t flushed = kOnCpu ? 4096 : 3 * (size_t)std::max(prop.l2CacheSize, 1 << 20);
-        b.flush = std::make_unique<DeviceArray<unsigned>>(flushed / 16 * 4 + 4);
-        CUDA_CHECK(cudaMemset(*b.flush, 0, b.flush->size() * sizeof(unsigned)));
-
+        make_flush(b);
         measure_machine(b);
         const int B = kernels_batch(model, most, T);
         if (b.runs(Only::kernels)) bench_kernels(b, B, T);
@@ -1120,13 +762,7 @@ void run(const BenchConfig& config) {
         b.report.save();
         throw;
     }
-    const double seconds = seconds_now() - b.begin;
-    b.report.print(format("\n%.0f s in all%s\n", seconds,
-                          b.failures ? format("; %d measurements failed", b.failures).c_str() : ""));
-    b.report.json["seconds"] = seconds;
-    b.report.save();
-    printf("written: %s.md and .json\n", b.report.path.c_str());
-    if (b.failures) fail("%d measurements failed: see the rows that say why", b.failures);
+    close_report(b);
 }
 
 int main(int argc, char** argv) {

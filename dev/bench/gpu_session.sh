@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# gpu_session.sh: everything that a machine with a GPU is needed for, in one unattended run: the tests, the benchmark, a
-# short training run, and the tests again under compute-sanitizer for as long as time is left. The programs come from
-# pack.sh. Each step has its own time limit; what every step came to stands in summary.txt and at the end of the output.
+# gpu_session.sh: everything that a machine with a GPU is needed for, in one unattended run: the tests, the benchmarks,
+# a short training run and text from it, and the kernels' tests again under compute-sanitizer for as long as time is
+# left. The programs come from pack.sh. Each step has its own time limit; what every step came to stands in summary.txt
+# and at the end of the output.
 #
 #   BIN=FOLDER           what pack.sh made (default: where this script is)
-#   RESULTS=FOLDER       where logs and tables go (default: gpu_results)
+#   RESULTS=FOLDER       where the log and tables go (default: gpu_results)
+#   PARTS="tests bench decode train infer sanitizer"   what to do, in this order; infer needs train
 #   TOTAL=520            seconds for all of it
 #   TEST_LIMIT=75        seconds for each test program
 #   BENCH_BUDGET=170     the benchmark's own budget; it is stopped 30 seconds later
 #   BENCH_FLAGS=         further flags of the benchmark
+#   DECODE_BUDGET=60     the same for the benchmark of decoding
+#   DECODE_FLAGS=
 #   TRAIN_UPDATES=60     updates of the training run
 #   TRAIN_LIMIT=75       seconds for it
+#   INFER_LIMIT=30       seconds for each text, and for the losses with attention cut to k keys
 #   SANITIZER_LIMIT=75   seconds for each test program under each tool of compute-sanitizer; 0: none
+#   SANITIZER_TESTS=     the programs (default: all kernels' tests)
 #   CUDA_HOME            where the CUDA Toolkit is, if not /usr/local/cuda
 #
 # PASS and FAIL mean what they say: a test that does not end within its limit has failed, too. STOPPED is for
@@ -24,8 +30,16 @@ mkdir -p "$results" || exit 1
 results=$(cd "$results" && pwd)
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-summary=$results/summary.txt
-for log in summary.txt tests.log bench.log train.log sanitizer.log; do : >"$results/$log"; done
+summary=$results/summary.txt log=$results/session.log
+: >"$summary"
+: >"$log"
+parts=${PARTS:-tests bench decode train infer sanitizer}
+for part in $parts; do
+    case $part in
+        tests | bench | decode | train | infer | sanitizer) ;;
+        *) echo "FAIL: PARTS takes tests, bench, decode, train, infer and sanitizer, not '$part'" >&2; exit 1 ;;
+    esac
+done
 SECONDS=0
 failed=0
 
@@ -35,10 +49,12 @@ outcome() { # outcome WHAT NAME SECONDS [REMARK]
     [ "$1" != FAIL ] || failed=$((failed + 1))
 }
 
-# step NAME LIMIT LOG COMMAND...: runs it within its limit and what is left of the total, and appends its output to LOG.
+wanted() { [[ " $parts " == *" $1 "* ]]; }
+
+# step NAME LIMIT COMMAND...: runs it within its limit and what is left of the total, and appends its output to the log.
 step() {
-    local name=$1 limit=$2 log=$results/$3 left=$((total - SECONDS)) begin=$SECONDS status bytes remark
-    shift 3
+    local name=$1 limit=$2 left=$((total - SECONDS)) begin=$SECONDS status bytes remark
+    shift 2
     ((limit < left)) || limit=$left
     if ((limit < 5)); then
         outcome SKIPPED "$name" 0 "no time is left"
@@ -55,11 +71,11 @@ step() {
     if ((status == 0)); then
         outcome PASS "$name" $((SECONDS - begin)) "$remark"
     elif ((status != 124 && status != 137)); then
-        outcome FAIL "$name" $((SECONDS - begin)) "exit status $status; ${remark:-see $(basename "$log")}"
-    elif [ "$log" != "$results/sanitizer.log" ]; then
+        outcome FAIL "$name" $((SECONDS - begin)) "exit status $status; ${remark:-see session.log}"
+    elif [[ $name != *check,* ]]; then
         outcome FAIL "$name" $((SECONDS - begin)) "did not end within $limit s"
     elif grep -aqE '^=+ +(Invalid|Error|Race reported|Barrier error)|ERROR: CHECK' "$work/output"; then
-        outcome FAIL "$name" $((SECONDS - begin)) "stopped after $limit s, with errors before: see sanitizer.log"
+        outcome FAIL "$name" $((SECONDS - begin)) "stopped after $limit s, with errors before: see session.log"
     else
         outcome STOPPED "$name" $((SECONDS - begin)) "after $limit s"
     fi
@@ -82,7 +98,7 @@ for python in python3 python; do
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null) &&
         places+=("$site"/nvidia/*/lib)
 done
-for program in "$bin"/{bench,train_gpt2cu,test_model}; do
+for program in "$bin"/{bench,decode,train_gpt2cu,infer_gpt2cu,test_model}; do
     for library in $(ldd "$program" 2>/dev/null | awk '/not found/ {print $1}'); do
         for place in "${places[@]}"; do
             [ -e "$place/$library" ] && { LD_LIBRARY_PATH+=:$place; break; }
@@ -94,40 +110,69 @@ done
 
 # ---- the steps; the sanitizers come last, because they take whatever time there is ----
 
-for test in test_layers test_attention test_matmul test_model; do
-    step "$test" "${TEST_LIMIT:-75}" tests.log "$bin/$test"
-done
+kernel_tests=(test_attention_decode test_attention_cut test_matvec test_sampler test_layers test_attention)
+if wanted tests; then
+    for test in "${kernel_tests[@]}" test_matmul test_infer test_model; do
+        step "$test" "${TEST_LIMIT:-75}" "$bin/$test"
+    done
+fi
 
-budget=${BENCH_BUDGET:-170}
 # shellcheck disable=SC2086
-step "benchmark" $((budget + 30)) bench.log "$bin/bench" --budget "$budget" -o "$results" ${BENCH_FLAGS:-}
-say "driver, clocks, temperature, power, memory used: $(state)"
+if wanted bench; then
+    budget=${BENCH_BUDGET:-170}
+    step "benchmark" $((budget + 30)) "$bin/bench" --budget "$budget" -o "$results" ${BENCH_FLAGS:-}
+    say "driver, clocks, temperature, power, memory used: $(state)"
+fi
+# shellcheck disable=SC2086
+if wanted decode; then
+    budget=${DECODE_BUDGET:-60}
+    step "benchmark of decoding" $((budget + 30)) "$bin/decode" --budget "$budget" -o "$results" ${DECODE_FLAGS:-}
+    say "driver, clocks, temperature, power, memory used: $(state)"
+fi
 
-updates=${TRAIN_UPDATES:-60}
-step "training, $updates updates" "${TRAIN_LIMIT:-75}" train.log "$bin/train_gpt2cu" --device cuda -l 0.1 -k 8 \
-    -x "$updates" -v $((updates / 2 > 0 ? updates / 2 : 1)) -m 5 -s "$updates" -g 64 -n 0 -o "$work/run"
-if [ -f "$work/run/metrics.jsonl" ]; then cp "$work/run/metrics.jsonl" "$results/train_metrics.jsonl"; fi
+run=$work/run
+if wanted train; then
+    updates=${TRAIN_UPDATES:-60}
+    step "training, $updates updates" "${TRAIN_LIMIT:-75}" "$bin/train_gpt2cu" --device cuda -l 0.1 -k 8 -x "$updates" \
+        -v $((updates / 2 > 0 ? updates / 2 : 1)) -m 5 -s "$updates" -g 64 -n "$updates" -o "$run"
+    if [ -f "$run/metrics.jsonl" ]; then cp "$run/metrics.jsonl" "$results/train_metrics.jsonl"; fi
+fi
+
+# Without a checkpoint these fail, which is what they should do.
+if wanted infer; then
+    infer=("$bin/infer_gpt2cu" --device cuda -e "$run")
+    text=("${infer[@]}" -p "The king said to" -n 200 --stats)
+    limit=${INFER_LIMIT:-30}
+    step "text, dense" "$limit" "${text[@]}"
+    step "text, top 8" "$limit" "${text[@]}" --attention topk -k 8
+    step "text, pages" "$limit" "${text[@]}" --attention pages --epsilon 0.01
+    step "text past the context" "$limit" "${infer[@]}" -n 1200 --greedy
+    step "losses with k keys" "$limit" "${infer[@]}" --eval "$bin/data/$(cat "$bin/data/default_dataset")_gpt2_val_*.bin" \
+        -m 2 --cuts 1,8,64 --json "$results/infer_eval.json"
+fi
 
 sanitizer=$(command -v compute-sanitizer)
 for place in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda*; do
     [ -n "$sanitizer" ] || [ ! -x "$place/bin/compute-sanitizer" ] || sanitizer=$place/bin/compute-sanitizer
 done
-limit=${SANITIZER_LIMIT:-75}
-for tool in memcheck racecheck; do
-    for test in test_layers test_attention; do
-        if [ "$limit" = 0 ]; then
-            outcome SKIPPED "$tool, $test" 0 "SANITIZER_LIMIT is 0"
-        elif [ -z "$sanitizer" ]; then
-            outcome SKIPPED "$tool, $test" 0 "compute-sanitizer is not installed here"
-        else
-            step "$tool, $test" "$limit" sanitizer.log \
-                "$sanitizer" --tool $tool --error-exitcode 99 --print-limit 20 "$bin/$test"
-        fi
+if wanted sanitizer; then
+    limit=${SANITIZER_LIMIT:-75}
+    read -ra sanitized <<<"${SANITIZER_TESTS:-${kernel_tests[*]}}"
+    for tool in memcheck racecheck; do
+        for test in "${sanitized[@]}"; do
+            if [ "$limit" = 0 ]; then
+                outcome SKIPPED "$tool, $test" 0 "SANITIZER_LIMIT is 0"
+            elif [ -z "$sanitizer" ]; then
+                outcome SKIPPED "$tool, $test" 0 "compute-sanitizer is not installed here"
+            else
+                step "$tool, $test" "$limit" "$sanitizer" --tool $tool --error-exitcode 99 --print-limit 20 "$bin/$test"
+            fi
+        done
     done
-done
+fi
 
 echo
-echo "==== summary ($SECONDS s in all; logs and tables are in $results)"
+echo "==== summary ($SECONDS s in all; the log and tables are in $results)"
 cat "$summary"
 if ((failed > 0)); then echo "FAIL: $failed steps failed"; exit 1; fi
 echo "PASS: no step failed"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # pack.sh FOLDER: builds for a GPU that is elsewhere, and collects in FOLDER what gpu_session.sh and compare need there:
-# the trainer, the tests and the benchmark, the shared libraries that are neither CUDA's nor the C and C++ libraries,
-# and tokens to train on. The machine that builds needs nvcc, but no GPU.
+# the trainer, the inference program, the tests and the benchmarks, the shared libraries that are neither CUDA's nor the
+# C and C++ libraries, and tokens to train on. The machine that builds needs nvcc, but no GPU.
 #
 #   GPU_ARCH=90a   compute capability to build for (default: 90a, the H100's)
 #   MAX_MIB=64     fail if FOLDER becomes larger than this
@@ -10,7 +10,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 arch=${GPU_ARCH:-90a}
 max_mib=${MAX_MIB:-64}
-tests=(test_layers test_attention test_matmul test_model)
+programs=(train_gpt2cu infer_gpt2cu)
+built=(bench decode test_layers test_attention test_attention_cut test_attention_decode test_matmul test_matvec
+    test_sampler test_infer test_model)
 
 die() { printf 'pack.sh: %s\n' "$1" >&2; exit 1; }
 
@@ -18,15 +20,15 @@ die() { printf 'pack.sh: %s\n' "$1" >&2; exit 1; }
 folder=$1
 command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || die "there is no nvcc: install the CUDA Toolkit"
 
-make -C "$root" GPU_ARCH="$arch" train_gpt2cu build/gpu/bench "${tests[@]/#/build/gpu/}"
+make -C "$root" GPU_ARCH="$arch" "${programs[@]}" "${built[@]/#/build/gpu/}"
 
 mkdir -p "$folder/lib" "$folder/data/gpt2"
 folder=$(cd "$folder" && pwd)
-cp "$root/train_gpt2cu" "$folder/"
-for name in bench "${tests[@]}"; do cp "$root/build/gpu/$name" "$folder/"; done
+for name in "${programs[@]}"; do cp "$root/$name" "$folder/"; done
+for name in "${built[@]}"; do cp "$root/build/gpu/$name" "$folder/"; done
 cp "$here/gpu_session.sh" "$here/compare" "$here/torch_gpt2.py" "$folder/"
 
-for name in train_gpt2cu bench "${tests[@]}"; do
+for name in "${programs[@]}" "${built[@]}"; do
     strip "$folder/$name"
     ldd "$folder/$name" | awk '$2 == "=>" && $3 ~ /^\// {print $1, $3}'
 done | sort -u | while read -r library path; do

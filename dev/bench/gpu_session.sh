@@ -66,7 +66,7 @@ step() {
     status=$?
     tail -c +$((bytes + 1)) "$log" >"$work/output"
     tail -n 40 "$work/output"
-    remark=$(grep -aE '^\[doctest\] (test cases|assertions):|^error: |ERROR SUMMARY|RACECHECK SUMMARY' "$work/output" |
+    remark=$(grep -aE '^\[doctest\] (test cases|assertions):|^error: |^[0-9]+ tokens, |^dense attention: loss|ERROR SUMMARY|RACECHECK SUMMARY' "$work/output" |
         sed -E 's/^(\[doctest\]|=+) *//; s/ +/ /g' | paste -sd ';' | cut -c1-160)
     if ((status == 0)); then
         outcome PASS "$name" $((SECONDS - begin)) "$remark"
@@ -148,7 +148,7 @@ if wanted infer; then
     step "text, pages" "$limit" "${text[@]}" --attention pages --epsilon 0.01
     step "text past the context" "$limit" "${infer[@]}" -n 1200 --greedy
     step "losses with k keys" "$limit" "${infer[@]}" --eval "$bin/data/$(cat "$bin/data/default_dataset")_gpt2_val_*.bin" \
-        -m 2 --cuts 1,8,64 --json "$results/infer_eval.json"
+        -b 4 -m 4 --cuts 1,8,64 --json "$results/infer_eval.json"
 fi
 
 sanitizer=$(command -v compute-sanitizer)

@@ -69,6 +69,9 @@ struct InferConfig {
     std::string eval, data, lambada, hellaswag, report, json;
     bool probes = false;
     std::vector<int> cuts = {1, 2, 4, 8, 16, 32, 64};
+    std::vector<Cut> cut_kinds = {Cut::topk, Cut::random, Cut::recent, Cut::first_recent};
+    bool cut_as_they_are = true;
+    bool page = true;
     int B = -1, T = -1;
     int64_t batches = 8, limit = 0;
 
@@ -86,14 +89,33 @@ struct InferConfig {
     }
 };
 
-std::vector<int> parse_cuts(const std::string& text) {
-    std::vector<int> cuts;
+// The parts of a list with commas.
+std::vector<std::string> split_list(const std::string& text) {
+    std::vector<std::string> parts;
     for (size_t at = 0; at <= text.size();) {
         const size_t end = std::min(text.find(',', at), text.size());
-        cuts.push_back((int)parse_int("--cuts", text.substr(at, end - at), 1, 65536));
+        parts.push_back(text.substr(at, end - at));
         at = end + 1;
     }
-    return cuts;
+    return parts;
+}
+
+constexpr const char* kCutNames[] = {"dense", "topk", "random", "recent", "first_recent"};
+
+void parse_cut_kinds(InferConfig& c, const std::string& text) {
+    const std::vector<std::string> kinds(std::begin(kCutNames) + 1, std::end(kCutNames));
+    std::vector<std::string> words = kinds;
+    words.push_back("raw");
+    c.cut_kinds.clear();
+    c.cut_as_they_are = false;
+    for (const std::string& part : split_list(text)) {
+        const int word = parse_choice("--cut-kinds", part, words);
+        if (word == (int)kinds.size())
+            c.cut_as_they_are = true;
+        else
+            c.cut_kinds.push_back((Cut)(1 + word));
+    }
+    if (c.cut_kinds.empty()) fail("--cut-kinds names no kind of cut, only 'raw'");
 }
 
 // The one table of flags.
@@ -146,7 +168,14 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          "loss on token shards (a glob) or a text file, dense and with every row cut to k keys",
          [&c](auto& v) { c.eval = v; }},
         {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and --report",
-         [&c](auto& v) { c.cuts = parse_cuts(v); }},
+         [&c](auto& v) {
+             c.cuts.clear();
+             for (const std::string& k : split_list(v))
+                 c.cuts.push_back((int)parse_int("--cuts", k, 1, 65536));
+         }},
+        {0, "cut-kinds", "KIND[,KIND...]", "topk,random,recent,first_recent,raw",
+         "which keys the rows of --eval keep; raw: also without renormalizing",
+         [&c](auto& v) { parse_cut_kinds(c, v); }},
         {0, "lambada", "FILE", "", "LAMBADA (data/fetch lambada): the last word, dense and with k keys",
          [&c](auto& v) { c.lambada = v; }},
         {0, "hellaswag", "FILE", "", "HellaSwag (data/fetch hellaswag), dense and with k keys",
@@ -156,6 +185,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto&) { c.probes = true; }},
         {0, "report", "DIR", "", "where attention goes, by layer and head: report.json, pictures and a page",
          [&c](auto& v) { c.report = v; }},
+        {0, "no-page", "", "", "--report writes its JSON only", [&c](auto&) { c.page = false; }},
         {'j', "data", "WHAT", "what make prepared", "token shards or a text file for --report and --probes",
          [&c](auto& v) { c.data = v; }},
         {'b', "batch", "N", "4 on a CPU, 16 on a GPU", "sequences at a time, of what is measured",
@@ -231,8 +261,8 @@ struct Acts {
     float* kept;            // [B,NH,T] mass that a cut row keeps
     Float* logits;          // [logit_rows,Vp]
     float* losses;          // [logit_rows]
-    int *best, *zeros;      // [logit_rows] the most likely tokens
-    float* sampler;         // scratch
+    int* best;              // [logit_rows] the most likely tokens
+    int* zeros;             // [logit_rows] greedy sampling looks at no stream and no position
     int logit_rows;
 };
 
@@ -260,7 +290,6 @@ Acts<Float> lay_out_acts(Arena& arena, const GPT2Config& config, int B, int T) {
     a.losses = arena.take<float>(a.logit_rows);
     a.best = arena.take<int>(a.logit_rows);
     a.zeros = arena.take<int>(a.logit_rows);
-    a.sampler = arena.take<float>(sampler_scratch(a.logit_rows, config.vocab_size));
     return a;
 }
 
@@ -500,7 +529,7 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     }
     const int most_used = (int)std::min<int64_t>(context, (int64_t)longest + n);
     const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
-    const int prefill_tokens = (int)std::max(longest, c.slide && most_used == context ? half : 1);
+    const int prefill_tokens = c.slide && most_used == context ? context : (int)longest;
 
     Acts<Float> a, one;
     Decoding<Float> d;
@@ -517,22 +546,21 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     g.made.resize(B);
     std::vector<Tokens> text = prompts;
     std::vector<bool> ended(B, false);
-    int used = 0;  // tokens in the fullest sequence's cache
+    std::vector<int> used(B);  // tokens of each sequence that are in the cache
     const auto read_windows = [&] {
         int T = 0;
         for (const Tokens& w : windows) T = std::max(T, (int)w.size());
-        std::vector<int> inputs((size_t)B * T, 0), lengths, positions;
+        std::vector<int> inputs((size_t)B * T, 0), positions;
         for (int b = 0; b < B; b++) {
             std::copy(windows[b].begin(), windows[b].end(), inputs.begin() + (size_t)b * T);
-            lengths.push_back((int)windows[b].size());
-            positions.push_back(lengths[b] - 1);
+            used[b] = (int)windows[b].size();
+            positions.push_back(used[b] - 1);
         }
         CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
         to_device(a.inputs, inputs.data(), inputs.size());
-        to_device(d.lengths, lengths.data(), lengths.size());
+        to_device(d.lengths, used.data(), used.size());
         to_device(d.positions, positions.data(), positions.size());
-        prefill(ctx, m, a, d, T, lengths, c.how(), c.sampling);
-        used = T;
+        prefill(ctx, m, a, d, T, used, c.how(), c.sampling);
     };
 
     // The host reads the tokens of one step while the device makes those of the next.
@@ -568,11 +596,19 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     const auto step = [&](int64_t i) {
         graph.run(ctx, [&] { decode_step(ctx, m, one, d, c.how(), c.sampling); });
         send_tokens(i);
-        used++;
+        for (int& tokens : used) tokens = std::min(tokens + 1, most_used);
         g.steps++;
     };
+    const auto is_full = [&](int b) { return c.slide && !ended[b] && used[b] >= context; };
+    const auto any_full = [&] {
+        for (int b = 0; b < B; b++)
+            if (is_full(b)) return true;
+        return false;
+    };
+    // Those that are not full keep what they have, and the token that was drawn last.
     const auto slide = [&](int64_t i) {
-        for (int b = 0; b < B; b++) windows[b] = tail(text[b], half);
+        for (int b = 0; b < B; b++)
+            windows[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half : (size_t)used[b] + 1);
         read_windows();
         send_tokens(i);
         g.slides++;
@@ -583,14 +619,14 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     read_windows();
     send_tokens(0);
     for (int64_t i = 0; i < n && !g_interrupted; i++) {
-        const bool full = c.slide && used >= context, more = i + 1 < n;
+        const bool full = any_full(), more = i + 1 < n;
         // The CPU backend has nobody to work ahead, and a full context needs the token that is on its way.
         const bool ahead = !kOnCpu && !full && i > 0;
         if (ahead && more) step(i + 1);
         take_tokens(i);
         if (i == 0) g.first_seconds = now_seconds() - begin;
         if (all_ended()) break;
-        if (!ahead && more) full ? slide(i + 1) : step(i + 1);
+        if (!ahead && more) any_full() ? slide(i + 1) : step(i + 1);
     }
     CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
     g.seconds = now_seconds() - begin;
@@ -641,12 +677,13 @@ bool is_shard(const std::string& path) {
 Windows read_windows(const std::string& what, const Tokenizer* tokenizer, int vocab_size, int B, int T,
                      int64_t batches) {
     if (!is_file(what) || is_shard(what)) {
+        B = (int)std::min<int64_t>(B, DataLoader(what, 1, T, false, 0).windows());
         DataLoader data(what, B, T, false, 0);
         if (data.vocab_size() != vocab_size)
             fail("the shards of %s have a vocabulary of %d tokens, and the model one of %d", what.c_str(),
                  data.vocab_size(), vocab_size);
         Windows w{what, B, T, {}, {}};
-        for (int64_t i = 0; i < std::min(batches, std::max<int64_t>(1, data.windows() / B)); i++) {
+        for (int64_t i = 0; i < std::min(batches, data.windows() / B); i++) {
             data.next_batch();
             w.inputs.emplace_back(data.inputs(), data.inputs() + (size_t)B * T);
             w.targets.emplace_back(data.targets(), data.targets() + (size_t)B * T);
@@ -718,7 +755,7 @@ std::vector<float> sequence_losses(const Bench<Float>& bench, const int* x, cons
         matmul_forward<Float>(ctx, a.logits, a.normed + (size_t)first * C, m.params.wte, nullptr, count, C,
                               m.config.padded_vocab_size);
         if (best) {
-            sample_tokens(ctx, a.best, a.logits, a.sampler, count, V, m.config.padded_vocab_size,
+            sample_tokens(ctx, a.best, a.logits, (float*)nullptr, count, V, m.config.padded_vocab_size,
                           Sampling{.temperature = 0.0f}, a.zeros, a.zeros);
             const std::vector<int> tokens = to_host(ctx, a.best, count);
             best->insert(best->end(), tokens.begin(), tokens.end());
@@ -742,9 +779,6 @@ void say_progress(const std::string& what, int64_t done, int64_t total) {
 // ---------------------------------------------------------------------------------------------------------
 // --eval: losses, dense and cut
 
-constexpr const char* kCutNames[] = {"dense", "topk", "random", "recent", "first_recent"};
-constexpr Cut kCuts[] = {Cut::topk, Cut::random, Cut::recent, Cut::first_recent};
-
 struct CutLoss {
     SequenceAttention how;
     double loss = 0, kept = 0;
@@ -752,19 +786,18 @@ struct CutLoss {
 
 // One pass over the data: each batch dense, then with every way to cut and every k. The first is dense.
 template <class Float>
-std::vector<CutLoss> cut_losses(const Bench<Float>& bench, const Windows& w, const std::vector<int>& ks,
-                                bool both_norms, uint64_t seed) {
+std::vector<CutLoss> cut_losses(const Bench<Float>& bench, const Windows& w, const InferConfig& c) {
     std::vector<CutLoss> all = {{}};
     for (const bool renormalize : {true, false})
-        for (const Cut cut : kCuts)
-            for (const int k : ks)
-                if (renormalize || both_norms) all.push_back({{cut, k, renormalize, seed}});
+        for (const int k : c.cuts)
+            for (const Cut cut : c.cut_kinds)
+                if (renormalize || c.cut_as_they_are) all.push_back({{cut, k, renormalize}});
     const auto batches = (int64_t)w.inputs.size(), total = batches * (int64_t)all.size();
     for (int64_t i = 0; i < batches; i++)
         for (size_t v = 0; v < all.size(); v++) {
             double kept = 1;
             SequenceAttention how = all[v].how;
-            how.seed = random_bits(seed, 1, (uint64_t)i);
+            how.seed = random_bits(c.sampling.seed, 1, (uint64_t)i);
             const std::vector<float> losses = sequence_losses(bench, w.inputs[i].data(), w.targets[i].data(),
                                                               w.B, w.T, how, nullptr, &kept);
             all[v].loss +=
@@ -790,20 +823,22 @@ Json cut_losses_json(const Windows& w, const std::vector<CutLoss>& all) {
     return json;
 }
 
-void print_cut_losses(const Windows& w, const std::vector<CutLoss>& all, const std::vector<int>& ks) {
+void print_cut_losses(const Windows& w, const std::vector<CutLoss>& all, const InferConfig& c) {
     printf("%s: %lld tokens in sequences of %d\n", w.source.c_str(), (long long)w.tokens(), w.T);
     printf("dense attention: loss %.4f, perplexity %.2f\n", all[0].loss, std::exp(all[0].loss));
-    const size_t per_norm = std::size(kCuts) * ks.size();
-    for (size_t norm = 0; 1 + norm * per_norm < all.size(); norm++) {
-        printf("\nloss if every row of every layer keeps k keys%s\n",
-               norm == 0 ? ", renormalized" : ", as they are");
-        printf("%6s %10s %10s %10s %10s %14s\n", "k", "mass kept", "top k", "random", "recent",
-               "first + recent");
-        for (size_t k = 0; k < ks.size(); k++) {
-            const auto at = [&](size_t cut) { return all[1 + norm * per_norm + cut * ks.size() + k]; };
-            printf("%6d %10.4f %10.4f %10.4f %10.4f %14.4f\n", ks[k], at(0).kept, at(0).loss, at(1).loss,
-                   at(2).loss, at(3).loss);
+    const size_t kinds = c.cut_kinds.size();
+    for (size_t v = 1; v < all.size(); v++) {
+        const SequenceAttention& how = all[v].how;
+        const size_t column = (v - 1) % kinds, row = (v - 1) / kinds % c.cuts.size();
+        if (column == 0 && row == 0) {
+            printf("\nloss if every row of every layer keeps k keys, %s\n%6s",
+                   how.renormalize ? "renormalized" : "as they are", "k");
+            for (const Cut cut : c.cut_kinds) printf(" %12s", kCutNames[(int)cut]);
+            printf(" %18s\n", format("mass kept (%s)", kCutNames[(int)c.cut_kinds[0]]).c_str());
         }
+        if (column == 0) printf("%6d", how.k);
+        printf(" %12.4f", all[v].loss);
+        if (column + 1 == kinds) printf(" %18.4f\n", all[v - column].kept);
     }
 }
 
@@ -1025,7 +1060,7 @@ void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
         });
         say_progress("attention rows", (int64_t)i + 1, (int64_t)w.inputs.size());
     }
-    const std::vector<CutLoss> losses = cut_losses(bench, w, c.cuts, false, c.sampling.seed);
+    const std::vector<CutLoss> losses = cut_losses(bench, w, c);
 
     Json json = {{"version", 1},
                  {"model",
@@ -1049,11 +1084,13 @@ void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
     if (!probes.is_null()) json["probes"] = probes;
     write_file(c.report + "/report.json", json_text(json) + "\n");
 
-    print_cut_losses(w, losses, c.cuts);
+    print_cut_losses(w, losses, c);
     const auto number = [](const nlohmann::json& x) { return x.is_null() ? NAN : x.get<double>(); };
     printf("\nmean top-%d mass %.4f (%.4f without position 0)\n", c.topk, number(report.mean_mass()),
            number(report.mean_mass_nosink()));
-    if (make_page(c.report))
+    if (!c.page)
+        printf("wrote %s/report.json\n", c.report.c_str());
+    else if (make_page(c.report))
         printf("wrote %s/report.json, its pictures and page.html\n", c.report.c_str());
     else
         printf("wrote %s/report.json; the page needs python3 with matplotlib, then: dev/report/page.py %s\n",
@@ -1239,8 +1276,8 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
                  {"date", today()}};
     if (!c.eval.empty()) {
         const Windows w = read_windows(c.eval, tokenizer, config.vocab_size, B, T, c.batches);
-        const std::vector<CutLoss> all = cut_losses(bench, w, c.cuts, true, c.sampling.seed);
-        print_cut_losses(w, all, c.cuts);
+        const std::vector<CutLoss> all = cut_losses(bench, w, c);
+        print_cut_losses(w, all, c);
         json["eval"] = cut_losses_json(w, all);
     }
     if (!c.lambada.empty()) json["lambada"] = run_lambada(bench, c, *tokenizer);

@@ -58,11 +58,12 @@ check "interactive: a line, and what the model makes of it" '[ $? = 0 ] && [ "$(
 
 # ---- what is measured
 run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128 --json "$work/eval.json"
-check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first + recent" "$work/out" &&
+check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first_recent" "$work/out" &&
     [ "$(json "$work/eval.json" "len(d[\"eval\"][\"cuts\"])")" = 24 ]'
 check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/eval.json" "all(abs(c[\"loss\"] - d[\"eval\"][\"dense\"][\"loss\"]) < 1e-5 for c in d[\"eval\"][\"cuts\"] if c[\"k\"] == 128)")" = True ]'
 check "the top 2 keep more than 2 at random, and lose less" '[ "$(json "$work/eval.json" "(lambda c: c[\"topk\"][\"kept\"] > c[\"random\"][\"kept\"] and c[\"topk\"][\"loss\"] < c[\"random\"][\"loss\"])({x[\"cut\"]: x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == 2 and x[\"renormalized\"]})")" = True ]'
-run "${model[@]}" --eval "$work/text.txt" -m 1 -b 1 --cuts 8
+run "${model[@]}" --eval "$work/text.txt" -m 1 -b 1 --cuts 8 --cut-kinds topk,recent --json "$work/kinds.json"
+check "--cut-kinds keeps to some" '[ "$(json "$work/kinds.json" "[(c[\"cut\"], c[\"renormalized\"]) for c in d[\"eval\"][\"cuts\"]] == [(\"topk\", True), (\"recent\", True)]")" = True ]'
 check "--eval takes text, too" '[ $? = 0 ] && grep -q "dense attention: loss" "$work/out"'
 run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --hellaswag tests/fixtures/tasks/hellaswag.jsonl --limit 3 --json "$work/tasks.json"
 check "LAMBADA and HellaSwag, dense and with k keys" '[ $? = 0 ] && grep -q "LAMBADA, 3 texts" "$work/out" &&
@@ -83,6 +84,7 @@ refuse "data/fetch 355M" -e 355M
 refuse "-k (--topk) takes" -k 0
 refuse "--attention takes dense, topk or pages" --attention sparse
 refuse "--epsilon takes" --epsilon 2
+refuse "--cut-kinds takes" --cut-kinds top
 refuse "cannot read the prompts" "${model[@]}" -f "$work/none"
 refuse "has 128 positions" "${model[@]}" --eval "$val" -t 4096
 refuse "no such" "${model[@]}" --eval "$work/no such*.bin"

@@ -130,12 +130,15 @@ CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
+# Readers and their tests gain nothing from -O3 but the time to compile it; test_model and test_infer include whole
+# programs, which the scripts run as they are built for the user.
+WHOLE_PROGRAMS = test_model test_infer
 $(BUILD)/%.o: tests/%.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
-	$(CXX) $(TEST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+	$(CXX) $(subst -O3,-O1,$(TEST_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@
 $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
-	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
+	llmc/cpu/cpu_nvcc $< -o $@ $(if $(filter $(WHOLE_PROGRAMS),$*),$(subst -O3,-O2,$(TEST_FLAGS)),$(TEST_FLAGS))
 $(BUILD)/%: $(BUILD)/%.o build/commit.o
 	$(CXX) $^ $(TEST_LIBS) -o $@
 
@@ -163,20 +166,25 @@ test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
 	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
 else
 test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) \
-      train_gpt2cpu train_gpt2cu build/tokenize build/attention_ladder
+      $(PROGRAMS:=cpu) $(PROGRAMS:=cu) build/tokenize build/attention_ladder
 	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
 	    $(foreach s,backward random,$(addprefix CUDA_CPU_SCHEDULE=$(s):$(BUILD)/,$(KERNEL_TESTS))) \
 	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) build/attention_ladder $(addprefix tests/,$(SCRIPTS))
 endif
 
-# test_model.cu includes the trainer, and so every kernel in both precisions; of the rest only the code of its own is
-# looked at, without optimization.
-COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu $(BENCHES:%=dev/bench/%.cu)
-gpu-compile: build/gpu/test_model_both.o $(COMPILED_ONLY:%=build/gpu/compiled/%.o)
-build/gpu/test_model_both.o: tests/test_model.cu build/deps FORCE
-	@mkdir -p build/gpu
-	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_80$(,)code=sm_80 -gencode arch=compute_90a$(,)code=sm_90a \
-	    --threads 2,$(NVCC_FLAGS)) -c $< -o $@
+# The programs as they are built for a GPU, with every kernel in both precisions; of tests and benchmarks only the code of
+# their own is looked at, without optimization.
+GPU_COMPILE_ARCHS = 80 90a
+COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) $(WHOLE_PROGRAMS:%=tests/%.cu) dev/cuda/attention_ladder.cu \
+                $(BENCHES:%=dev/bench/%.cu)
+gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.o)) \
+             $(COMPILED_ONLY:%=build/gpu/compiled/%.o)
+define COMPILE_FOR
+build/gpu/sm_$(1)/%.o: %.cu build/deps FORCE
+	@mkdir -p $$(@D)
+	$$(NVCC) $$(subst -arch=sm_$$(GPU_ARCH),-arch=sm_$(1),$$(NVCC_FLAGS)) -c $$< -o $$@
+endef
+$(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
 build/gpu/compiled/%.o: % build/deps FORCE
 	@mkdir -p $(@D)
 	$(NVCC) $(subst -O3,-O0 -Xcicc -O0 -Xptxas -O0,$(NVCC_FLAGS)) -c $< -o $@

@@ -24,6 +24,7 @@
 # compute-sanitizer alone: the time limit came first, and nothing bad had been seen until then.
 set -u
 bin=$(cd "${BIN:-$(dirname "${BASH_SOURCE[0]}")}" && pwd) || exit 1
+if [ -f "$bin/programs.tar.gz" ]; then tar -xzf "$bin/programs.tar.gz" --no-same-owner -C "$bin" || exit 1; fi
 results=${RESULTS:-gpu_results}
 total=${TOTAL:-520}
 mkdir -p "$results" || exit 1
@@ -33,7 +34,7 @@ trap 'rm -rf "$work"' EXIT
 summary=$results/summary.txt log=$results/session.log
 : >"$summary"
 : >"$log"
-parts=${PARTS:-tests bench decode train infer sanitizer}
+parts=${PARTS-tests bench decode train infer sanitizer}
 for part in $parts; do
     case $part in
         tests | bench | decode | train | infer | sanitizer) ;;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # pack.sh FOLDER: builds for a GPU that is elsewhere, and collects in FOLDER what gpu_session.sh and compare need there:
 # the trainer, the inference program, the tests and the benchmarks, the shared libraries that are neither CUDA's nor the
-# C and C++ libraries, and tokens to train on. The machine that builds needs nvcc, but no GPU.
+# C and C++ libraries, and tokens to train on. The machine that builds needs nvcc, but no GPU. The programs are packed
+# into one file, which makes them half as large; gpu_session.sh unpacks it.
 #
 #   GPU_ARCH=90a   compute capability to build for (default: 90a, the H100's)
 #   MAX_MIB=64     fail if FOLDER becomes larger than this
@@ -38,6 +39,9 @@ done | sort -u | while read -r library path; do
         *) cp -L "$path" "$folder/lib/$library" ;;
     esac
 done
+
+tar -czf "$folder/programs.tar.gz" -C "$folder" "${programs[@]}" "${built[@]}"
+(cd "$folder" && rm "${programs[@]}" "${built[@]}")
 
 dataset=$(cat "$root/data/default_dataset" 2>/dev/null) || die "there is no data yet: run data/prepare"
 cp "$root/data/default_dataset" "$folder/data/"

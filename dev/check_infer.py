@@ -32,6 +32,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -582,6 +583,7 @@ def main():
         if not os.path.exists(program):
             sys.exit(f"There is no {program}: build it with make {os.path.basename(program)}.")
     enter_environment(args.venv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # so that the models go
     import torch
     torch.set_grad_enabled(False)
 

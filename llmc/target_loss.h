@@ -9,13 +9,19 @@
 // lambda falls and rises. The step is taken in log mu = -log lambda, since useful values lie decades apart
 // and must stay positive:
 //
-//   e      <- 0.98 e + 0.02 (CE - CE_plain)          excess over the plain run, smoothed
-//   lambda <- lambda exp(rate (margin - e) / margin)
+//   e <- 0.98 e + 0.02 (CE - CE_plain)         the excess over the plain run, smoothed
+//   v  = e / margin, within 0 and 3            1 at the limit
+//   I <- I exp(0.01 (1 - v))                   dual ascent; I = 1 at first
+//   lambda = l I exp(-2 v)                     l: what -l says
+//
+// The last factor is a brake. The loss answers lambda late, so that dual ascent alone runs past the limit and
+// swings around it; exp(-2 v) answers at once, as the penalty of an augmented Lagrangian does (it makes a PI
+// controller of the loop: arXiv 2007.03964), and moves no solution, for I settles only where v = 1.
 //
 // The two losses are of the same batch, so their difference is far less noisy than either; smoothing is
 // linear, so the smoothed difference is the difference of the two smoothed curves; and it starts at 0, where
 // both runs do. Dividing by the margin makes the loop alike for all margins: where the excess grows as a
-// power n of lambda, d e / d log lambda at the limit is n margin, and the loop's gain n times the rate.
+// power n of lambda, dv / d log lambda at the limit is n, whatever the margin.
 //
 // An update's loss is known on the host while the next one runs on a GPU already. So that no bit depends on
 // that timing, lambda of update t follows from the losses up to that of update t - 2, on every device.
@@ -27,6 +33,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "error.h"
@@ -109,44 +116,46 @@ inline std::vector<float> read_plain_losses(std::string path, const std::string&
 // for each update, in order, at the latest before factor() of the next but one.
 class TargetLoss {
   public:
-    static constexpr double kSmoothing = 0.98;  // a memory of 50 updates, over which single batches even out
-    static constexpr double kRate = 0.01;       // with room to spare, lambda is e times larger in 100 updates
-    static constexpr double kMostFactor = 1000;  // lambda stays between -l / 1000 and -l * 1000
+    static constexpr double kSmoothing = 0.98;     // a memory of 50 updates: single batches even out
+    static constexpr double kRate = 0.01;          // with room to spare, lambda grows e-fold in 100 updates
+    static constexpr double kBrake = 2.0;          // at the limit, lambda is l I / e^2
+    static constexpr double kMostViolation = 3.0;  // beyond, an excess does not say how far lambda is off
+    static constexpr double kMostFactor = 1000.0;  // neither I nor its inverse is larger
 
     TargetLoss(std::vector<float> plain, float margin) : plain_(std::move(plain)), margin_(margin) {}
 
     // What lambda of update t is multiplied by.
     float factor(int64_t t) const {
         assert(t >= 1 && (observed_ == t - 1 || observed_ == std::max<int64_t>(0, t - 2)));
-        return static_cast<float>(std::exp(observed_ == t - 1 ? log_before_ : log_factor_));
+        return static_cast<float>(std::exp(observed_ == t - 1 ? log_before_ : log_factor()));
     }
 
     // The loss of the next update, which must be finite.
     void observe(float ce) {
         assert(observed_ < static_cast<int64_t>(plain_.size()));
+        const double before = log_factor();
         const double excess = static_cast<double>(ce) - static_cast<double>(plain_[observed_++]);
         excess_ = kSmoothing * excess_ + (1 - kSmoothing) * excess;
-        // The slope of a run that leaves the curve, or of one that is better than plain, is no measure of how
-        // far lambda is off: beyond one margin of violation or room, the step is the same.
-        const double room = std::clamp((margin_ - excess_) / margin_, -1.0, 1.0);
-        log_before_ = log_factor_;
-        log_factor_ = std::clamp(log_factor_ + kRate * room, -std::log(kMostFactor), std::log(kMostFactor));
+        log_before_ = before;
+        log_integral_ = std::clamp(log_integral_ + kRate * (1.0 - violation()), -std::log(kMostFactor),
+                                   std::log(kMostFactor));
     }
 
     double excess() const { return excess_; }  // smoothed, nats a token
 
     // For a checkpoint, and back from it: bit for bit. Throws Error on a text of another making.
     std::string state() const {
-        return format("%lld %a %a %a", static_cast<long long>(observed_), excess_, log_factor_, log_before_);
+        return format("%lld %a %a %a", static_cast<long long>(observed_), excess_, log_integral_,
+                      log_before_);
     }
     void restore(const std::string& text, int64_t updates_done) {
         long long observed = -1;
         int used = 0;
-        if (sscanf(text.c_str(), "%lld %la %la %la%n", &observed, &excess_, &log_factor_, &log_before_,
+        if (sscanf(text.c_str(), "%lld %la %la %la%n", &observed, &excess_, &log_integral_, &log_before_,
                    &used) != 4 ||
             used != static_cast<int>(text.size()) || observed != updates_done ||
             observed > static_cast<int64_t>(plain_.size()) || !std::isfinite(excess_) ||
-            !std::isfinite(log_factor_) || !std::isfinite(log_before_))
+            !std::isfinite(log_integral_) || !std::isfinite(log_before_))
             fail("the checkpoint's state of --target-loss is damaged ('%s'): resume an earlier one",
                  printable(text).c_str());
         observed_ = observed;
@@ -164,9 +173,13 @@ class TargetLoss {
     }
 
   private:
+    double violation() const { return std::clamp(excess_ / margin_, 0.0, kMostViolation); }
+    double log_factor() const { return log_integral_ - kBrake * violation(); }
+
     std::vector<float> plain_;
     double margin_;
     int64_t observed_ = 0;
     double excess_ = 0;
-    double log_factor_ = 0, log_before_ = 0;  // of the updates after the last one observed, and before it
+    double log_integral_ = 0;
+    double log_before_ = 0;  // log_factor() before the last update that was observed
 };

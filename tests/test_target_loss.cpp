@@ -9,20 +9,23 @@
 TEST_CASE("lambda rises while the loss is under the limit, falls while it is over, and follows the formula") {
     const std::vector<float> plain(400, 3.0f);
     TargetLoss under(plain, 0.02f), over(plain, 0.02f), at(plain, 0.02f);
-    double e = 0, log_factor = 0;
+    double e = 0, log_integral = 0, over_300 = 1;
     for (int t = 1; t <= 400; t++) {
         const float ce = t % 3 ? 3.014f : 3.03f;
         under.observe(3.0f);
         over.observe(3.1f);
+        if (t == 300) over_300 = over.factor(302);
         at.observe(ce);
         e = 0.98 * e + 0.02 * ((double)ce - 3.0);
-        log_factor += 0.01 * std::min(1.0, std::max(-1.0, (0.02f - e) / 0.02f));
+        const double v = std::min(3.0, std::max(0.0, e / (double)0.02f));
+        log_integral += 0.01 * (1 - v);
         CHECK(at.excess() == doctest::Approx(e).epsilon(1e-12));
-        if (t < 400) CHECK(at.factor(t + 2) == doctest::Approx(std::exp(log_factor)).epsilon(1e-6));
+        if (t < 400) CHECK(at.factor(t + 2) == doctest::Approx(std::exp(log_integral - 2 * v)).epsilon(1e-6));
     }
     CHECK(under.factor(402) == doctest::Approx(std::exp(4.0)));
-    // 0.1 over is 5 margins: the excess passes the limit after 11 updates, and then lambda falls
-    CHECK(over.factor(402) < 0.04f);
+    // 0.1 over is 5 margins: v = 3 after 46 updates, and then I falls by 2% an update, down to 1 / 1000
+    CHECK(over_300 < std::exp(-6.0 - 0.02 * 254));
+    CHECK(over.factor(402) == doctest::Approx(std::exp(-6.0) / 1000));
     TargetLoss long_run(std::vector<float>(2000, 3.0f), 0.02f);
     for (int t = 0; t < 2000; t++) long_run.observe(3.0f);
     CHECK(long_run.factor(2002) == doctest::Approx(1000));

@@ -97,10 +97,10 @@ std::vector<Flag> train_flags(TrainConfig& c) {
                          word);
              c.topk = (int)parse_int("-k (--topk)", v, 0, 65536);
          }},
-        {0, "reg", "tail|kl", "tail",
-         "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass",
+        {0, "reg", "tail|kl|entropy", "tail",
+         "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass; or, as a baseline, the row's entropy",
          [&c](auto& v) {
-             c.reg = (Reg)parse_choice("--reg", v, {"tail", "kl"});
+             c.reg = (Reg)parse_choice("--reg", v, {"tail", "kl", "entropy"});
          }},
         {0, "lambda-warmup", "N|P%", c.lambda_warmup,
          "updates, or share of the run, over which lambda rises linearly from 0",
@@ -288,7 +288,7 @@ struct Acts {
 
 template <class Float>
 Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& config, int B, int T,
-                         int recompute) {
+                         int recompute, Reg reg) {
     const size_t BT = (size_t)B * T, C = config.channels, rows = BT * config.num_heads;
     const size_t BNH = (size_t)B * config.num_heads, L = config.num_layers;
     Acts<Float> a;
@@ -317,6 +317,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
         }
         y.rows = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows),
                   arena.take<float>(rows)};
+        if (reg == Reg::entropy) y.rows.mean_score = arena.take<float>(rows);
         y.residual = arena.take<Float>(BT * C);
     }
     a.lnf = arena.take<Float>(BT * C);
@@ -387,6 +388,7 @@ struct GPT2 {
     int B = 0, T = 0;  // what the activations have room for
     int recompute = 0;
     bool optimizer = true;  // false: no moments, for --debug-state
+    Reg reg = Reg::tail;    // entropy: attention's rows have room for their mean scores
     size_t num_params = 0;
     void* memory = nullptr;  // everything below lies in this one allocation
     Params<Float> params = {};
@@ -414,14 +416,15 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
         model.v = arena.take<float>(model.num_params);
         model.decay_bits = arena.take<uint32_t>(ceil_div(model.num_params, size_t{256}));
     }
-    model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute);
+    model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute, model.reg);
 }
 
 // Bytes that a model and its training take.
 template <class Float>
 size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                   bool optimizer = true) {
-    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer};
+                   bool optimizer = true, Reg reg = Reg::tail) {
+    GPT2<Float> model{
+        .config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer, .reg = reg};
     Arena arena;
     lay_out_model(model, arena, ctx);
     return arena.used;
@@ -440,9 +443,10 @@ void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
 
 template <class Float>
 GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                         std::vector<float> host_params, bool optimizer = true) {
-    GPT2<Float> model{.config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer};
-    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer);
+                         std::vector<float> host_params, bool optimizer = true, Reg reg = Reg::tail) {
+    GPT2<Float> model{
+        .config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer, .reg = reg};
+    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer, reg);
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     if (bytes > free_bytes || cudaMalloc(&model.memory, bytes) != cudaSuccess)
@@ -538,8 +542,9 @@ void forward(const Context& ctx, const GPT2<Float>& model, int B, int T, int top
         const LayerActs<Float>& y = a.layers[l];
         stream_layernorm_forward(ctx, model, l, y.ln1, y.ln1_mean, y.ln1_rstd, p.ln1_w, p.ln1_b, B * T);
         layer_forward(ctx, model, l, layer_input(model, l), B, T, topk);
+        if (topk > 0 && reg == Reg::entropy) attention_mean_scores(ctx, y.rows, y.qkv, B, T, NH, C / NH);
         if (topk > 0)
-            attention_mass_sums(ctx, a.mass_sums + (size_t)l * B * NH * 2, y.rows.mass, reg, B, T, NH, topk);
+            attention_mass_sums(ctx, a.mass_sums + (size_t)l * B * NH * 2, y.rows, reg, B, T, NH, topk);
         if (topk > 0 && sinks)
             attention_sink_sums(ctx, a.sink_sums + (size_t)l * B * NH * 4, y.rows, y.qkv, B, T, NH, C / NH,
                                 topk);
@@ -1018,7 +1023,8 @@ int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     for (int B = 64; B > 1; B /= 2)
         if (c.tokens_per_update % ((int64_t)B * c.T) == 0 &&
-            (double)model_bytes<Float>(ctx, config, B, c.T, c.recompute) < 0.9 * (double)free_bytes)
+            (double)model_bytes<Float>(ctx, config, B, c.T, c.recompute, true, c.reg) <
+                0.9 * (double)free_bytes)
             return B;
     return 1;
 }
@@ -1132,8 +1138,9 @@ void train(TrainConfig c) {
             fail("the shards of %s have a vocabulary of %d tokens, and those of %s one of %d",
                  c.val_data.c_str(), val_data->vocab_size(), c.train_data.c_str(), config.vocab_size);
     }
-    GPT2<Float> model = create_model<Float>(ctx, config, c.B, c.T, c.recompute,
-                                            first_params(start, config, c.seed), c.debug_state.empty());
+    GPT2<Float> model =
+        create_model<Float>(ctx, config, c.B, c.T, c.recompute, first_params(start, config, c.seed),
+                            c.debug_state.empty(), c.reg);
 
     if (!c.debug_state.empty()) {
         write_first_step(ctx, model, train_data, c);
@@ -1156,7 +1163,7 @@ void train(TrainConfig c) {
     int64_t step = 0;
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
     c.resume = !checkpoint.empty();
-    const size_t bytes = model_bytes<Float>(ctx, config, c.B, c.T, c.recompute);
+    const size_t bytes = model_bytes<Float>(ctx, config, c.B, c.T, c.recompute, true, c.reg);
     const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision);
     fputs(settings_table(rows).c_str(), stdout);
     nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};

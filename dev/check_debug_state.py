@@ -37,7 +37,8 @@ def gpt2(p, x, n_layer, n_head, k, reg):
         scores.append(s)
         if long_enough.any() and k > 0:
             m = mass[..., long_enough]
-            values.append((1 - m if reg == "tail" else -m.log()).mean())
+            entropy = -(prob * s.log_softmax(-1).masked_fill(~causal, 0)).sum(-1)[..., long_enough]
+            values.append({"tail": 1 - m, "kl": -m.log(), "entropy": entropy}[reg].mean())
         a = (prob @ v).transpose(1, 2).reshape(B, T, C)
         h = h + a @ w["attn.c_proj.weight"] + w["attn.c_proj.bias"]
         a = F.layer_norm(h, (C,), w["ln_2.weight"], w["ln_2.bias"], 1e-5)

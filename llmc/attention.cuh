@@ -22,20 +22,24 @@
 // M is then still the sum of the k largest probabilities, and no position is preferred over another.
 //
 // Rows with n <= k keys have M = 1, theta = -infinity and no gradient from the regularizer.
+//
+// The baseline that penalizes the entropy of the same rows has a gradient of its own: attention_entropy.cuh.
 #pragma once
 #include "attention_bf16.cuh"
+#include "attention_entropy.cuh"
 #include "attention_plain.cuh"
 
-// What a layer's heads did, summed over the rows of one (batch row, head) each: sums[B*NH][2] = {M, f(M)}
-// over the queries with more than k keys.
-[[maybe_unused]] static __global__ void attention_mass_sums_kernel(float* sums, const float* mass, Reg reg,
+// What a layer's heads did, summed over the rows of one (batch row, head) each: sums[B*NH][2] = {M, f(M)},
+// for entropy {M, H}, over the queries with more than k keys.
+[[maybe_unused]] static __global__ void attention_mass_sums_kernel(float* sums, AttentionRows rows, Reg reg,
                                                                    int T, int topk) {
     __shared__ float scratch[2][32];
-    const float* row = mass + (size_t)blockIdx.x * T;
+    const size_t first = (size_t)blockIdx.x * T;
     float m = 0.0f, f = 0.0f;
     for (int i = topk + threadIdx.x; i < T; i += blockDim.x) {
-        m += row[i];
-        f += reg_value(reg, row[i]);
+        const float mass = rows.mass[first + i];
+        m += mass;
+        f += reg == Reg::entropy ? row_entropy(rows, first + i) : reg_value(reg, mass);
     }
     m = block_sum(m, scratch[0]);
     f = block_sum(f, scratch[1]);
@@ -110,7 +114,8 @@ size_t attention_backward_scratch(int B, int T, int num_heads, int hs) {
     return floats;
 }
 
-// dqkv [B,T,3C] is overwritten. dout, out [B,T,C]; rows as the forward saved them for the same topk.
+// dqkv [B,T,3C] is overwritten. dout, out [B,T,C]; rows as the forward saved them for the same topk, with
+// attention_mean_scores() where the regularizer is entropy.
 // weight: lambda / N of this layer, on the device, so that it may change under a recorded launch; null: no
 // regularizer, and kernels without its code. scratch: attention_backward_scratch floats, 16-byte aligned.
 template <class Float>
@@ -118,6 +123,7 @@ void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const F
                         const Float* qkv, AttentionRows rows, Reg reg, const float* weight, int B, int T,
                         int num_heads, int hs, int topk) {
     assert(B > 0 && T > 0 && (!weight || topk > 0) && B * num_heads <= 65535);
+    assert(!weight || reg != Reg::entropy || rows.mean_score);
     if constexpr (sizeof(Float) == 2)
         attention_backward_bf16(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
                                 topk);
@@ -126,10 +132,12 @@ void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const F
                                  topk);
 }
 
-// sums [B*NH][2], see attention_mass_sums_kernel; mass [B,NH,T].
-inline void attention_mass_sums(const Context& ctx, float* sums, const float* mass, Reg reg, int B, int T,
+// sums [B*NH][2], see attention_mass_sums_kernel; rows as the forward, and for entropy
+// attention_mean_scores(), left them.
+inline void attention_mass_sums(const Context& ctx, float* sums, AttentionRows rows, Reg reg, int B, int T,
                                 int num_heads, int topk) {
-    attention_mass_sums_kernel<<<B * num_heads, 64, 0, ctx.stream>>>(sums, mass, reg, T, topk);
+    assert(reg != Reg::entropy || rows.mean_score);
+    attention_mass_sums_kernel<<<B * num_heads, 64, 0, ctx.stream>>>(sums, rows, reg, T, topk);
     CUDA_CHECK(cudaGetLastError());
 }
 

@@ -424,7 +424,7 @@ __global__ void attention_select_bf16_kernel(AttentionRows rows, const __nv_bflo
 // What the backward needs of a row, in one 16-byte load.
 struct __align__(16) RowNumbers {
     float lse2;   // lse / ln 2
-    float delta;  // D + c M
+    float delta;  // D + c M; for entropy D + c E
     float theta;  // as the forward saved it
     float slope;  // c, 0 where the row is not regularized
 };
@@ -446,7 +446,10 @@ struct __align__(16) RowNumbers {
     for (int step = 4; step > 0; step /= 2) D += __shfl_xor_sync(0xffffffffu, D, step);
     if (lane != 0 || (int)(blockIdx.x * blockDim.x + threadIdx.x) / 8 != row) return;
     RowNumbers r = {rows.lse[row] * kLog2e, D, INFINITY, 0.0f};
-    if (weight && i + 1 > topk) {
+    if (weight && i + 1 > topk && reg == Reg::entropy) {
+        r.slope = -*weight;
+        r.delta += r.slope * rows.mean_score[row];
+    } else if (weight && i + 1 > topk) {
         r.slope = *weight * reg_slope(reg, rows.mass[row]);
         r.delta += r.slope * rows.mass[row];
         r.theta = rows.theta[row];
@@ -465,7 +468,7 @@ inline size_t attention_backward_flags(int B, int T, int num_heads, int queries)
 
 // One block: kBackwardKeys keys of one head, over the tiles of queries that see them. dq_sum [B*NH,T,HS] and
 // flags (zero) are scratch.
-template <int HS, bool TOPK>
+template <int HS, Pull PULL>
 __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
     attention_backward_bf16_kernel(__nv_bfloat16* dqkv, float* dq_sum, int* flags, const __nv_bfloat16* dout,
                                    const __nv_bfloat16* qkv, const RowNumbers* numbers, const float* tie,
@@ -566,8 +569,8 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
                     mma_m16n8k16_bf16(dp[2 * n + 1], v_fragment, b1);
                 }
             }
-            if (TOPK) {  // rows whose k-th score is tied are rare: only a tile that has one looks for the
-                         // keys
+            // Rows whose k-th score is tied are rare: only a tile that has one looks for the keys.
+            if (PULL == Pull::topk) {
                 bool ties = false;
                 for (int i = lane; i < QUERIES; i += 32)
                     ties |= first_query + i < T && tie[(size_t)bh * T + first_query + i] != 0.0f;
@@ -591,7 +594,8 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
                     const float score = kScaleFirst<HS> ? s[n][e] : s[n][e] * scale;
                     const float p = fast_exp2(fmaf(score, kLog2e, -r.lse2));
                     float gradient = dp[n][e] - r.delta;
-                    if (TOPK) gradient += score > r.theta ? r.slope : 0.0f;
+                    if (PULL == Pull::topk) gradient += score > r.theta ? r.slope : 0.0f;
+                    if (PULL == Pull::entropy) gradient = fmaf(r.slope, score, gradient);
                     s[n][e] = p;
                     dp[n][e] = p * gradient;
                 }
@@ -753,9 +757,12 @@ inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, flo
                              kBackwardWarps * 32, shared, dqkv, dq_sum, flags, dout, qkv,
                              (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads, hs);
         };
-        if (weight)
-            launch(attention_backward_bf16_kernel<HS, true>);
+        const Pull pull = pull_of(reg, weight);
+        if (pull == Pull::topk)
+            launch(attention_backward_bf16_kernel<HS, Pull::topk>);
+        else if (pull == Pull::entropy)
+            launch(attention_backward_bf16_kernel<HS, Pull::entropy>);
         else
-            launch(attention_backward_bf16_kernel<HS, false>);
+            launch(attention_backward_bf16_kernel<HS, Pull::none>);
     });
 }

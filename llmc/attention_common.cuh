@@ -13,7 +13,14 @@ struct AttentionRows {
     float* theta;
     float* mass;
     float* tie;
+    float* mean_score = nullptr;  // only where the regularizer is entropy: see attention_entropy.cuh
 };
+
+// What the regularizer adds to a score's gradient: nothing; c_i if the key is in the top k; c_i s_ij.
+enum class Pull { none, topk, entropy };
+inline Pull pull_of(Reg reg, bool regularized) {
+    return !regularized ? Pull::none : reg == Reg::entropy ? Pull::entropy : Pull::topk;
+}
 
 // Halfway between the k-th and the (k+1)-th largest score, kth > next: the result is in [next, kth).
 __device__ inline float threshold_between(float kth, float next) {

@@ -218,11 +218,11 @@ __global__ void attention_select_kernel(AttentionRows rows, const Float* qkv, in
     select_top(rows, row, s, n, topk);
 }
 
-// What the backward needs of a row: delta = D + c M, and c (0 where the row is not regularized). [B,NH,T]
-// each.
+// What the backward needs of a row: delta = D + c M, and c (0 where the row is not regularized); for entropy
+// delta = D + c E. [B,NH,T] each.
 template <class Float>
 __global__ void attention_delta_kernel(float* delta, float* slope, const Float* dout, const Float* out,
-                                       const float* mass, Reg reg, const float* weight, int T, int num_heads,
+                                       AttentionRows rows, Reg reg, const float* weight, int T, int num_heads,
                                        int hs, int topk, int num_rows) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= num_rows) return;
@@ -235,9 +235,16 @@ __global__ void attention_delta_kernel(float* delta, float* slope, const Float* 
     }
     float D = 0.0f;
     for (int k = 0; k < Pack<Float>::size; k++) D += sum[k];
-    const float c = weight && i + 1 > topk ? *weight * reg_slope(reg, mass[row]) : 0.0f;
+    const bool regularized = weight && i + 1 > topk;
+    if (reg == Reg::entropy) {
+        const float c = regularized ? -*weight : 0.0f;
+        slope[row] = c;
+        delta[row] = regularized ? D + c * rows.mean_score[row] : D;
+        return;
+    }
+    const float c = regularized ? *weight * reg_slope(reg, rows.mass[row]) : 0.0f;
     slope[row] = c;
-    delta[row] = c != 0.0f ? D + c * mass[row] : D;
+    delta[row] = c != 0.0f ? D + c * rows.mass[row] : D;
 }
 
 // The row's numbers as the two kernels below hold them in shared memory: [TILE] each.
@@ -245,7 +252,7 @@ template <int TILE>
 struct RowTile {
     float lse[TILE], theta[TILE], tie[TILE], delta[TILE], slope[TILE];
 
-    template <bool TOPK>
+    template <Pull PULL>
     __device__ void load(const AttentionRows& rows, const float* delta_, const float* slope_, size_t row,
                          int valid) {
         const int r = threadIdx.x;
@@ -253,23 +260,24 @@ struct RowTile {
         const bool in = r < valid;
         lse[r] = in ? rows.lse[row + r] : 0.0f;
         delta[r] = in ? delta_[row + r] : 0.0f;
-        if (!TOPK) return;
+        if (PULL == Pull::none) return;
         theta[r] = in ? rows.theta[row + r] : 0.0f;
         tie[r] = in ? rows.tie[row + r] : 0.0f;
         slope[r] = in ? slope_[row + r] : 0.0f;
     }
 
     // ds for one score s of row r, from its probability p and dp.
-    template <bool TOPK>
+    template <Pull PULL>
     __device__ float score_gradient(int r, float s, float p, float dp) const {
         float g = dp - delta[r];
-        if (TOPK) g += slope[r] * (s > theta[r] ? 1.0f : s == theta[r] ? tie[r] : 0.0f);
+        if (PULL == Pull::topk) g += slope[r] * (s > theta[r] ? 1.0f : s == theta[r] ? tie[r] : 0.0f);
+        if (PULL == Pull::entropy) g = fmaf(slope[r], s, g);
         return p * g;
     }
 };
 
 // dq. One block: TILE queries of one head, over the tiles of keys that they see.
-template <class Float, int HS, bool TOPK>
+template <class Float, int HS, Pull PULL>
 __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, const Float* qkv,
                                                 AttentionRows rows, const float* delta, const float* slope,
                                                 int T, int num_heads, int hs) {
@@ -295,7 +303,7 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
     load_tile_turned<Float, HS, TILE>(q_turned, q + first_query * stride, stride, T - first_query, hs);
     load_tile_turned<Float, HS, TILE>(do_turned, dout + ((size_t)b * T + first_query) * C + head * hs, C,
                                       T - first_query, hs);
-    tile.template load<TOPK>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
+    tile.template load<PULL>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
     float dq[R][D] = {};
 
     for (int first_key = 0; first_key <= first_query; first_key += TILE) {
@@ -312,7 +320,7 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
                 const float score = s[r][c] * scale;
                 const float p = visible ? __expf(score - tile.lse[r0 + r]) : 0.0f;
                 ds_turned[(c0 + c) * TILE + r0 + r] =
-                    tile.template score_gradient<TOPK>(r0 + r, score, p, dp[r][c]);
+                    tile.template score_gradient<PULL>(r0 + r, score, p, dp[r][c]);
             }
         __syncthreads();
         load_tile<Float, HS, TILE>(k_tile, k + first_key * stride, stride, T - first_key, hs);
@@ -329,7 +337,7 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
 }
 
 // dk and dv. One block: TILE keys of one head, over the tiles of queries that see them.
-template <class Float, int HS, bool TOPK>
+template <class Float, int HS, Pull PULL>
 __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, const Float* qkv,
                                               AttentionRows rows, const float* delta, const float* slope,
                                               int T, int num_heads, int hs) {
@@ -363,7 +371,7 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
         load_tile_turned<Float, HS, TILE>(q_tile, q + first_query * stride, stride, T - first_query, hs);
         load_tile_turned<Float, HS, TILE>(do_tile, dout_head + (size_t)first_query * C, C, T - first_query,
                                           hs);
-        tile.template load<TOPK>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
+        tile.template load<PULL>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
         __syncthreads();
         float s[R][Q] = {}, dp[R][Q] = {};  // [key][query]
         accumulate_tile(s, k_turned + r0, TILE, q_tile + c0, TILE, HS);
@@ -376,7 +384,7 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
                 const float prob = visible ? __expf(score - tile.lse[c0 + c]) : 0.0f;
                 p[(c0 + c) * TILE + r0 + r] = prob;
                 ds[(c0 + c) * TILE + r0 + r] =
-                    tile.template score_gradient<TOPK>(c0 + c, score, prob, dp[r][c]);
+                    tile.template score_gradient<PULL>(c0 + c, score, prob, dp[r][c]);
             }
         __syncthreads();
         load_tile<Float, HS, TILE>(q_tile, q + first_query * stride, stride, T - first_query, hs);
@@ -449,7 +457,7 @@ void attention_backward_plain(const Context& ctx, Float* dqkv, float* scratch, c
     const int num_rows = B * num_heads * T;
     float *delta = scratch, *slope = scratch + num_rows;
     attention_delta_kernel<<<ceil_div(num_rows, 128), 128, 0, ctx.stream>>>(
-        delta, slope, dout, out, rows.mass, reg, weight, T, num_heads, hs, topk, num_rows);
+        delta, slope, dout, out, rows, reg, weight, T, num_heads, hs, topk, num_rows);
     CUDA_CHECK(cudaGetLastError());
     with_head_size(hs, [&](auto size) {
         constexpr int HS = size;
@@ -460,11 +468,15 @@ void attention_backward_plain(const Context& ctx, Float* dqkv, float* scratch, c
             launch_attention(ctx, key_kernel, grid, kAttentionThreads, attention_shared<HS>(4, 2, 5), dqkv,
                              dout, qkv, rows, delta, slope, T, num_heads, hs);
         };
-        if (weight)
-            launch_both(attention_backward_query_kernel<Float, HS, true>,
-                        attention_backward_key_kernel<Float, HS, true>);
+        const Pull pull = pull_of(reg, weight);
+        if (pull == Pull::topk)
+            launch_both(attention_backward_query_kernel<Float, HS, Pull::topk>,
+                        attention_backward_key_kernel<Float, HS, Pull::topk>);
+        else if (pull == Pull::entropy)
+            launch_both(attention_backward_query_kernel<Float, HS, Pull::entropy>,
+                        attention_backward_key_kernel<Float, HS, Pull::entropy>);
         else
-            launch_both(attention_backward_query_kernel<Float, HS, false>,
-                        attention_backward_key_kernel<Float, HS, false>);
+            launch_both(attention_backward_query_kernel<Float, HS, Pull::none>,
+                        attention_backward_key_kernel<Float, HS, Pull::none>);
     });
 }

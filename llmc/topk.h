@@ -13,6 +13,9 @@
 // f depends on M alone, and M's gradient in the scores is p_ij ([j in S] - M), so with S held fixed
 //
 //   d(lambda R) / ds_ij = c_i p_ij ([j in S_i] - M_i),   c_i = lambda f'(M_i) / N,   N = rows averaged.
+//
+// A baseline beside them averages, over the same rows, the entropy H_i in the place of f(M_i); its
+// mathematics is in attention_entropy.cuh.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -27,12 +30,13 @@
 #define TOPK_HOST_DEVICE
 #endif
 
-enum class Reg { tail, kl };
+enum class Reg { tail, kl, entropy };
 
 inline const char* reg_name(Reg reg) {
-    return reg == Reg::tail ? "tail" : "kl";
+    return reg == Reg::tail ? "tail" : reg == Reg::kl ? "kl" : "entropy";
 }
 
+// f and f' of tail and kl.
 TOPK_HOST_DEVICE inline float reg_value(Reg reg, float mass) {
     return reg == Reg::tail ? 1.0f - mass : -logf(mass);
 }

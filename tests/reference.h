@@ -113,13 +113,6 @@ inline double gelu_slope(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
 }
 
-inline double reg_value(Reg reg, double mass) {
-    return reg == Reg::tail ? 1 - mass : -std::log(mass);
-}
-inline double reg_slope(Reg reg, double mass) {
-    return reg == Reg::tail ? -1 : -1 / mass;
-}
-
 // One attention row: its scores, its softmax, and how much each key belongs to the top k (1 or 0; keys that
 // tie for the last places share them).
 struct AttentionRow {
@@ -163,10 +156,25 @@ inline AttentionRow attention_row(const double* qkv, int i, int head, int C, int
     return row;
 }
 
+// What the regularizer says of a row: f(M), or its entropy.
+inline double reg_value(Reg reg, const AttentionRow& row) {
+    if (reg == Reg::tail) return 1 - row.mass;
+    if (reg == Reg::kl) return -std::log(row.mass);
+    double entropy = 0;
+    for (double p : row.p) entropy -= p > 0 ? p * std::log(p) : 0;
+    return entropy;
+}
+// Its derivative in p_j, all p being taken as independent: what softmax's backward then goes on from.
+inline double reg_slope(Reg reg, const AttentionRow& row, int j) {
+    if (reg == Reg::tail) return -row.member[j];
+    if (reg == Reg::kl) return -row.member[j] / row.mass;
+    return -(row.score[j] - row.lse) - 1;  // -(log p + 1), also where p underflows
+}
+
 struct Attention {
-    Vec out;                   // [B,T,C]
-    Vec lse, mass, kth, next;  // [B,NH,T]
-    double reg_sum = 0;        // sum of f(M) over the rows with n > k
+    Vec out;                            // [B,T,C]
+    Vec lse, mass, kth, next, entropy;  // [B,NH,T]
+    double reg_sum = 0;                 // sum of f(M), or of the entropy, over the rows with n > k
 };
 
 inline Attention attention_forward(const Vec& qkv, int B, int T, int NH, int hs, int k, Reg reg) {
@@ -186,7 +194,8 @@ inline Attention attention_forward(const Vec& qkv, int B, int T, int NH, int hs,
                 a.mass.push_back(row.mass);
                 a.kth.push_back(row.kth);
                 a.next.push_back(row.next);
-                if (k > 0 && i + 1 > k) a.reg_sum += ref::reg_value(reg, row.mass);
+                a.entropy.push_back(ref::reg_value(Reg::entropy, row));
+                if (k > 0 && i + 1 > k) a.reg_sum += ref::reg_value(reg, row);
             }
     return a;
 }
@@ -218,7 +227,7 @@ inline Vec attention_backward(const Vec& dout, const Vec& qkv, int B, int T, int
                     }
                     if (!stored_out) p_dp += row.p[j] * dp[j];
                     if (!regularized) continue;
-                    const double from_reg = weight * ref::reg_slope(reg, row.mass) * row.member[j];
+                    const double from_reg = weight * ref::reg_slope(reg, row, j);
                     dp[j] += from_reg;
                     p_dp += row.p[j] * from_reg;
                 }
@@ -258,7 +267,7 @@ inline Classifier classifier(const Vec& logits, const std::vector<int>& targets,
 
 // The whole model: losses and, where grads is given, the gradient of
 //   mean cross-entropy + (1 / rows) sum over layers of lambda[l] * (sum of f(M) over the layer's rows with n
-//   > k)
+//   > k), with --reg entropy that of their entropies
 // params and grads: num_parameters(config) doubles, laid out by the table of params.h.
 struct Loss {
     double ce = 0, reg = 0, total = 0;  // reg: R, every layer counted once

@@ -14,7 +14,9 @@ struct Shape {
 template <class Float>
 struct Run {
     std::vector<Float> out, dqkv;
-    std::vector<float> lse, theta, mass, tie;
+    std::vector<float> lse, theta, mass, tie, mean_score;
+
+    double entropy(size_t row) const { return (double)lse[row] - (double)mean_score[row]; }
 };
 
 template <class Float>
@@ -22,14 +24,15 @@ Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vec
                Reg reg, float weight) {
     const int C = s.NH * s.hs, rows = s.B * s.NH * s.T;
     DeviceArray<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
-    DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows);
+    DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), mean_score(rows);
     DeviceArray<float> scratch(attention_backward_scratch<Float>(s.B, s.T, s.NH, s.hs));
     DeviceArray<float> d_weight(std::vector<float>{weight});
-    const AttentionRows saved{lse, theta, mass, tie};
+    const AttentionRows saved{lse, theta, mass, tie, mean_score};
     attention_forward<Float>(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k);
+    if (reg == Reg::entropy) attention_mean_scores<Float>(ctx, saved, d_qkv, s.B, s.T, s.NH, s.hs);
     attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg,
                               weight != 0.0f ? (float*)d_weight : nullptr, s.B, s.T, s.NH, s.hs, s.k);
-    return {out.get(), dqkv.get(), lse.get(), theta.get(), mass.get(), tie.get()};
+    return {out.get(), dqkv.get(), lse.get(), theta.get(), mass.get(), tie.get(), mean_score.get()};
 }
 
 // The gradient's three parts separately: an error in dq must not hide behind a large dv.
@@ -53,6 +56,11 @@ void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, 
     const ref::Attention want = ref::attention_forward(to_double(qkv), s.B, s.T, s.NH, s.hs, s.k, reg);
     CHECK(relative_error(got.out, want.out) < tolerance<Float>());
     CHECK(relative_error(got.lse, want.lse) < tolerance<float>());
+    if (reg == Reg::entropy) {
+        std::vector<double> entropy;
+        for (size_t row = 0; row < got.lse.size(); row++) entropy.push_back(got.entropy(row));
+        CHECK(relative_error(entropy, want.entropy) < tolerance<float>());
+    }
     if (s.k > 0) {
         CHECK(relative_error(got.mass, want.mass) < tolerance<float>());
         for (size_t row = 0; row < got.theta.size(); row++) {
@@ -76,7 +84,7 @@ void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, 
     }
 }
 
-TEST_CASE_TEMPLATE("awkward sizes, both kinds of regularizer", Float, float, bf16) {
+TEST_CASE_TEMPLATE("awkward sizes, all kinds of regularizer", Float, float, bf16) {
     const Context ctx = make_context();
     const Shape shapes[] = {{1, 1, 1, 64, 1},    {1, 2, 1, 64, 1},    {2, 3, 2, 64, 2},
                             {1, 63, 2, 64, 8},   {1, 64, 1, 64, 8},   {2, 65, 2, 64, 8},
@@ -84,7 +92,7 @@ TEST_CASE_TEMPLATE("awkward sizes, both kinds of regularizer", Float, float, bf1
                             {1, 100, 2, 32, 16}, {1, 90, 2, 40, 5},   {1, 77, 1, 96, 8},
                             {1, 130, 2, 128, 8}, {1, 33, 1, 128, 33}, {1, 40, 1, 64, 1000}};
     for (const Shape& s : shapes)
-        for (Reg reg : {Reg::tail, Reg::kl}) {
+        for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
             // weight 0.5: as large as dout's part, so that neither hides the other
             const auto qkv = normal_values<Float>((size_t)s.B * s.T * 3 * s.NH * s.hs, 7);
             check_against_reference<Float>(ctx, qkv, s, reg, 0.5f);
@@ -96,6 +104,33 @@ TEST_CASE_TEMPLATE("without the regularizer, and without tracking", Float, float
     for (int k : {0, 8})
         check_against_reference<Float>(ctx, normal_values<Float>(100 * 3 * 128, 3), {1, 100, 2, 64, k},
                                        Reg::tail, 0.0f);
+}
+
+TEST_CASE("entropy: from one key that takes all to all scores equal, where its gradient is zero") {
+    const Context ctx = make_context();
+    const int T = 140, hs = 64;
+    const Shape s{1, T, 1, hs, 8};
+    for (float scale : {0.0f, 1e-3f, 3.0f, 30.0f}) {
+        CAPTURE(scale);
+        auto qkv = normal_values<float>(T * 3 * hs, 51);
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) qkv[t * 3 * hs + d] *= scale;
+        const auto got = run<float>(ctx, qkv, std::vector<float>(T * hs, 0.0f), s, Reg::entropy, 1.0f);
+        const auto want = ref::attention_forward(to_double(qkv), 1, T, 1, hs, 8, Reg::entropy);
+        // a score of size S carries a rounding error of about S 6e-8, and exp turns it into a relative one
+        const double largest = *std::max_element(want.lse.begin(), want.lse.end());
+        const double bound = tolerance<float>() * (1 + largest / 10);
+        for (int i = 0; i < T; i++) {
+            CHECK(std::fabs(got.entropy(i) - want.entropy[i]) < bound * (1 + want.entropy[i]));
+            if (scale == 0.0f) CHECK(got.mean_score[i] == 0.0f);
+        }
+        const auto want_d = ref::attention_backward(std::vector<double>(T * hs, 0.0), to_double(qkv), 1, T, 1,
+                                                    hs, 8, Reg::entropy, 1.0);
+        if (scale > 0.0f)
+            CHECK(relative_error(got.dqkv, want_d) < bound);
+        else  // each key's share of p (log p + H): zero but for rounding, against terms of about log(n) / n
+            CHECK(largest_error(got.dqkv, want_d) < 1e-5);
+    }
 }
 
 TEST_CASE_TEMPLATE("k beyond the list that a thread keeps: selected by a kernel of its own", Float, float,
@@ -362,13 +397,15 @@ TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
     const Context ctx = make_context();
     const int B = 2, T = 75, NH = 2, hs = 64, C = NH * hs, rows = B * NH * T;
     const auto qkv = normal_values<float>(B * T * 3 * C, 31);
-    DeviceArray<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows);
+    DeviceArray<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows),
+        mean_score(rows);
     for (int k : {1, 8, 80}) {
-        const AttentionRows saved{lse, theta, mass, tie};
+        const AttentionRows saved{lse, theta, mass, tie, mean_score};
         attention_forward<float>(ctx, out, saved, d_qkv, B, T, NH, hs, k);
-        for (Reg reg : {Reg::tail, Reg::kl}) {
+        attention_mean_scores<float>(ctx, saved, d_qkv, B, T, NH, hs);
+        for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
             DeviceArray<float> sums(B * NH * 2), sinks(B * NH * 4);
-            attention_mass_sums(ctx, sums, mass, reg, B, T, NH, k);
+            attention_mass_sums(ctx, sums, saved, reg, B, T, NH, k);
             attention_sink_sums<float>(ctx, sinks, saved, d_qkv, B, T, NH, hs, k);
             std::vector<double> want(B * NH * 2), want_sinks(B * NH * 4);
             for (int bh = 0; bh < B * NH; bh++)
@@ -378,7 +415,7 @@ TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
                     base = &qkv64[(size_t)(bh / NH) * T * 3 * C];
                     const auto row = ref::attention_row(base, i, bh % NH, C, hs, k);
                     want[bh * 2] += row.mass;
-                    want[bh * 2 + 1] += ref::reg_value(reg, row.mass);
+                    want[bh * 2 + 1] += ref::reg_value(reg, row);
                     want_sinks[bh * 4] += row.p[0];
                     want_sinks[bh * 4 + 1] += row.p[i];
                     want_sinks[bh * 4 + 2] += row.mass - row.member[0] * row.p[0];

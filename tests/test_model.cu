@@ -75,9 +75,9 @@ TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params);
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params, true, Reg::entropy);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
-    for (Reg reg : {Reg::tail, Reg::kl})
+    for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy})
         for (int k : {1, 4, 36, 37, 100}) {
             CAPTURE(k);
             const TrainConfig c = small_run(B, T, k, reg);
@@ -99,26 +99,29 @@ TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradient
     const Context ctx = make_context();
     const int B = 2, T = 33;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params);
+    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params, true, Reg::entropy);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 6);
-    const TrainConfig c = small_run(B, T, 5, Reg::kl);
-    const float lambda = 100.0f;
-    const auto with = gradients(ctx, model, batch, c, lambda),
-               without = gradients(ctx, model, batch, c, 0.0f);
-    std::vector<double> want_with, want_without;
-    ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, 5, Reg::kl, {50, 100, 200}, &want_with);
-    ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, 5, Reg::kl, {0, 0, 0}, &want_without);
-    for (const ParamTensor& p : gpt2_params(kSmall)) {
-        if (p.name.starts_with("ln_f") || p.name.starts_with("h.2.mlp") || p.name.starts_with("h.2.ln_2") ||
-            p.name.starts_with("h.2.attn.c_proj"))
-            continue;  // behind the last attention: R does not depend on them
-        CAPTURE(p.name);
-        std::vector<double> got, want;
-        for (size_t i = p.offset; i < p.offset + p.size(); i++) {
-            got.push_back((double)with[i] - (double)without[i]);
-            want.push_back(want_with[i] - want_without[i]);
+    for (Reg reg : {Reg::kl, Reg::entropy}) {
+        CAPTURE(reg_name(reg));
+        const TrainConfig c = small_run(B, T, 5, reg);
+        const float lambda = 100.0f;
+        const auto with = gradients(ctx, model, batch, c, lambda),
+                   without = gradients(ctx, model, batch, c, 0.0f);
+        std::vector<double> want_with, want_without;
+        ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, 5, reg, {50, 100, 200}, &want_with);
+        ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, 5, reg, {0, 0, 0}, &want_without);
+        for (const ParamTensor& p : gpt2_params(kSmall)) {
+            if (p.name.starts_with("ln_f") || p.name.starts_with("h.2.mlp") ||
+                p.name.starts_with("h.2.ln_2") || p.name.starts_with("h.2.attn.c_proj"))
+                continue;  // behind the last attention: R does not depend on them
+            CAPTURE(p.name);
+            std::vector<double> got, want;
+            for (size_t i = p.offset; i < p.offset + p.size(); i++) {
+                got.push_back((double)with[i] - (double)without[i]);
+                want.push_back(want_with[i] - want_without[i]);
+            }
+            CHECK(relative_error(got, want) < 1e-4);
         }
-        CHECK(relative_error(got, want) < 1e-4);
     }
     free_model(model);
 }
@@ -131,28 +134,32 @@ TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's co
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<bf16>(kSmall);
-    GPT2<bf16> model = create_model<bf16>(ctx, kSmall, B, T, 0, params);
+    GPT2<bf16> model = create_model<bf16>(ctx, kSmall, B, T, 0, params, true, Reg::entropy);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
-    const TrainConfig c = small_run(B, T, 4, Reg::kl);
-    StepStats stats;
-    const auto got = gradients(ctx, model, batch, c, 3.0f, 1.0f, true, &stats);
-    std::vector<double> want, moved_grads;
-    const auto reference = [&](const std::vector<double>& w, std::vector<double>& grads) {
-        return ref::gpt2(kSmall, w, batch.x, batch.y, B, T, 4, Reg::kl, {1.5, 3.0, 6.0}, &grads);
-    };
-    std::vector<double> moved = to_double(params);
-    const ref::Loss loss = reference(moved, want);
-    for (size_t i = 0; i < moved.size(); i++) moved[i] *= 1 + (2 * random_uniform(1, 2, i) - 1) / 512;
-    const ref::Loss moved_loss = reference(moved, moved_grads);
-    CHECK(std::fabs(stats.ce - loss.ce) < 4 * std::fabs(moved_loss.ce - loss.ce) + loss.ce / 256);
-    CHECK(std::fabs(stats.mass - loss.mass) < 4 * std::fabs(moved_loss.mass - loss.mass) + loss.mass / 256);
-    for (const ParamTensor& p : gpt2_params(kSmall)) {
-        CAPTURE(p.name);
-        const std::vector<double> w(want.begin() + p.offset, want.begin() + p.offset + p.size());
-        const std::vector<double> m(moved_grads.begin() + p.offset,
-                                    moved_grads.begin() + p.offset + p.size());
-        const std::vector<float> g(got.begin() + p.offset, got.begin() + p.offset + p.size());
-        CHECK(relative_error(g, w) < 4 * relative_error(m, w) + 1.0 / 256);
+    for (Reg reg : {Reg::kl, Reg::entropy}) {
+        CAPTURE(reg_name(reg));
+        const TrainConfig c = small_run(B, T, 4, reg);
+        StepStats stats;
+        const auto got = gradients(ctx, model, batch, c, 3.0f, 1.0f, true, &stats);
+        std::vector<double> want, moved_grads;
+        const auto reference = [&](const std::vector<double>& w, std::vector<double>& grads) {
+            return ref::gpt2(kSmall, w, batch.x, batch.y, B, T, 4, reg, {1.5, 3.0, 6.0}, &grads);
+        };
+        std::vector<double> moved = to_double(params);
+        const ref::Loss loss = reference(moved, want);
+        for (size_t i = 0; i < moved.size(); i++) moved[i] *= 1 + (2 * random_uniform(1, 2, i) - 1) / 512;
+        const ref::Loss moved_loss = reference(moved, moved_grads);
+        CHECK(std::fabs(stats.ce - loss.ce) < 4 * std::fabs(moved_loss.ce - loss.ce) + loss.ce / 256);
+        CHECK(std::fabs(stats.mass - loss.mass) <
+              4 * std::fabs(moved_loss.mass - loss.mass) + loss.mass / 256);
+        for (const ParamTensor& p : gpt2_params(kSmall)) {
+            CAPTURE(p.name);
+            const std::vector<double> w(want.begin() + p.offset, want.begin() + p.offset + p.size());
+            const std::vector<double> m(moved_grads.begin() + p.offset,
+                                        moved_grads.begin() + p.offset + p.size());
+            const std::vector<float> g(got.begin() + p.offset, got.begin() + p.offset + p.size());
+            CHECK(relative_error(g, w) < 4 * relative_error(m, w) + 1.0 / 256);
+        }
     }
     free_model(model);
 }
@@ -254,6 +261,26 @@ TEST_CASE("a recording that fails leaves the stream as it was, and what waits ca
         graph.run(ctx, clear);
         CHECK(graph.recorded());
         CHECK(x.get() == std::vector<float>(4, 0.0f));
+    }
+}
+
+TEST_CASE_TEMPLATE("entropy: recomputed layers and replayed micro-steps give the same bits", Float, float,
+                   bf16) {
+    const Context ctx = make_context();
+    const int B = 2, T = 40;
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 8);
+    const TrainConfig c = small_run(B, T, 6, Reg::entropy);
+    std::vector<float> first;
+    for (int recompute : {0, 2}) {
+        CAPTURE(recompute);
+        GPT2<Float> model =
+            create_model<Float>(ctx, kSmall, B, T, recompute, busy_params<Float>(kSmall), true, Reg::entropy);
+        for (int i = 0; i < 3; i++) {  // as written, recorded, replayed
+            const auto grads = gradients(ctx, model, batch, c, 1.0f);
+            if (first.empty()) first = grads;
+            CHECK(same_bits(grads, first));
+        }
+        free_model(model);
     }
 }
 
@@ -448,7 +475,12 @@ TEST_CASE("GPT-2 124M trains in bf16 with 64 x 1024 tokens a micro-step in less 
     const Context ctx = make_context();
     GPT2Config config;
     preset_config("d12", config);
-    CHECK(model_bytes<bf16>(ctx, config, 64, 1024, 0) < size_t{40'000'000'000});
+    const size_t bytes = model_bytes<bf16>(ctx, config, 64, 1024, 0);
+    CHECK(bytes < size_t{40'000'000'000});
+    // entropy's number a row has room only where it is the regularizer, and is a small part
+    const size_t with_entropy = model_bytes<bf16>(ctx, config, 64, 1024, 0, true, Reg::entropy);
+    CHECK(with_entropy > bytes);
+    CHECK((double)with_entropy < 1.005 * (double)bytes);
 }
 
 TEST_CASE("a model that cannot fit says how much it needs and what to lower") {

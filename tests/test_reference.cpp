@@ -101,10 +101,10 @@ TEST_CASE("classifier") {
         logits, c.dlogits);
 }
 
-TEST_CASE("attention with the regularizer, both kinds, several k") {
+TEST_CASE("attention with the regularizer, all kinds, several k") {
     const int B = 2, T = 9, NH = 2, hs = 4, C = NH * hs;
     const Vec qkv = normal(B * T * 3 * C, 1), dout = normal(B * T * C, 2);
-    for (Reg reg : {Reg::tail, Reg::kl})
+    for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy})
         for (int k : {1, 2, 5, 8, 9, 100})
             for (double weight : {0.0, 0.7}) {
                 CAPTURE(k);
@@ -150,7 +150,7 @@ TEST_CASE("the whole model, regularizer included") {
     std::vector<int> x(B * T), y(B * T);
     std::mt19937_64 rng(5);
     for (int i = 0; i < B * T; i++) x[i] = (int)(rng() % 13), y[i] = (int)(rng() % 13);
-    for (Reg reg : {Reg::tail, Reg::kl}) {
+    for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
         const Vec lambda = {0.5, 1.5};
         Vec grads;
         const auto loss = ref::gpt2(config, params, x, y, B, T, 3, reg, lambda, &grads);

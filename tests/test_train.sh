@@ -13,8 +13,9 @@ ok() { passed=$((passed + 1)); echo "ok    $1"; }
 bad() { failed=$((failed + 1)); echo "FAIL  $1"; [ -s "$work/log" ] && tail -n 20 "$work/log"; }
 check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
 run() { "$train" "$@" >"$work/log" 2>&1; }
-# The number that a key has in the last line of a metrics file that has that key.
+# The number that a key has in the first, the last line of a metrics file that has that key.
 updates_in() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null; true; }
+first() { grep -oE "\"$2\":[0-9][-0-9.e]*" "$1/metrics.jsonl" | head -n 1 | cut -d: -f2; }
 last() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -n 1 | cut -d: -f2; }
 less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
 
@@ -39,6 +40,10 @@ check "every line of the metrics is an object with the keys it should have" '
     [ "$(grep -c "^{\"step\":[0-9]*,\"loss\":[^,]*,\"ce\":[^,]*,\"reg\":[^,]*,\"mass\":[^,]*,\"lambda\":[^,]*,\"lr\":[^,]*,\"norm\":[^,]*,\"tok_s\":[^,]*,\"ms\":[^,]*}$" "$work/reg/metrics.jsonl")" = 150 ] &&
     [ "$(grep -c "^{\"step\":[0-9]*,\"val_ce\":[^,]*,\"val_mass\":[^,]*,\"val_mass_nosink\":[^,]*}$" "$work/reg/metrics.jsonl")" = 2 ] &&
     [ "$(wc -l <"$work/reg/metrics.jsonl")" = 153 ]'
+run "${quick[@]}" -x 40 -n 0 -l 0.3 --lambda-warmup 0 --reg entropy -o "$work/entropy"
+check "--reg entropy: a row's entropy falls, and its top-8 mass rises" '[ $? = 0 ] &&
+    less "$(last "$work/entropy" reg)" "$(first "$work/entropy" reg)" &&
+    less "$(first "$work/entropy" mass)" "$(last "$work/entropy" mass)"'
 run "${quick[@]}" -x 150 -n 0 -a -l 0.1 -b 1 -u 10 --lr 3e-3 -o "$work/overfit"
 check "-a: one batch is learned by heart" '[ $? = 0 ] && less "$(last "$work/overfit" ce)" 0.1'
 
@@ -87,7 +92,7 @@ check "-e takes a run folder" '[ $? = 0 ]'
 constrained=("${common[@]}" --lambda-warmup 0)
 run "${constrained[@]}" -l 0 -o "$work/limit" || bad "a plain run"
 lambdas() { grep -oE '"lambda":[0-9][0-9.e-]*' "$1/metrics.jsonl" | cut -d: -f2; }
-run "${constrained[@]}" -l 0.001 --target-loss "$work/limit:0.1" -o "$work/room"
+run "${constrained[@]}" -l 0.001 --target-loss "$work/limit:10" -o "$work/room"
 check "with room to spare, lambda rises by 1% an update, from the third on" '[ $? = 0 ] &&
     [ "$(lambdas "$work/room" | head -n 2 | sort -u)" = 0.001 ] &&
     lambdas "$work/room" | tail -n +2 | awk "NR > 1 && !(\$1 > last * 1.009 && \$1 < last * 1.0101) { exit 1 } { last = \$1 }"'
@@ -125,7 +130,7 @@ refuse "not 'x'" -bx 8
 refuse "needs a value" -b
 refuse "-l (--lambda)" -l -1
 refuse "-l (--lambda)" -l nan
-refuse "--reg takes tail or kl" --reg sum
+refuse "--reg takes tail, kl or entropy" --reg sum
 refuse "--lambda-warmup" "${quick[@]}" --lambda-warmup 700%
 refuse "--target-loss takes a plain run" --target-loss log/run1
 refuse "no/such" "${common[@]}" --target-loss no/such:0.1

@@ -195,7 +195,7 @@ readme: $(PROGRAMS:=cpu)
 	./train_gpt2cpu --help-markdown | dev/put_table README.md flags
 	./infer_gpt2cpu --help-markdown | dev/put_table README.md infer-flags
 
-FORMATTED = $(wildcard *.cu dev/*/*.cu llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
+FORMATTED = $(wildcard *.cu dev/*/*.cu dev/*/*.cuh dev/*/*.h llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
 format:
 	clang-format -i $(FORMATTED)
 format-check:

@@ -1100,6 +1100,11 @@ void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
 // ---------------------------------------------------------------------------------------------------------
 // generating text
 
+// All of a text, zero bytes included: they are tokens like others.
+void write_text(const std::string& text) {
+    fwrite(text.data(), 1, text.size(), stdout);
+}
+
 std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
     if (tokenizer) return tokenizer->decode(tokens);
     std::string text;
@@ -1170,10 +1175,10 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
             if (!stream) return;
             const std::string ready =
                 tokenizer ? text.push(tokenizer->decode({&token, 1})) : std::to_string(token) + " ";
-            fputs(ready.c_str(), stdout);
+            write_text(ready);
             fflush(stdout);
         });
-        if (stream) fputs((text.finish() + "\n").c_str(), stdout);
+        if (stream) write_text(text.finish() + "\n");
         return g;
     };
     const auto report = [&](const Generation& g, size_t sequences) {
@@ -1197,13 +1202,12 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
             prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide));
         const Generation g = run(prompts, false);
         for (size_t b = 0; b < lines.size(); b++)
-            printf("%s[%s]%s\n", b > 0 ? "\n" : "", lines[b].c_str(),
-                   tokens_text(tokenizer, g.made[b]).c_str());
+            write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(tokenizer, g.made[b]) + "\n");
         report(g, lines.size());
         return;
     }
     if (!c.interactive) {
-        fputs(c.prompt.c_str(), stdout);
+        write_text(c.prompt);
         report(run({prompt_tokens(tokenizer, c.prompt, config, c.slide)}, true), 1);
         return;
     }

@@ -452,7 +452,8 @@ __global__ void decode_pages_kernel(Float* out, DecodeStats* stats, const Float*
     o.clear();
     float max = -INFINITY, kept = 0.0f, certified = 1.0f;
     int read = 0;
-    for (; read < pages && certified > epsilon; read = min(read + kPagesPerRound, pages)) {
+    // One round at least: an output needs a key, even where epsilon is 1.
+    for (; read < pages && (read == 0 || certified > epsilon); read = min(read + kPagesPerRound, pages)) {
         score_round(read);
         float new_max = max;
         for (int j = 0; j < ROUND; j++) new_max = fmaxf(new_max, s[j]);

@@ -112,6 +112,12 @@ TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf
                 CHECK(relative_error(paged.out, dense.out) < tolerance<Float>());
                 CHECK(paged.stats[0].keys == (float)n);
                 CHECK(paged.stats[0].tau == 0.0f);
+                // epsilon 1: the two pages of the highest bounds, whatever they hold
+                const auto least = decode(ctx, cache, tokens, positions, {DecodeMode::pages, 0, 1.0f});
+                CHECK(least.stats[0].pages == (float)std::min(kPagesPerRound, ceil_div(n, kPageTokens)));
+                CHECK(least.stats[0].tau <= least.stats[0].certified);
+                if (n <= kPagesPerRound * kPageTokens)
+                    CHECK(relative_error(least.out, dense.out) < tolerance<Float>());
                 for (int k : {1, 8, 100, 5000}) {
                     CAPTURE(k);
                     const Rows cut = reference(tokens, s, positions, k);

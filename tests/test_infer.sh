@@ -53,6 +53,9 @@ printf 'int\nfloat x\n\nreturn\n' >"$work/prompts"
 run "${model[@]}" -f "$work/prompts" -n 20
 check "prompts from a file, side by side" '[ $? = 0 ] && grep -q "^\[int\]" "$work/out" && grep -q "^\[float x\]" "$work/out" &&
     grep -q "^\[return\]" "$work/out" && grep -q "^60 tokens" "$work/err"'
+printf 'a\0b\n' >"$work/zero"
+run "${model[@]}" -f "$work/zero" -n 20
+check "a zero byte is a byte of the text" '[ $? = 0 ] && head -c 5 "$work/out" | cmp -s - <(printf "[a\0b]") && [ "$(wc -c <"$work/out")" -gt 20 ]'
 printf 'int a\nint b\n\nint c\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$work/err"
 check "interactive: a line, and what the model makes of it" '[ $? = 0 ] && [ "$(grep -c "tokens/s" "$work/err")" = 3 ]'
 

@@ -15,6 +15,7 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <numeric>
@@ -88,17 +89,6 @@ struct InferConfig {
         return !eval.empty() || !lambada.empty() || !hellaswag.empty() || !report.empty() || probes;
     }
 };
-
-// The parts of a list with commas.
-std::vector<std::string> split_list(const std::string& text) {
-    std::vector<std::string> parts;
-    for (size_t at = 0; at <= text.size();) {
-        const size_t end = std::min(text.find(',', at), text.size());
-        parts.push_back(text.substr(at, end - at));
-        at = end + 1;
-    }
-    return parts;
-}
 
 constexpr const char* kCutNames[] = {"dense", "topk", "random", "recent", "first_recent"};
 
@@ -729,10 +719,12 @@ struct Bench {
 };
 
 // Losses of x, y [rows,T]; with `best`, the most likely token at each position too; with `kept`, the mean
-// over all rows with more than k keys of the mass that they keep.
+// over all rows with more than k keys of the mass that they keep. look(first, count) is called while
+// bench.a.logits holds the logits of these positions out of rows times T.
 template <class Float>
 std::vector<float> sequence_losses(const Bench<Float>& bench, const int* x, const int* y, int rows, int T,
-                                   SequenceAttention how, std::vector<int>* best, double* kept) {
+                                   SequenceAttention how, std::vector<int>* best, double* kept,
+                                   const std::function<void(int, int)>& look = nullptr) {
     const Context& ctx = bench.ctx;
     const Model<Float>& m = bench.m;
     const Acts<Float>& a = bench.a;
@@ -754,6 +746,7 @@ std::vector<float> sequence_losses(const Bench<Float>& bench, const int* x, cons
         const int count = std::min(a.logit_rows, n - first);
         matmul_forward<Float>(ctx, a.logits, a.normed + (size_t)first * C, m.params.wte, nullptr, count, C,
                               m.config.padded_vocab_size);
+        if (look) look(first, count);
         if (best) {
             sample_tokens(ctx, a.best, a.logits, (float*)nullptr, count, V, m.config.padded_vocab_size,
                           Sampling{.temperature = 0.0f}, a.zeros, a.zeros);
@@ -848,37 +841,65 @@ void print_cut_losses(const Windows& w, const std::vector<CutLoss>& all, const I
 template <class Float>
 std::vector<Result> score(const Bench<Float>& bench, const std::vector<Scored>& items, SequenceAttention how,
                           const std::string& what) {
-    // Sequences of about the same length go together; shorter ones are filled up behind their end, which no
+    // Answers of one token to the same question share all tokens before it: one text with several ends, whose
+    // probabilities are all in one row.
+    std::vector<std::vector<size_t>> texts;
+    const auto same_text = [](const Scored& a, const Scored& b) {
+        return a.tokens.size() == b.tokens.size() && a.first + 1 == (int)a.tokens.size() &&
+               a.first == b.first && std::equal(a.tokens.begin(), a.tokens.end() - 1, b.tokens.begin());
+    };
+    for (size_t i = 0; i < items.size(); i++) {
+        if (i == 0 || !same_text(items[i - 1], items[i])) texts.emplace_back();
+        texts.back().push_back(i);
+    }
+    // Texts of about the same length go together; shorter ones are filled up behind their end, which no
     // earlier row sees.
-    std::vector<size_t> order(items.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t i, size_t j) { return items[i].tokens.size() < items[j].tokens.size(); });
+    const auto length = [&](const std::vector<size_t>& text) { return items[text[0]].tokens.size() - 1; };
+    std::stable_sort(texts.begin(), texts.end(),
+                     [&](const auto& a, const auto& b) { return length(a) < length(b); });
     std::vector<Result> results(items.size());
-    for (size_t begin = 0; begin < order.size(); begin += bench.B) {
-        const int rows = (int)std::min<size_t>(bench.B, order.size() - begin);
-        const int T = (int)items[order[begin + rows - 1]].tokens.size() - 1;
+    const int V = bench.m.config.vocab_size, Vp = bench.m.config.padded_vocab_size;
+    for (size_t begin = 0; begin < texts.size(); begin += bench.B) {
+        const int rows = (int)std::min<size_t>(bench.B, texts.size() - begin);
+        const int T = (int)length(texts[begin + rows - 1]);
         std::vector<int> x((size_t)rows * T, 0), y((size_t)rows * T, 0), best;
         for (int r = 0; r < rows; r++) {
-            const auto& tokens = items[order[begin + r]].tokens;
+            const auto& tokens = items[texts[begin + r][0]].tokens;
             std::copy(tokens.begin(), tokens.end() - 1, x.begin() + (size_t)r * T);
             std::copy(tokens.begin() + 1, tokens.end(), y.begin() + (size_t)r * T);
         }
-        const std::vector<float> losses =
-            sequence_losses(bench, x.data(), y.data(), rows, T, how, &best, nullptr);
-        for (int r = 0; r < rows; r++) {
-            const Scored& item = items[order[begin + r]];
-            Result& result = results[order[begin + r]];
-            result = {0.0, true, 0};
-            for (size_t t = item.first - 1; t + 1 < item.tokens.size(); t++) {
-                const size_t at = (size_t)r * T + t;
-                const bool hit = best[at] == y[at];
-                result.sum_logp -= losses[at];
-                result.num_argmax += hit ? 1 : 0;
-                result.all_argmax = result.all_argmax && hit;
+        const auto score_ends = [&](int first, int count) {
+            for (int r = 0; r < rows; r++) {
+                const std::vector<size_t>& text = texts[begin + r];
+                const int at = r * T + (int)length(text) - 1;
+                if (text.size() == 1 || at < first || at >= first + count) continue;
+                const std::vector<Float> row =
+                    to_host(bench.ctx, bench.a.logits + (size_t)(at - first) * Vp, V);
+                const std::vector<double> logits(row.begin(), row.end());
+                const double most = *std::max_element(logits.begin(), logits.end());
+                double sum = 0;
+                for (const double logit : logits) sum += std::exp(logit - most);
+                for (const size_t i : text)
+                    results[i].sum_logp = logits[items[i].tokens.back()] - most - std::log(sum);
             }
-        }
-        say_progress(what, (int64_t)(begin + rows), (int64_t)order.size());
+        };
+        const std::vector<float> losses =
+            sequence_losses(bench, x.data(), y.data(), rows, T, how, &best, nullptr, score_ends);
+        for (int r = 0; r < rows; r++)
+            for (const size_t i : texts[begin + r]) {
+                const std::vector<uint16_t>& tokens = items[i].tokens;
+                const bool alone = texts[begin + r].size() == 1;
+                Result& result = results[i];
+                result = {alone ? 0.0 : result.sum_logp, true, 0};
+                for (size_t t = items[i].first - 1; t + 1 < tokens.size(); t++) {
+                    const size_t at = (size_t)r * T + t;
+                    const bool hit = best[at] == tokens[t + 1];
+                    if (alone) result.sum_logp -= losses[at];
+                    result.num_argmax += hit ? 1 : 0;
+                    result.all_argmax = result.all_argmax && hit;
+                }
+            }
+        say_progress(what, (int64_t)(begin + rows), (int64_t)texts.size());
     }
     return results;
 }

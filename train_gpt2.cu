@@ -26,6 +26,7 @@
 #include "llmc/device_memory.cuh"
 #include "llmc/encoder.cuh"
 #include "llmc/flags.h"
+#include "llmc/fp8.cuh"
 #include "llmc/gelu.cuh"
 #include "llmc/grad_norm.cuh"
 #include "llmc/graph.h"
@@ -174,10 +175,10 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& v) {
              c.device = (Device)parse_choice("--device", v, {"auto", "cpu", "cuda"});
          }},
-        {0, "precision", "auto|bf16|fp32", "auto",
-         "auto is bf16 on a GPU (sums, moments and master weights in fp32), fp32 on a CPU",
+        {0, "precision", "auto|bf16|fp32|fp8", "auto",
+         "auto is bf16 on a GPU (sums, moments and master weights in fp32), fp32 on a CPU; fp8 is bf16 with the layers' matrix products in 8 bits",
          [&c](auto& v) {
-             c.precision = (Precision)parse_choice("--precision", v, {"auto", "bf16", "fp32"});
+             c.precision = (Precision)parse_choice("--precision", v, {"auto", "bf16", "fp32", "fp8"});
          }},
         {0, "debug-state", "FILE", "",
          "write the first micro-step's tensors and gradients as safetensors, then exit",
@@ -279,6 +280,7 @@ struct Acts {
     Float* dresidual;    // [B,T,C]
     Float* dbranch;      // [B,T,C] of a layernorm's or the attention's output
     Float* dqkv;         // [B,T,3C]
+    Fp8Buffers fp8;      // the operands of a product in 8 bits; empty unless asked for
     Float* dfch;         // [B,T,4C]
     float* att_scratch;  // where dfch is: by the time of the attention's backward it has been used up
     float* scratch;      // column sums, the sums of frequent tokens, the gradient norm's parts
@@ -288,7 +290,7 @@ struct Acts {
 
 template <class Float>
 Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& config, int B, int T,
-                         int recompute, Reg reg) {
+                         int recompute, Reg reg, bool fp8) {
     const size_t BT = (size_t)B * T, C = config.channels, rows = BT * config.num_heads;
     const size_t BNH = (size_t)B * config.num_heads, L = config.num_layers;
     Acts<Float> a;
@@ -340,6 +342,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.scratch =
         arena.take<float>(std::max({column_sum_scratch(ctx, 4 * C), encoder_backward_scratch((int)BT, (int)C),
                                     (size_t)kGradNormBlocks}));
+    if (fp8) a.fp8 = lay_out_fp8(arena, BT, C);
     a.stats = arena.take<StepStats>(1);
     a.tensor_begin = arena.take<size_t>(gpt2_params(config).size() + 1);
     return a;
@@ -389,6 +392,7 @@ struct GPT2 {
     int recompute = 0;
     bool optimizer = true;  // false: no moments, for --debug-state
     Reg reg = Reg::tail;    // entropy: attention's rows have room for their mean scores
+    bool fp8 = false;       // the layers' products in 8 bits
     size_t num_params = 0;
     void* memory = nullptr;  // everything below lies in this one allocation
     Params<Float> params = {};
@@ -416,15 +420,21 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
         model.v = arena.take<float>(model.num_params);
         model.decay_bits = arena.take<uint32_t>(ceil_div(model.num_params, size_t{256}));
     }
-    model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute, model.reg);
+    model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute, model.reg,
+                                     model.fp8);
 }
 
 // Bytes that a model and its training take.
 template <class Float>
 size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                   bool optimizer = true, Reg reg = Reg::tail) {
-    GPT2<Float> model{
-        .config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer, .reg = reg};
+                   bool optimizer = true, Reg reg = Reg::tail, bool fp8 = false) {
+    GPT2<Float> model{.config = config,
+                      .B = B,
+                      .T = T,
+                      .recompute = recompute,
+                      .optimizer = optimizer,
+                      .reg = reg,
+                      .fp8 = fp8};
     Arena arena;
     lay_out_model(model, arena, ctx);
     return arena.used;
@@ -443,10 +453,16 @@ void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
 
 template <class Float>
 GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                         std::vector<float> host_params, bool optimizer = true, Reg reg = Reg::tail) {
-    GPT2<Float> model{
-        .config = config, .B = B, .T = T, .recompute = recompute, .optimizer = optimizer, .reg = reg};
-    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer, reg);
+                         std::vector<float> host_params, bool optimizer = true, Reg reg = Reg::tail,
+                         bool fp8 = false) {
+    GPT2<Float> model{.config = config,
+                      .B = B,
+                      .T = T,
+                      .recompute = recompute,
+                      .optimizer = optimizer,
+                      .reg = reg,
+                      .fp8 = fp8};
+    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer, reg, fp8);
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     if (bytes > free_bytes || cudaMalloc(&model.memory, bytes) != cudaSuccess)
@@ -511,16 +527,17 @@ void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Fl
                    int topk) {
     const LayerParams<Float>& p = model.params.layers[l];
     const LayerActs<Float>& a = model.acts.layers[l];
+    const Fp8Buffers& fp8 = model.acts.fp8;
     Float* branch = model.acts.branch;
     const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
 
-    matmul_forward(ctx, a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
+    linear_forward(ctx, fp8, a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
     attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, hs, topk);
-    matmul_forward(ctx, branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
+    linear_forward(ctx, fp8, branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
     layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, branch, p.ln2_w,
                              p.ln2_b, BT, C);
-    matmul_gelu_forward(ctx, a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
-    matmul_forward(ctx, branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
+    linear_gelu_forward(ctx, fp8, a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
+    linear_forward(ctx, fp8, branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
 }
 
 // The residual stream that layer l reads: [B,T,C].
@@ -588,17 +605,17 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
 
     // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
     // MLP
-    matmul_gelu_backward(ctx, s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual, a.fch_gelu, a.fch,
-                         p.fcproj_w, BT, 4 * C, C);
-    matmul_backward(ctx, s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C, 4 * C);
+    linear_gelu_backward(ctx, s.fp8, s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual, a.fch_gelu,
+                         a.fch, p.fcproj_w, BT, 4 * C, C);
+    linear_backward(ctx, s.fp8, s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C, 4 * C);
     layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, s.scratch, s.dbranch, a.residual_mid, p.ln2_w,
                        a.ln2_mean, a.ln2_rstd, BT, C);
     // mid = inp + attproj(attention(qkv(ln1(inp))))
-    matmul_backward(ctx, s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual, a.att, p.attproj_w, BT,
-                    C, C);
+    linear_backward(ctx, s.fp8, s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual, a.att,
+                    p.attproj_w, BT, C, C);
     attention_backward(ctx, s.dqkv, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight, B, T, NH,
                        hs, topk);
-    matmul_backward(ctx, s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w, BT, C, 3 * C);
+    linear_backward(ctx, s.fp8, s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w, BT, C, 3 * C);
     layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, s.scratch, s.dbranch, inp, p.ln1_w, a.ln1_mean,
                        a.ln1_rstd, BT, C);
 }
@@ -944,11 +961,8 @@ std::string default_run_folder(bool resume) {
 // Factors on lambda: one for all layers, or one for each.
 std::vector<float> parse_layer_lambda(const std::string& text, int num_layers) {
     std::vector<float> factors;
-    for (size_t at = 0; at <= text.size();) {
-        const size_t end = std::min(text.find(',', at), text.size());
-        factors.push_back(parse_float("--lambda-layers", text.substr(at, end - at), 0, 1e6));
-        at = end + 1;
-    }
+    for (const std::string& factor : split_list(text))
+        factors.push_back(parse_float("--lambda-layers", factor, 0, 1e6));
     if (factors.size() == 1) factors.resize(num_layers, factors[0]);
     if ((int)factors.size() != num_layers)
         fail(
@@ -1023,8 +1037,8 @@ int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     for (int B = 64; B > 1; B /= 2)
         if (c.tokens_per_update % ((int64_t)B * c.T) == 0 &&
-            (double)model_bytes<Float>(ctx, config, B, c.T, c.recompute, true, c.reg) <
-                0.9 * (double)free_bytes)
+            (double)model_bytes<Float>(ctx, config, B, c.T, c.recompute, true, c.reg,
+                                       c.precision == Precision::fp8) < 0.9 * (double)free_bytes)
             return B;
     return 1;
 }
@@ -1048,6 +1062,14 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     if (c.tokens_per_update % micro)
         fail("-d (--tokens-per-update) is %lld, which is not a multiple of -b times -t (%d * %d = %lld)",
              (long long)c.tokens_per_update, c.B, c.T, (long long)micro);
+    if (c.precision == Precision::fp8) {
+        if (!ctx.has_fp8)
+            fail("--precision fp8 needs a GPU of compute capability 8.9 or newer, and %s is older: use bf16",
+                 ctx.device_name.c_str());
+        if (micro % kFp8Multiple || config.channels % kFp8Multiple)
+            fail("--precision fp8 needs -b times -t (%lld) and the channels (%d) to be multiples of %d",
+                 (long long)micro, config.channels, kFp8Multiple);
+    }
     if (c.updates < 0) c.updates = kOnCpu ? 1000 : 500;
     if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
     c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
@@ -1111,7 +1133,7 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
 template <class Float>
 void train(TrainConfig c) {
     const Context ctx = make_context();
-    const char* precision = sizeof(Float) == 2 ? "bf16" : "fp32";
+    const char* precision = c.precision == Precision::fp8 ? "fp8" : sizeof(Float) == 2 ? "bf16" : "fp32";
 
     // model and data
     Start start = find_start(c);
@@ -1140,7 +1162,7 @@ void train(TrainConfig c) {
     }
     GPT2<Float> model =
         create_model<Float>(ctx, config, c.B, c.T, c.recompute, first_params(start, config, c.seed),
-                            c.debug_state.empty(), c.reg);
+                            c.debug_state.empty(), c.reg, c.precision == Precision::fp8);
 
     if (!c.debug_state.empty()) {
         write_first_step(ctx, model, train_data, c);
@@ -1155,15 +1177,17 @@ void train(TrainConfig c) {
     auto settings = run_settings(c, config, train_data, precision);
     std::unique_ptr<TargetLoss> target;
     if (!c.target_loss.path.empty()) {
-        target = std::make_unique<TargetLoss>(
-            read_plain_losses(c.target_loss.path, c.from, settings, c.updates), c.target_loss.margin);
+        target =
+            std::make_unique<TargetLoss>(read_plain_losses(c.target_loss.path, c.from, settings, c.updates),
+                                         c.target_loss.margin, c.lambda_warmup_updates);
         settings["target-loss"] = target->setting();
     }
     const std::string checkpoint = open_run_folder(c.out, c.resume);
     int64_t step = 0;
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
     c.resume = !checkpoint.empty();
-    const size_t bytes = model_bytes<Float>(ctx, config, c.B, c.T, c.recompute, true, c.reg);
+    const size_t bytes =
+        model_bytes<Float>(ctx, config, c.B, c.T, c.recompute, true, c.reg, c.precision == Precision::fp8);
     const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision);
     fputs(settings_table(rows).c_str(), stdout);
     nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};

@@ -44,6 +44,7 @@ struct Context {
     std::string device_name;
     int num_sms = 1;        // multiprocessors; on the CPU backend, OS threads
     size_t max_shared = 0;  // bytes of shared memory that one block may ask for
+    bool has_fp8 = false;   // can it multiply 8-bit floats?
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
     int row_lanes = 32;
@@ -57,6 +58,7 @@ inline Context make_context(int device = 0) {
     ctx.device_name = prop.name;
     ctx.num_sms = prop.multiProcessorCount;
     ctx.max_shared = prop.sharedMemPerBlockOptin;
+    ctx.has_fp8 = kOnCpu || prop.major * 10 + prop.minor >= 89;
     ctx.row_lanes = kOnCpu ? 1 : 32;
     if (!kOnCpu && prop.major < 8)
         fail("%s has compute capability %d.%d, this program needs 8.0 or newer: use --device cpu", prop.name,

@@ -24,6 +24,7 @@
 
 #include "error.h"
 #include "files.h"
+#include "flags.h"
 
 inline constexpr int kShardMagic = 20240520;
 inline constexpr int kShardVersion = 1;
@@ -183,10 +184,7 @@ class Permutation {
 // The files that a comma list of globs names: sorted, each once. Every glob must match something.
 inline std::vector<std::string> find_shards(const std::string& pattern) {
     std::vector<std::string> files;
-    for (size_t at = 0; at <= pattern.size();) {
-        const size_t comma = std::min(pattern.find(',', at), pattern.size());
-        const std::string one = pattern.substr(at, comma - at);
-        at = comma + 1;
+    for (const std::string& one : split_list(pattern)) {
         glob_t found = {};
         const int rc = glob(one.c_str(), GLOB_TILDE | GLOB_NOMAGIC, nullptr, &found);
         for (size_t i = 0; rc == 0 && i < found.gl_pathc; i++) files.emplace_back(found.gl_pathv[i]);

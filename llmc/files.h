@@ -12,8 +12,10 @@
 
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "error.h"
 
@@ -147,31 +149,41 @@ inline void sync_folder(const std::string& path) {
     if (error) fail("cannot write the folder %s to the disk: %s", path.c_str(), strerror(error));
 }
 
-// A small JSON file whose root is an object. The limits keep a hostile file from taking memory or stack that
-// is out of proportion.
-inline nlohmann::json read_json_object(const std::string& path) {
-    constexpr size_t max_bytes = 4 << 20;
+// Is asked for each value, key, and begin and end of an array or object that is parsed; false drops it.
+using JsonLook = std::function<bool(int depth, nlohmann::json::parse_event_t, const nlohmann::json&)>;
+
+// The object that `text` is, `where` being the file's name (and the line's number) for errors. The limit on
+// nesting keeps a hostile file from taking stack that is out of proportion.
+inline nlohmann::json parse_json_object(const std::string& where, std::string_view text,
+                                        const JsonLook& look = nullptr) {
     constexpr int max_depth = 64;
-    MappedFile file(path);
-    if (file.size() > max_bytes)
-        fail("%s is too large to be a JSON file of ours (%zu bytes)", path.c_str(), file.size());
-    const char* text = reinterpret_cast<const char*>(file.data());
     // The parser would take a zero byte for the end, and not look at what follows.
-    if (text && memchr(text, 0, file.size())) fail("%s is not valid JSON (it has a zero byte)", path.c_str());
+    if (text.find('\0') != text.npos) fail("%s is not valid JSON (it has a zero byte)", where.c_str());
     nlohmann::json root;
     try {
         root = nlohmann::json::parse(
-            text, text + file.size(), [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
-                if (depth > max_depth) fail("%s is nested more than %d levels deep", path.c_str(), max_depth);
-                return true;
+            text.data(), text.data() + text.size(),
+            [&](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& parsed) {
+                if (depth > max_depth)
+                    fail("%s is nested more than %d levels deep", where.c_str(), max_depth);
+                return !look || look(depth, event, parsed);
             });
     } catch (const nlohmann::json::parse_error& e) {
-        fail("%s is not valid JSON (at byte %zu)", path.c_str(), e.byte);
+        fail("%s is not valid JSON (at byte %zu)", where.c_str(), e.byte);
     } catch (const nlohmann::json::exception&) {
-        fail("%s is not valid JSON (a number is out of range)", path.c_str());
+        fail("%s is not valid JSON (a number is out of range)", where.c_str());
     }
-    if (!root.is_object()) fail("%s must hold a JSON object", path.c_str());
+    if (!root.is_object()) fail("%s must hold a JSON object", where.c_str());
     return root;
+}
+
+// A small JSON file whose root is an object.
+inline nlohmann::json read_json_object(const std::string& path) {
+    constexpr size_t max_bytes = 4 << 20;
+    const MappedFile file(path);
+    if (file.size() > max_bytes)
+        fail("%s is too large to be a JSON file of ours (%zu bytes)", path.c_str(), file.size());
+    return parse_json_object(path, {reinterpret_cast<const char*>(file.data()), file.size()});
 }
 
 // JSON as text. A string that is not UTF-8 (a path may be anything) gets U+FFFD in its place, for the library

@@ -5,6 +5,7 @@
 #pragma once
 #include <getopt.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
@@ -58,6 +59,17 @@ inline int parse_choice(const std::string& flag, const std::string& text,
         all += (i == 0 ? "" : i + 1 == choices.size() ? " or " : ", ") + choices[i];
     }
     fail("%s takes %s, not '%s'", flag.c_str(), all.c_str(), text.c_str());
+}
+
+// The parts of a list with commas; an empty text has one, which is empty.
+inline std::vector<std::string> split_list(const std::string& text) {
+    std::vector<std::string> parts;
+    for (size_t at = 0; at <= text.size();) {
+        const size_t end = std::min(text.find(',', at), text.size());
+        parts.push_back(text.substr(at, end - at));
+        at = end + 1;
+    }
+    return parts;
 }
 
 // Sets everything that argv names, in order. Throws Error on anything that is not in the table.

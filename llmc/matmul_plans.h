@@ -52,6 +52,7 @@ struct Operands {
     const void* bias = nullptr;  // [m], or the place for a bias gradient, [n]; of D's type
     void* aux = nullptr;         // GELU's argument, like D
     float* dbias = nullptr;      // [n]: what the caller adds a bias gradient to; restored after timing
+    const float *a_scale = nullptr, *b_scale = nullptr;  // what FP8 operands are multiplied by
 };
 
 // Which of the two pointers an epilogue uses.
@@ -63,13 +64,23 @@ inline bool has_aux(cublasLtEpilogue_t epilogue) {
     return epilogue & kAux;
 }
 
+// Both operands are, or neither.
+inline bool is_fp8(const Product& p) {
+    return p.a_type == CUDA_R_8F_E4M3 || p.a_type == CUDA_R_8F_E5M2;
+}
+
+// Of a result.
 inline size_t element_bytes(cudaDataType_t type) {
     return type == CUDA_R_32F ? 4 : 2;
 }
 
 inline std::string describe(const Product& p) {
     const auto type = [](cudaDataType_t t) {
-        return t == CUDA_R_32F ? "fp32" : t == CUDA_R_16BF ? "bf16" : "?";
+        return t == CUDA_R_32F       ? "fp32"
+               : t == CUDA_R_16BF    ? "bf16"
+               : t == CUDA_R_8F_E4M3 ? "e4m3"
+               : t == CUDA_R_8F_E5M2 ? "e5m2"
+                                     : "?";
     };
     std::string text =
         format("%s %s %c%c %dx%dx%d to %s", type(p.a_type), type(p.b_type), p.op_a == CUBLAS_OP_T ? 'T' : 'N',
@@ -271,6 +282,12 @@ inline cublasStatus_t launch_product(const Context& ctx, MatmulPlan& plan,
                                                 sizeof o.bias));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
                                                 &o.aux, sizeof o.aux));
+    if (is_fp8(p)) {
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+                                                    &o.a_scale, sizeof o.a_scale));
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
+                                                    &o.b_scale, sizeof o.b_scale));
+    }
     const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
     return cublasLtMatmul(ctx.cublaslt, &plan.operation, &alpha, o.a, &plan.a, o.b, &plan.b, &beta, o.d,
                           &plan.d, o.d, &plan.d, &algorithm, ctx.matmul_workspace, ctx.matmul_workspace_bytes,

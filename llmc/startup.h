@@ -19,11 +19,12 @@
 // device
 
 enum class Device { automatic, cpu, cuda };
-enum class Precision { automatic, bf16, fp32 };
+enum class Precision { automatic, bf16, fp32, fp8 };
 
-// bf16 where the hardware has it.
+// bf16 where the hardware has it; it is also what FP8 products come from and go to.
 inline bool wants_bf16(Precision precision) {
-    return precision == Precision::bf16 || (precision == Precision::automatic && !kOnCpu);
+    return precision == Precision::bf16 || precision == Precision::fp8 ||
+           (precision == Precision::automatic && !kOnCpu);
 }
 
 // This program's file; data/ and the CPU program are beside it, wherever it is called from.
@@ -108,7 +109,8 @@ inline std::string vocabulary_folder(const WeightFiles* weights) {
 }
 
 // What turns text into tokens and back; nullptr where no vocabulary is known, after saying why to `say`. A
-// vocabulary that lies beside the weights must be theirs.
+// vocabulary that lies beside the weights must be theirs; one of another kind than GPT-2's is left alone, and
+// that is said, too.
 inline std::unique_ptr<Tokenizer> find_tokenizer(const WeightFiles* weights, int vocab_size,
                                                  FILE* say = stdout) {
     const std::string folder = vocabulary_folder(weights);
@@ -120,6 +122,10 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const WeightFiles* weights, int
             "the weights in %s have a vocabulary of %d tokens, and the vocabulary beside them is another: %s",
             weights->path.c_str(), vocab_size, e.what());
     }
+    if (weights)
+        if (const std::string why = foreign_tokenizer(weights->folder); !why.empty())
+            fprintf(say, "%s/tokenizer.json is not used: it is not of GPT-2's kind (%s)\n",
+                    weights->folder.c_str(), why.c_str());
     try {
         return std::make_unique<Tokenizer>(Tokenizer::for_vocab(vocab_size, folder));
     } catch (const Error& e) {

@@ -46,7 +46,6 @@ namespace tasks {
 
 inline constexpr size_t kMaxFileBytes = 64u << 20;  // HellaSwag's validation set has 12 MB
 inline constexpr size_t kMaxLineBytes = 1u << 20;
-inline constexpr int kMaxDepth = 64;  // of the nesting of JSON
 
 // ---------------------------------------------------------------------------------------------------------
 // Files of one JSON object a line
@@ -55,23 +54,9 @@ class JsonLine {
   public:
     JsonLine(const std::string& path, int number, std::string_view text) : path_(path), number_(number) {
         if (text.size() > kMaxLineBytes) bad("has %zu bytes; %zu is the limit", text.size(), kMaxLineBytes);
-        // The parser would take a zero byte for the end, and not look at what follows.
-        if (text.find('\0') != std::string_view::npos) bad("is not valid JSON (it has a zero byte)");
         const size_t valid = bpe::valid_prefix(text);
         if (valid < text.size()) bad("is not valid UTF-8 (at byte %zu)", valid + 1);
-        try {
-            root_ = nlohmann::json::parse(text.begin(), text.end(),
-                                          [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
-                                              if (depth > kMaxDepth)
-                                                  bad("is nested more than %d levels deep", kMaxDepth);
-                                              return true;
-                                          });
-        } catch (const nlohmann::json::parse_error& e) {
-            bad("is not valid JSON (at byte %zu)", e.byte);
-        } catch (const nlohmann::json::exception&) {
-            bad("is not valid JSON (a number is out of range)");
-        }
-        if (!root_.is_object()) bad("is not a JSON object");
+        root_ = parse_json_object(format("%s:%d", path.c_str(), number), text);
     }
 
     // Throws Error: "FILE:LINE " and what is wrong.

@@ -101,12 +101,9 @@ class WordsReader : public nlohmann::json_sax<nlohmann::json> {
 inline nlohmann::json read_tokenizer_json(const std::string& path) {
     using Event = nlohmann::json::parse_event_t;
     const std::string text = read_text_file(path, kMaxTokenizerBytes);
-    // The parser would take a zero byte for the end, and not look at what follows.
-    if (text.find('\0') != std::string::npos) fail("%s is not valid JSON (it has a zero byte)", path.c_str());
     static const std::set<std::string> wanted = {"added_tokens", "normalizer", "pre_tokenizer", "model"};
     std::vector<std::unordered_set<std::string>> keys;  // by depth, of the objects that are open
-    const auto look = [&](int depth, Event event, const nlohmann::json& parsed) {
-        if (depth > 16) fail("%s is nested more than 16 levels deep", path.c_str());
+    return parse_json_object(path, text, [&](int depth, Event event, const nlohmann::json& parsed) {
         const auto level = static_cast<size_t>(depth);
         if (event == Event::object_start) {
             keys.resize(std::max(keys.size(), level + 1));
@@ -117,17 +114,7 @@ inline nlohmann::json read_tokenizer_json(const std::string& path) {
         if (!keys[level - 1].insert(key).second)
             fail("%s has \"%s\" twice in one object", path.c_str(), printable(key).c_str());
         return depth > 1 || wanted.contains(key);
-    };
-    nlohmann::json root;
-    try {
-        root = nlohmann::json::parse(text, look);
-    } catch (const nlohmann::json::parse_error& e) {
-        fail("%s is not valid JSON (at byte %zu)", path.c_str(), e.byte);
-    } catch (const nlohmann::json::exception&) {
-        fail("%s is not valid JSON (a number is out of range)", path.c_str());
-    }
-    if (!root.is_object()) fail("%s must hold a JSON object", path.c_str());
-    return root;
+    });
 }
 
 // The lines of vocab.bpe but the first, "#version: 0.2", which may be missing.
@@ -258,6 +245,13 @@ inline std::map<uint32_t, std::string> read_added_tokens(const std::string& fold
 
 }  // namespace vocabulary_detail
 
+// Why the tokenizer.json in a folder does not make GPT-2's tokens; "" if it does, or is not there.
+inline std::string foreign_tokenizer(const std::string& folder) {
+    using namespace vocabulary_detail;
+    const std::string path = folder + "/tokenizer.json";
+    return is_file(path) ? tokenizer_kind_problem(read_tokenizer_json(path)) : "";
+}
+
 // The files of the vocabulary in a folder: two, or a tokenizer.json that is both. False if there is none, or
 // only a tokenizer.json of another kind than GPT-2's.
 inline bool find_vocabulary(const std::string& folder, std::string& words, std::string& merges) {
@@ -267,8 +261,7 @@ inline bool find_vocabulary(const std::string& folder, std::string& words, std::
         if (is_file(words) && is_file(merges)) return true;
     }
     words = merges = folder + "/tokenizer.json";
-    return is_file(words) &&
-           vocabulary_detail::tokenizer_kind_problem(vocabulary_detail::read_tokenizer_json(words)).empty();
+    return is_file(words) && foreign_tokenizer(folder).empty();
 }
 
 // The vocabulary in a folder, for a model of vocab_size tokens. Added tokens are looked for only if the

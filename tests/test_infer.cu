@@ -167,6 +167,11 @@ TEST_CASE("scoring: log-probabilities and hits of the tokens asked for, whatever
     std::vector<Scored> items;
     for (int i = 0; i < 9; i++)
         items.push_back({random_tokens(5 + 3 * (i * 5 % 9), 90 + i), 2 + i % 3, i, 0, true, 1.0});
+    for (int i = 0; i < 3; i++)  // and questions whose answers are one token behind the same text
+        for (int answer = 0; answer < 4; answer++) {
+            items.push_back({random_tokens(6 + 5 * i, 80 + i), 6 + 5 * i, 9 + i, answer, answer == 1, 1.0});
+            items.back().tokens.push_back((uint16_t)(7 * answer + i));
+        }
     const std::vector<Result> got = score(Bench<float>(ctx, m, 4, 32), items, {}, "test");
     for (size_t i = 0; i < items.size(); i++) {
         const Tokens& text = items[i].tokens;

@@ -34,6 +34,11 @@ run "${model[@]}" -p "const int " -n 40 --seed 5
 check "another seed: another text" '! cmp -s "$work/out" "$work/first"'
 (cd "$work" && "$infer" -n 5 >"$work/out" 2>"$work/err")
 check "without -e the newest run in log/" '[ $? = 0 ] && grep -q "log/run1" "$work/err"'
+cp -r "$work/log/run1/step_00000120" "$work/foreign"
+echo '{"model": {"type": "Unigram", "merges": []}}' >"$work/foreign/tokenizer.json"
+run -e "$work/foreign" -p "const int " -n 40
+check "a tokenizer of another kind beside the weights is not used, and that is said" '[ $? = 0 ] &&
+    grep -q "tokenizer.json is not used: .*Unigram" "$work/err" && cmp -s "$work/out" "$work/first"'
 run "${model[@]}" -p "const int " -n 60 --greedy
 cp "$work/out" "$work/greedy"
 run "${model[@]}" -p "const int " -n 60 --greedy --attention topk -k 128

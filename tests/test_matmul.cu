@@ -1,11 +1,12 @@
 // The linear layer against the plain loops of reference.h: products, bias, GELU and their gradients, fused
-// and in separate kernels, in fp32 and bf16, at sizes that fit no tile; and the choice between cuBLASLt's
-// algorithms, with its file.
+// and in separate kernels, in fp32 and bf16, at sizes that fit no tile; the same in 8 bits, with rounding by
+// the definition of FP8; and the choice between cuBLASLt's algorithms, with its file.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <array>
 #include <cstring>
 #include <set>
 
+#include "../llmc/fp8.cuh"
 #include "../llmc/matmul.cuh"
 
 #include "check.h"
@@ -219,6 +220,232 @@ TEST_CASE_TEMPLATE("gradients of several micro-batches are added up", Float, flo
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// 8 bits
+
+// FP8 by its definition: the numbers that are not negative, at the places of their codes.
+static std::vector<double> fp8_numbers(__nv_fp8_interpretation_t format) {
+    const int mantissa_bits = format == __NV_E4M3 ? 3 : 2, bias = format == __NV_E4M3 ? 7 : 15;
+    const int count = format == __NV_E4M3 ? 0x7f : 0x7c;  // E4M3 has one NaN at the end, E5M2 infinity first
+    std::vector<double> numbers;
+    for (int code = 0; code < count; code++) {
+        const int exponent = code >> mantissa_bits, mantissa = code & ((1 << mantissa_bits) - 1);
+        numbers.push_back(exponent == 0
+                              ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                              : std::ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits));
+    }
+    return numbers;
+}
+
+// What fp8_round() is to make of x [R,C], in double.
+struct Rounded {
+    std::vector<uint8_t> codes;
+    double inverse = 1;  // of the scale
+    ref::Vec values;     // codes times that
+
+    template <class T>
+    Rounded(__nv_fp8_interpretation_t format, const std::vector<T>& x) {
+        const std::vector<double> numbers = fp8_numbers(format);
+        double most = 0;
+        for (const T& v : x) most = std::max(most, std::fabs((double)(float)v));
+        double scale = 1;
+        while (most > 0 && most * scale > numbers.back()) scale /= 2;
+        while (most > 0 && most * scale * 2 <= numbers.back()) scale *= 2;
+        inverse = 1 / scale;
+        for (const T& v : x) {
+            const double magnitude = std::fabs((double)(float)v) * scale;
+            size_t code = std::upper_bound(numbers.begin(), numbers.end(), magnitude) - numbers.begin() - 1;
+            if (code + 1 < numbers.size()) {
+                const double below = magnitude - numbers[code], above = numbers[code + 1] - magnitude;
+                if (above < below || (above == below && code % 2 == 1)) code++;
+            }
+            codes.push_back((uint8_t)(code | (std::signbit((float)v) ? 0x80 : 0)));
+            values.push_back(std::copysign(numbers[code], (double)(float)v) * inverse);
+        }
+    }
+};
+
+// Device memory of the operands in 8 bits.
+struct Fp8Memory {
+    DeviceArray<uint8_t> a, b, b_t;
+    DeviceArray<Fp8Scale> scales{2};
+    explicit Fp8Memory(size_t n) : a(n), b(n), b_t(n) {}
+    operator Fp8Buffers() { return {a, b, b_t, scales}; }
+};
+
+template <__nv_fp8_interpretation_t FORMAT>
+static void check_rounding(const std::vector<bf16>& x, int R, int C) {
+    const Context ctx = make_context();
+    const Rounded want(FORMAT, x);
+    DeviceArray<bf16> d_x(x);
+    DeviceArray<uint8_t> q(x.size()), q_t(x.size()), only_t(x.size());
+    DeviceArray<Fp8Scale> scale(1), scale_t(1);
+    fp8_round<FORMAT>(ctx, q, q_t, scale, d_x, R, C);
+    fp8_round<FORMAT>(ctx, nullptr, only_t, scale_t, d_x, R, C);
+    const std::vector<uint8_t> got = q.get(), got_t = q_t.get();
+    CHECK(got == want.codes);
+    CHECK(only_t.get() == got_t);
+    CHECK(scale.get()[0].inverse == want.inverse);
+    size_t wrong = 0;
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) wrong += got_t[(size_t)c * R + r] != got[(size_t)r * C + c];
+    CHECK(wrong == 0);
+}
+
+TEST_CASE("every bf16 number is rounded to the nearest of 8 bits, a tie to the even one") {
+    // All of them up to the format's largest number, which makes the scale 1, or 2^-20, 2^20 and so on; more
+    // than half of the places hold numbers that round to zero.
+    for (int shift : {0, 20, -20, 90}) {
+        CAPTURE(shift);
+        for (const double largest : {448.0, 57344.0}) {
+            std::vector<bf16> x;
+            for (unsigned bits = 0; bits < 1u << 16; bits++) {
+                const float v = (float)__ushort_as_bfloat16((unsigned short)bits);
+                const bool fits = std::fabs(v) <= largest && std::fabs(v) >= 0x1p-100f;
+                x.push_back((bf16)(fits ? std::ldexp(v, shift) : 0.0f));
+            }
+            if (largest == 448.0)
+                check_rounding<__NV_E4M3>(x, 256, 256);
+            else
+                check_rounding<__NV_E5M2>(x, 256, 256);
+        }
+    }
+}
+
+TEST_CASE("the scale is the largest power of two that the format has room for") {
+    for (const auto& [most, inverse] :
+         {std::pair{448.0f, 1.0f}, {450.0f, 2.0f}, {224.0f, 0.5f}, {1.0f, 0x1p-8f}, {0x1p100f, 0x1p92f}}) {
+        CAPTURE(most);
+        std::vector<bf16> x(256, (bf16)0.0f);
+        x[100] = (bf16)-most;
+        CHECK(Rounded(__NV_E4M3, x).inverse == inverse);
+        check_rounding<__NV_E4M3>(x, 16, 16);
+        check_rounding<__NV_E5M2>(x, 16, 16);
+    }
+}
+
+TEST_CASE("matrices of all shapes, and their transposes") {
+    for (auto [R, C] : {std::array<int, 2>{16, 16}, {16, 208}, {80, 48}, {144, 64}, {64, 192}}) {
+        CAPTURE(R);
+        check_rounding<__NV_E4M3>(normal_values<bf16>((size_t)R * C, 1, 0.02), R, C);
+        check_rounding<__NV_E5M2>(normal_values<bf16>((size_t)R * C, 2, 1e-6), R, C);
+    }
+}
+
+static const std::array<int, 3> kFp8Sizes[] = {{16, 16, 16}, {48, 80, 32}, {144, 64, 208}};
+
+TEST_CASE("a linear layer in 8 bits is the product of what its operands were rounded to") {
+    const Context ctx = make_context();
+    for (auto [rows, IC, OC] : kFp8Sizes) {
+        CAPTURE(rows);
+        Layer<bf16> l(rows, IC, OC);
+        Fp8Memory f(std::max({(size_t)rows * IC, (size_t)rows * OC, (size_t)IC * OC}));
+        const Rounded inp(__NV_E4M3, l.inp), w(__NV_E4M3, l.w), dout(__NV_E5M2, l.dout);
+        const auto b64 = to_double(l.b);
+        const ref::Vec want = ref::matmul_forward(inp.values, w.values.data(), b64.data(), rows, IC, OC);
+
+        DeviceArray<bf16> out((size_t)rows * OC), x((size_t)rows * OC);
+        linear_forward<bf16>(ctx, f, out, l.d_inp, l.d_w, l.d_b, rows, IC, OC);
+        CHECK(relative_error(out.get(), want) < tolerance<bf16>());
+        // and it is 8 bits that were multiplied: the error against the layer itself is that of 4 of them
+        const double error = relative_error(out.get(), l.want_forward(true));
+        CHECK(error > 1.0 / 256);
+        CHECK(error < 1.0 / 16);
+        linear_gelu_forward<bf16>(ctx, f, out, x, l.d_inp, l.d_w, l.d_b, rows, IC, OC);
+        ref::Vec after = want;
+        for (double& v : after) v = ref::gelu(v);
+        CHECK(relative_error(x.get(), want) < tolerance<bf16>());
+        CHECK(relative_error(out.get(), after) < 2 * tolerance<bf16>());
+
+        for (bool gelu : {false, true}) {
+            CAPTURE(gelu);
+            DeviceArray<bf16> dinp((size_t)rows * IC);
+            DeviceArray<float> dw(l.start_w), db(l.start_b), scratch(column_sum_scratch(ctx, OC));
+            auto want_w = to_double(l.start_w), want_b = to_double(l.start_b), unrounded_b = want_b;
+            ref::Vec want_inp;
+            for (int i = 0; i < 2; i++) {  // two micro-batches: parameters' gradients are added up
+                if (gelu)
+                    linear_gelu_backward<bf16>(ctx, f, dinp, dw, db, scratch, l.d_dout, l.d_inp, l.d_pre,
+                                               l.d_w, rows, IC, OC);
+                else
+                    linear_backward<bf16>(ctx, f, dinp, dw, db, scratch, l.d_dout, l.d_inp, l.d_w, rows, IC,
+                                          OC);
+                want_inp = ref::matmul_backward(want_w.data(), want_b.data(), dout.values, inp.values,
+                                                w.values.data(), rows, IC, OC);
+                ref::Vec dw_again(want_w.size());
+                ref::matmul_backward(dw_again.data(), unrounded_b.data(), to_double(l.dout), inp.values,
+                                     w.values.data(), rows, IC, OC);
+            }
+            for (size_t i = 0; gelu && i < want_inp.size(); i++)
+                want_inp[i] *= ref::gelu_slope((double)(float)l.pre[i]);
+            // with GELU the gradient is rounded once more on the way
+            CHECK(relative_error(dinp.get(), want_inp) < (gelu ? 2 : 1) * tolerance<bf16>());
+            CHECK(relative_error(dw.get(), want_w) < tolerance<float>());
+            CHECK(relative_error(db.get(), unrounded_b) < tolerance<float>());
+        }
+    }
+}
+
+TEST_CASE("8 bits: the same product twice gives the same bits") {
+    const Context ctx = make_context();
+    const auto [rows, IC, OC] = kFp8Sizes[2];
+    Layer<bf16> l(rows, IC, OC);
+    Fp8Memory f((size_t)rows * OC);
+    std::vector<bf16> first;
+    for (int i = 0; i < 3; i++) {
+        DeviceArray<bf16> out((size_t)rows * OC);
+        linear_forward<bf16>(ctx, f, out, l.d_inp, l.d_w, l.d_b, rows, IC, OC);
+        if (i == 0) first = out.get();
+        CHECK(same_bits(out.get(), first));
+    }
+}
+
+TEST_CASE("8 bits: without buffers, or with rows that do not fit, the layer is matmul.cuh's") {
+    const Context ctx = make_context();
+    for (const int rows : {48, 47}) {
+        CAPTURE(rows);
+        const int IC = 80, OC = 32;
+        Layer<bf16> l(rows, IC, OC);
+        Fp8Memory memory((size_t)rows * IC + (size_t)IC * OC);
+        const Fp8Buffers f = rows == 48 ? Fp8Buffers{} : (Fp8Buffers)memory;
+        DeviceArray<bf16> out((size_t)rows * OC), plain((size_t)rows * OC);
+        linear_forward<bf16>(ctx, f, out, l.d_inp, l.d_w, l.d_b, rows, IC, OC);
+        matmul_forward<bf16>(ctx, plain, l.d_inp, l.d_w, l.d_b, rows, IC, OC);
+        CHECK(same_bits(out.get(), plain.get()));
+        DeviceArray<bf16> dinp((size_t)rows * IC);
+        DeviceArray<float> dw(l.start_w), db(l.start_b), scratch(column_sum_scratch(ctx, OC));
+        linear_backward<bf16>(ctx, f, dinp, dw, db, scratch, l.d_dout, l.d_inp, l.d_w, rows, IC, OC);
+        const auto want = l.backward(ctx, true, false);
+        CHECK(same_bits(dinp.get(), want.dinp));
+        CHECK(same_bits(dw.get(), want.dw));
+        CHECK(same_bits(db.get(), want.db));
+    }
+}
+
+TEST_CASE("8 bits: nothing but zeros, and numbers that are none") {
+    const Context ctx = make_context();
+    const int n = 16;
+    const std::vector<bf16> zeros(n * n, (bf16)0.0f), b = normal_values<bf16>(n, 1);
+    DeviceArray<bf16> d_w(normal_values<bf16>(n * n, 2)), d_b(b), out(n * n);
+    Fp8Memory f(n * n);
+    {
+        DeviceArray<bf16> d_zeros(zeros);
+        linear_forward<bf16>(ctx, f, out, d_zeros, d_w, d_b, n, n, n);
+        const auto got = out.get();
+        for (int i = 0; i < n * n; i++) CHECK((float)got[i] == (float)b[i % n]);
+    }
+    for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+        CAPTURE(bad);
+        std::vector<bf16> x = normal_values<bf16>(n * n, 3);
+        x[77] = (bf16)bad;
+        DeviceArray<bf16> d_x(x);
+        linear_forward<bf16>(ctx, f, out, d_x, d_w, d_b, n, n, n);
+        bool all = true;
+        for (const bf16& v : out.get()) all = all && std::isnan((float)v);
+        CHECK(all);  // a training run sees it whatever it does to the rest
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // the choice of an algorithm
 
 TEST_CASE_TEMPLATE("timing the algorithms changes no result, and its choices last", Float, float, bf16) {
@@ -416,7 +643,7 @@ TEST_CASE("a candidate that cannot run is not chosen, and each is timed") {
 TEST_CASE("every product has its own name in the file") {
     std::set<std::string> names;
     size_t count = 0;
-    for (auto type : {CUDA_R_32F, CUDA_R_16BF})
+    for (auto type : {CUDA_R_32F, CUDA_R_16BF, CUDA_R_8F_E4M3, CUDA_R_8F_E5M2})
         for (auto out : {CUDA_R_32F, CUDA_R_16BF})
             for (auto op : {CUBLAS_OP_N, CUBLAS_OP_T})
                 for (bool accumulate : {false, true})

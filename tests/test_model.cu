@@ -471,6 +471,65 @@ TEST_CASE("one batch is learned by heart, and its attention condenses") {
     free_model(model);
 }
 
+// What rounding the linear layers' operands to 8 bits may change is judged as bf16's rounding is above: by
+// what weights do that are off by as much as half a place of E4M3, 1 / 16.
+TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their operands") {
+    const Context ctx = make_context();
+    const int B = 2, T = 40;
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 21);
+    const TrainConfig c = small_run(B, T, 4, Reg::tail);
+    const std::vector<float> params = busy_params<bf16>(kSmall);
+    GPT2<bf16> model = create_model<bf16>(ctx, kSmall, B, T, 0, params, true, Reg::tail, true);
+    GPT2<bf16> plain = create_model<bf16>(ctx, kSmall, B, T, 0, params);
+    StepStats stats;
+    std::vector<float> got;
+    for (int i = 0; i < 4; i++) {  // eagerly, then recorded and replayed: the same bits
+        const auto now = gradients(ctx, model, batch, c, 3.0f, 1.0f, true, &stats);
+        if (i == 0) got = now;
+        CHECK(now == got);
+    }
+    std::vector<double> want, moved_grads, moved = to_double(params);
+    const auto reference = [&](const std::vector<double>& w, std::vector<double>& grads) {
+        return ref::gpt2(kSmall, w, batch.x, batch.y, B, T, 4, Reg::tail, {1.5, 3.0, 6.0}, &grads);
+    };
+    const ref::Loss loss = reference(moved, want);
+    for (const ParamTensor& p : gpt2_params(kSmall))
+        for (size_t i = p.offset; !p.is_vector && i < p.offset + p.size(); i++)
+            moved[i] *= 1 + (2 * random_uniform(1, 2, i) - 1) / 16;
+    const ref::Loss moved_loss = reference(moved, moved_grads);
+    CHECK(std::fabs(stats.ce - loss.ce) < 4 * std::fabs(moved_loss.ce - loss.ce) + loss.ce / 32);
+    const std::vector<float> in_bf16 = gradients(ctx, plain, batch, c, 3.0f);
+    for (const ParamTensor& p : gpt2_params(kSmall)) {
+        CAPTURE(p.name);
+        const auto part = [&](const auto& all) {
+            return std::vector(all.begin() + p.offset, all.begin() + p.offset + p.size());
+        };
+        const double error = relative_error(part(got), part(want));
+        CHECK(error < 2 * relative_error(part(moved_grads), part(want)) + 1.0 / 16);
+        CHECK(error > relative_error(part(in_bf16), part(want)));  // it is 8 bits that were multiplied
+    }
+    free_model(model);
+    free_model(plain);
+}
+
+TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention condenses") {
+    const Context ctx = make_context();
+    const int B = 2, T = 24;
+    GPT2<bf16> model =
+        create_model<bf16>(ctx, kSmall, B, T, 1, init_params(kSmall, 1), true, Reg::tail, true);
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 20);
+    TrainConfig c = small_run(B, T, 4, Reg::tail);
+    c.layer_lambda = {1, 1, 1};
+    StepStats stats;
+    for (int t = 1; t <= 200; t++) {
+        gradients(ctx, model, batch, c, 0.3f, 1.0f, true, &stats);
+        update(ctx, model, c, 3e-3f, t);
+    }
+    CHECK(stats.ce < 0.05);
+    CHECK(stats.mass > 0.9);
+    free_model(model);
+}
+
 TEST_CASE("GPT-2 124M trains in bf16 with 64 x 1024 tokens a micro-step in less than 40 GB") {
     const Context ctx = make_context();
     GPT2Config config;

@@ -508,7 +508,7 @@ TEST_CASE("Bad files") {
           two + "is nested more than 64 levels deep");
     CHECK(lambada(good + std::string(1 << 20, ' ') + good) ==
           two + "has 1048591 bytes; 1048576 is the limit");
-    CHECK(lambada(good + "[\"text\"]") == two + "is not a JSON object");
+    CHECK(lambada(good + "[\"text\"]") == two + "must hold a JSON object");
     CHECK(lambada(good + "{\"texts\": \"a b\"}") == two + "has no \"text\"");
     CHECK(lambada(good + "{\"text\": [\"a b\"]}") == two + "has a \"text\" that is not a string");
     CHECK(lambada(good + "{\"text\": null}") == two + "has a \"text\" that is not a string");

@@ -701,6 +701,8 @@ TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
     std::string words, merges;
     CHECK(problem_of(good.dump()) == "");
     CHECK(find_vocabulary(folder.path, words, merges));
+    CHECK(foreign_tokenizer(folder.path) == "");
+    CHECK(foreign_tokenizer(folder / "nowhere") == "");
 
     // another kind is no mistake, but no vocabulary either
     for (const auto& [object, key, value] : std::vector<std::tuple<const char*, const char*, nlohmann::json>>{
@@ -717,6 +719,7 @@ TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
         mentions(problem_of(json.dump()),
                  "is not of GPT-2's kind: its " + std::string(object) + " has " + key);
         CHECK(!find_vocabulary(folder.path, words, merges));
+        CHECK(foreign_tokenizer(folder.path).find(key) != std::string::npos);
     }
     for (const char* object : {"model", "pre_tokenizer"}) {
         nlohmann::json json = good;

@@ -111,6 +111,8 @@ run "${quick[@]}" -x 5 -n 5 --seed 7 -o "$work/d"
 check "another seed: other bits" '! cmp -s "$work/a/step_00000005/model.safetensors" "$work/d/step_00000005/model.safetensors"'
 run "${small[@]}" -x 2 -n 2 --precision bf16 -o "$work/bf16"
 check "bf16 trains" '[ $? = 0 ] && grep -q bf16 "$work/log"'
+run "${small[@]}" -x 2 -n 2 --precision fp8 -o "$work/fp8"
+check "fp8 trains, and to other bits than bf16" '[ $? = 0 ] && grep -q "fp8" "$work/log" && [ "$(last "$work/fp8" ce)" != "$(last "$work/bf16" ce)" ]'
 
 # ---- --debug-state
 run "${quick[@]}" --debug-state "$work/state.safetensors" -o "$work/none"
@@ -124,6 +126,7 @@ refuse() { # words that the sentence must hold, then arguments
     check "refused: $*" '[ $? = 1 ] && [ "$(grep -c "^error: " "$work/log")" = 1 ] && grep -qF -- "$words" "$work/log" && [ ! -e "$work/refused/metrics.jsonl" ]'
 }
 refuse "--schedule" -k cosine
+refuse "multiples of 16" "${data[@]}" -e tiny -b 1 -t 24 --precision fp8
 refuse "not 'abc'" -b abc
 refuse "-b (--batch) takes" -b 0
 refuse "not 'x'" -bx 8

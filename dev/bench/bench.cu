@@ -314,6 +314,34 @@ void bench_linear(KernelTable& k, const Linear& l, int B, int T) {
     });
 }
 
+// A layer of the model with --precision fp8: the product and all that rounding its operands takes. Bytes as
+// if that took none, FLOPs against the rate of bf16.
+void bench_linear_fp8(KernelTable& k, const Linear& l, int B, int T) {
+    const Context& ctx = k.b.ctx;
+    const int rows = B * T;
+    const double inp_bytes = 2.0 * rows * l.IC, out_bytes = 2.0 * rows * l.OC, weights = (double)l.IC * l.OC;
+    const double flops = 2.0 * rows * weights;
+    const DeviceArray<bf16> inp((size_t)rows * l.IC), out((size_t)rows * l.OC), weight((size_t)l.IC * l.OC),
+        bias(l.OC), dinp(inp.size());
+    const DeviceArray<float> dweight(weight.size()), dbias(l.OC), scratch(column_sum_scratch(ctx, l.OC));
+    const DeviceArray<uint8_t> a(std::max(inp.size(), weight.size())), b(std::max(inp.size(), out.size())),
+        b_t(out.size());
+    const DeviceArray<Fp8Scale> scales(2);
+    const Fp8Buffers f{a, b, b_t, scales};
+    fill(ctx, inp, 1);
+    fill(ctx, out, 2);
+    fill(ctx, weight, 3, 0.02f);
+    fill(ctx, bias, 4, 0.02f);
+    fill(ctx, dweight, 6);
+    fill(ctx, dbias, 7);
+    const std::string name = l.name;
+    k.row(name + " forward, bias, fp8", 0, {inp_bytes + 2 * weights + out_bytes, flops},
+          [&] { linear_forward<bf16>(ctx, f, out, inp, weight, bias, rows, l.IC, l.OC); });
+    k.row(name + " backward, all, fp8", 0, {2 * out_bytes + 2 * inp_bytes + 10 * weights, 2 * flops}, [&] {
+        linear_backward<bf16>(ctx, f, dinp, dweight, dbias, scratch, out, inp, weight, rows, l.IC, l.OC);
+    });
+}
+
 void bench_classifier(KernelTable& k, const GPT2Config& config, int B, int T) {
     const Context& ctx = k.b.ctx;
     const int rows = B * T, V = config.vocab_size, Vp = config.padded_vocab_size;
@@ -422,7 +450,10 @@ void bench_kernels(Bench& b, int B, int T) {
                             {"fc", C, 4 * C, L, true, true, false},
                             {"fcproj", 4 * C, C, L, true, false, true},
                             {"logits", C, config.padded_vocab_size, 1, false, false, false}})
-        k.attempt(l.name, [&] { bench_linear(k, l, B, T); });
+        k.attempt(l.name, [&] {
+            bench_linear(k, l, B, T);
+            if (b.ctx.has_fp8 && l.bias && B * T % kFp8Multiple == 0) bench_linear_fp8(k, l, B, T);
+        });
     k.attempt("attention", [&] {
         const AttentionBuffers a(config, B, T);
         fill(b.ctx, a.qkv, 1);
@@ -530,9 +561,9 @@ void bench_attention(Bench& b, int B, int T) {
 // ---------------------------------------------------------------------------------------------------------
 // whole steps
 
-GPT2<bf16> make_model(const Context& ctx, const GPT2Config& config, int B, int T) {
-    GPT2<bf16> model =
-        create_model<bf16>(ctx, config, B, T, 0, std::vector<float>(num_parameters(config), 0.0f));
+GPT2<bf16> make_model(const Context& ctx, const GPT2Config& config, int B, int T, bool fp8) {
+    GPT2<bf16> model = create_model<bf16>(
+        ctx, config, B, T, 0, std::vector<float>(num_parameters(config), 0.0f), true, Reg::tail, fp8);
     fill_weights(ctx, model.master, config);
     const size_t n = model.num_params;
     round_kernel<<<(unsigned)ceil_div(n, 256), 256, 0, ctx.stream>>>(model.params_base, model.master, n);
@@ -558,17 +589,18 @@ struct StepGroup {
     std::string size;
     int B, T;  // at most so many rows
     std::vector<StepCase> cases;
+    bool fp8 = false;
 };
 
 // The largest batch, up to `most`, whose model leaves 1 GiB free for cuBLASLt's choice among algorithms,
 // which saves what it writes to; 0 if none does.
-int largest_batch(const Context& ctx, const GPT2Config& config, int most, int T) {
+int largest_batch(const Context& ctx, const GPT2Config& config, int most, int T, bool fp8) {
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     const size_t reserve = kOnCpu ? 0 : (size_t)1 << 30;
     for (int B = most; B > 0; B = B > 32 ? B - 8 : B > 8 ? B - 4 : B - 1)
         if ((int64_t)B * config.num_heads <= 65535 &&
-            model_bytes<bf16>(ctx, config, B, T, 0) + reserve <= free_bytes)
+            model_bytes<bf16>(ctx, config, B, T, 0, true, Reg::tail, fp8) + reserve <= free_bytes)
             return B;
     return 0;
 }
@@ -631,12 +663,15 @@ void bench_steps(Bench& b, int B, int T) {
         for (const char* size : kOnCpu ? std::vector{"small"} : std::vector{"124M", "355M", "774M", "1558M"})
             if (size != b.config.size) groups.push_back({size, B, T, {{0, 0}, {0.1f, 8}}});
     }
+    if (b.ctx.has_fp8 && B * T % kFp8Multiple == 0)
+        groups.push_back({b.config.size, B, T, {{0, 0}, {0.1f, 8}}, true});
     b.report.print(
         "\n## Training steps: one micro-step and the update, bf16\n\n"
+        "fp8: the layers' products in 8 bits; FLOPs as before, against the rate of bf16. "
         "lambda = 0 with a k measures the top-k mass without training on it. MFU: the step's FLOPs over its time, "
         "against the product measured above / the data sheet. Memory: what the model's one allocation takes, and "
         "all that is in use on the device.\n\n");
-    Table table(b.report, {{"model", 6},
+    Table table(b.report, {{"model", 9},
                            {"B", 4},
                            {"T", 5},
                            {"lambda", 6},
@@ -652,20 +687,21 @@ void bench_steps(Bench& b, int B, int T) {
         // A group's model is made once. Enough time: its making, warm-up and choice of algorithms, and the
         // least number of steps at a quarter of the product's rate.
         const GPT2Config config = size_config(g.size, g.T);
-        const int rows_B = largest_batch(b.ctx, config, g.B, g.T);
+        const int rows_B = largest_batch(b.ctx, config, g.B, g.T, g.fp8);
+        const std::string model_name = g.size + (g.fp8 ? " fp8" : "");
         if (rows_B == 0) {
-            table.note(format("%s, T = %d", g.size.c_str(), g.T),
+            table.note(format("%s, T = %d", model_name.c_str(), g.T),
                        "does not fit into the memory that is free");
             rows.push_back({{"name", g.size}, {"T", g.T}, {"not_measured", "does not fit"}});
             continue;
         }
         const double flops = step_flops(config, rows_B, g.T);
         const double seconds = kOnCpu ? 5 : 3 + 10 * flops / (0.25 * b.machine.matmul);
-        const std::string name = format("%s, B = %d, T = %d", g.size.c_str(), rows_B, g.T);
+        const std::string name = format("%s, B = %d, T = %d", model_name.c_str(), rows_B, g.T);
         attempt(b, table, name, rows, seconds, [&] {
             size_t free_before = 0, free_after = 0, total = 0;
             CUDA_CHECK(cudaMemGetInfo(&free_before, &total));
-            GPT2<bf16> model = make_model(b.ctx, config, rows_B, g.T);
+            GPT2<bf16> model = make_model(b.ctx, config, rows_B, g.T, g.fp8);
             const std::shared_ptr<void> freed(model.memory, [](void* memory) { cudaFree(memory); });
             TrainConfig c;
             c.B = rows_B;
@@ -686,18 +722,21 @@ void bench_steps(Bench& b, int B, int T) {
                     c.topk = k.topk;
                     const Timing t = time_steps(b, model, batches, c, k, updates);
                     CUDA_CHECK(cudaMemGetInfo(&free_after, &total));
-                    const double bytes = (double)model_bytes<bf16>(b.ctx, config, rows_B, g.T, 0);
+                    const double bytes =
+                        (double)model_bytes<bf16>(b.ctx, config, rows_B, g.T, 0, true, Reg::tail, g.fp8);
                     if (k.topk == 0) plain = t.ms;
                     const double rate = flops / t.ms * 1e3, mfu = rate / b.machine.matmul;
                     const double nominal = b.nominal_peak > 0 ? rate / b.nominal_peak : 0;
-                    table.row({g.size, std::to_string(rows_B), std::to_string(g.T), format("%g", k.lambda),
-                               k.topk > 0 ? std::to_string(k.topk) : "", format("%.2f", t.ms),
-                               format("%.2f", t.least_ms), format("%.0f", (double)rows_B * g.T / t.ms * 1e3),
+                    table.row({model_name, std::to_string(rows_B), std::to_string(g.T),
+                               format("%g", k.lambda), k.topk > 0 ? std::to_string(k.topk) : "",
+                               format("%.2f", t.ms), format("%.2f", t.least_ms),
+                               format("%.0f", (double)rows_B * g.T / t.ms * 1e3),
                                k.topk > 0 && plain > 0 ? format("%+.1f%%", 100 * (t.ms / plain - 1)) : "",
                                nominal > 0 ? format("%.1f%% / %.1f%%", 100 * mfu, 100 * nominal)
                                            : format("%.1f%%", 100 * mfu),
                                pretty_bytes(bytes) + " / " + pretty_bytes((double)(total - free_after))});
                     rows.push_back({{"size", g.size},
+                                    {"fp8", g.fp8},
                                     {"B", rows_B},
                                     {"T", g.T},
                                     {"lambda", k.lambda},

@@ -13,8 +13,8 @@
 #   BENCH_FLAGS=         further flags of the benchmark
 #   DECODE_BUDGET=60     the same for the benchmark of decoding
 #   DECODE_FLAGS=
-#   TRAIN_UPDATES=60     updates of the training run
-#   TRAIN_LIMIT=75       seconds for it
+#   TRAIN_UPDATES=60     updates of the training run, and of the same in 8 bits
+#   TRAIN_LIMIT=75       seconds for each
 #   INFER_LIMIT=30       seconds for each text, and for the losses with attention cut to k keys
 #   SANITIZER_LIMIT=75   seconds for each test program under each tool of compute-sanitizer; 0: none
 #   SANITIZER_TESTS=     the programs (default: all kernels' tests)
@@ -137,6 +137,9 @@ if wanted train; then
     step "training, $updates updates" "${TRAIN_LIMIT:-75}" "$bin/train_gpt2cu" --device cuda -l 0.1 -k 8 -x "$updates" \
         -v $((updates / 2 > 0 ? updates / 2 : 1)) -m 5 -s "$updates" -g 64 -n "$updates" -o "$run"
     if [ -f "$run/metrics.jsonl" ]; then cp "$run/metrics.jsonl" "$results/train_metrics.jsonl"; fi
+    step "training in 8 bits, $updates updates" "${TRAIN_LIMIT:-75}" "$bin/train_gpt2cu" --device cuda --precision fp8 \
+        -l 0.1 -k 8 -x "$updates" -v $((updates / 2 > 0 ? updates / 2 : 1)) -m 5 -s 0 -n 0 -o "$run.fp8"
+    if [ -f "$run.fp8/metrics.jsonl" ]; then cp "$run.fp8/metrics.jsonl" "$results/train_fp8_metrics.jsonl"; fi
 fi
 
 # Without a checkpoint these fail, which is what they should do.

@@ -10,7 +10,7 @@
 //   scheduler.h   runs one block                       runtime.h     cudaMalloc, events, the device, ...
 //   launch.h      runs a grid                          graphs.h      streams, captures and graphs
 //   warp.h        barriers, shuffles, votes            mma_cpu.h     tensor-core and cp.async wrappers
-//                                                      race_check.cpp  the race checker
+//   fp8.h         FP8 and its conversions              race_check.cpp  the race checker
 //
 // Environment: CUDA_CPU_SCHEDULE=forward|backward|random  the order of threads (scheduler.h)
 //              CUDA_CPU_PROFILE=1                         time by kernel, printed at exit (launch.h)
@@ -44,6 +44,7 @@
 
 #include "bf16.h"
 #include "fibers.h"
+#include "fp8.h"
 #include "graphs.h"
 #include "intrinsics.h"
 #include "launch.h"

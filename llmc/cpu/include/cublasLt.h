@@ -1,6 +1,6 @@
 // Stands in for CUDA's header of this name: the part of cuBLASLt that matmul_plans.h uses, on OpenBLAS. Sums
-// are in float; bf16 operands are widened first and a bf16 result is rounded once, as a GPU does it. There is
-// one algorithm, and the epilogues are passes over the result.
+// are in float; bf16 and FP8 operands are widened first and a bf16 result is rounded once, as a GPU does it.
+// There is one algorithm, and the epilogues are passes over the result.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -22,7 +22,13 @@ enum cublasStatus_t {
     CUBLAS_STATUS_NOT_SUPPORTED = 15,
 };
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
-enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
+enum cudaDataType_t {
+    CUDA_R_32F = 0,
+    CUDA_R_16F = 2,
+    CUDA_R_16BF = 14,
+    CUDA_R_8F_E4M3 = 28,
+    CUDA_R_8F_E5M2 = 29,
+};
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
 enum cublasLtEpilogue_t {
     CUBLASLT_EPILOGUE_DEFAULT = 1,
@@ -47,6 +53,8 @@ enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12,
+    CUBLASLT_MATMUL_DESC_A_SCALE_POINTER = 17,
+    CUBLASLT_MATMUL_DESC_B_SCALE_POINTER = 18,
 };
 enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
@@ -84,6 +92,7 @@ struct cublasLtMatmulDescOpaque_t {
     uint32_t epilogue;
     void *bias, *aux;
     int64_t aux_ld;
+    const float *a_scale, *b_scale;  // of FP8 operands, on the device; null: 1
 };
 typedef cublasLtMatmulDescOpaque_t* cublasLtMatmulDesc_t;
 
@@ -146,7 +155,8 @@ inline cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cu
 }
 inline cublasStatus_t cublasLtMatmulDescInit(cublasLtMatmulDesc_t desc, cublasComputeType_t compute,
                                              cudaDataType_t) {
-    *desc = {compute, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr, nullptr, 0};
+    *desc = {compute, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr, nullptr,
+             0,       nullptr,     nullptr};
     return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
@@ -165,6 +175,10 @@ inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
             return cuda_cpu::copy_attribute(desc->aux, value, bytes);
         case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
             return cuda_cpu::copy_attribute(desc->aux_ld, value, bytes);
+        case CUBLASLT_MATMUL_DESC_A_SCALE_POINTER:
+            return cuda_cpu::copy_attribute(desc->a_scale, value, bytes);
+        case CUBLASLT_MATMUL_DESC_B_SCALE_POINTER:
+            return cuda_cpu::copy_attribute(desc->b_scale, value, bytes);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -190,6 +204,9 @@ inline constexpr size_t kWorthThreads = 100000;  // elements: a smaller pass end
 inline bool float_or_bf16(cudaDataType_t type) {
     return type == CUDA_R_32F || type == CUDA_R_16BF;
 }
+inline bool is_fp8(cudaDataType_t type) {
+    return type == CUDA_R_8F_E4M3 || type == CUDA_R_8F_E5M2;
+}
 
 // What is wrong with the request, as cuBLASLt would answer it.
 inline cublasStatus_t check_matmul(const cublasLtMatmulDescOpaque_t& op,
@@ -201,8 +218,19 @@ inline cublasStatus_t check_matmul(const cublasLtMatmulDescOpaque_t& op,
         (op.transb ? b.rows : b.cols) != d.cols || (op.transb ? b.cols : b.rows) != k ||
         a.ld < (int64_t)a.rows || b.ld < (int64_t)b.rows || d.ld < (int64_t)d.rows)
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (op.compute != CUBLAS_COMPUTE_32F || !float_or_bf16(a.type) || a.type != b.type ||
-        !float_or_bf16(d.type) || (a.type == CUDA_R_32F && d.type != CUDA_R_32F))
+    if (is_fp8(a.type) && is_fp8(b.type)) {
+        // The summed index along memory, sides that fill 16 bytes, and not both operands E5M2. (cuBLASLt has
+        // GELU for FP8, too, with an FP8 result.)
+        const bool fits = op.transa && !op.transb && !(k % 16 || d.rows % 16 || d.cols % 16);
+        const bool plain = op.epilogue == CUBLASLT_EPILOGUE_DEFAULT || op.epilogue == CUBLASLT_EPILOGUE_BIAS;
+        return op.compute == CUBLAS_COMPUTE_32F && fits && plain && float_or_bf16(d.type) &&
+                       !(op.epilogue == CUBLASLT_EPILOGUE_BIAS && d.type != CUDA_R_16BF) &&
+                       !(a.type == CUDA_R_8F_E5M2 && b.type == CUDA_R_8F_E5M2)
+                   ? CUBLAS_STATUS_SUCCESS
+                   : CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    if (op.compute != CUBLAS_COMPUTE_32F || op.a_scale || op.b_scale || !float_or_bf16(a.type) ||
+        a.type != b.type || !float_or_bf16(d.type) || (a.type == CUDA_R_32F && d.type != CUDA_R_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     switch (op.epilogue) {
         case CUBLASLT_EPILOGUE_DEFAULT:
@@ -220,14 +248,24 @@ inline cublasStatus_t check_matmul(const cublasLtMatmulDescOpaque_t& op,
     }
 }
 
-// The matrix as floats: itself, or a copy in `buffer`.
-inline const float* as_float(const void* data, const cublasLtMatrixLayoutOpaque_t& layout,
+// The matrix as floats: itself, or a copy in `buffer`. scale: of FP8, or null.
+inline const float* as_float(const void* data, const cublasLtMatrixLayoutOpaque_t& layout, const float* scale,
                              std::vector<float>& buffer) {
     if (layout.type == CUDA_R_32F) return static_cast<const float*>(data);
     const size_t n = layout.ld * (layout.cols - 1) + layout.rows;
     if (buffer.size() < n) buffer.resize(n);
-    const auto* from = static_cast<const __nv_bfloat16*>(data);
     float* to = buffer.data();
+    if (is_fp8(layout.type)) {
+        float value[256];
+        const auto format = layout.type == CUDA_R_8F_E4M3 ? __NV_E4M3 : __NV_E5M2;
+        for (int code = 0; code < 256; code++)
+            value[code] = fp8_to_float((uint8_t)code, format) * (scale ? *scale : 1.0f);
+        const auto* from = static_cast<const uint8_t*>(data);
+#pragma omp parallel for if (n > kWorthThreads)
+        for (size_t i = 0; i < n; i++) to[i] = value[from[i]];
+        return to;
+    }
+    const auto* from = static_cast<const __nv_bfloat16*>(data);
 #pragma omp parallel for if (n > kWorthThreads)
     for (size_t i = 0; i < n; i++) to[i] = from[i];
     return to;
@@ -332,7 +370,8 @@ inline void run_matmul(const cublasLtMatmulDescOpaque_t& op, float alpha, const 
                        const cublasLtMatrixLayoutOpaque_t& b_layout, float beta, void* d,
                        const cublasLtMatrixLayoutOpaque_t& d_layout) {
     static thread_local std::vector<float> a_buffer, b_buffer;
-    const float *fa = as_float(a, a_layout, a_buffer), *fb = as_float(b, b_layout, b_buffer);
+    const float *fa = as_float(a, a_layout, op.a_scale, a_buffer),
+                *fb = as_float(b, b_layout, op.b_scale, b_buffer);
     const int k = (int)(op.transa ? a_layout.rows : a_layout.cols);
     if (d_layout.type == CUDA_R_32F)
         matmul(op, alpha, fa, a_layout.ld, fb, b_layout.ld, beta, static_cast<float*>(d), d_layout, k);

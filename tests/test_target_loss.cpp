@@ -31,6 +31,21 @@ TEST_CASE("lambda rises while the loss is under the limit, falls while it is ove
     CHECK(long_run.factor(2002) == doctest::Approx(1000));
 }
 
+TEST_CASE("during the warm-up lambda may fall below its schedule, but not rise above it") {
+    TargetLoss under(std::vector<float>(300, 3.0f), 0.02f, 100), over = under, both = under;
+    for (int t = 1; t <= 100; t++) {
+        under.observe(3.0f);
+        over.observe(3.1f);
+        both.observe(t <= 40 ? 3.1f : 2.5f);
+        CHECK(under.factor(t + 2) == 1.0f);
+        if (t == 45) CHECK(both.factor(47) < 1.0f);
+    }
+    CHECK(over.factor(102) < std::exp(-6.0 - 0.02 * 54));
+    CHECK(both.factor(102) == 1.0f);  // what fell comes back, up to the schedule
+    for (int t = 101; t <= 200; t++) under.observe(3.0f);
+    CHECK(under.factor(202) == doctest::Approx(std::exp(1.0)));
+}
+
 TEST_CASE("lambda of an update does not depend on when the loss of the one before it is known") {
     TargetLoss early(std::vector<float>(100, 1.0f), 0.05f), late(std::vector<float>(100, 1.0f), 0.05f);
     const auto loss = [](int t) { return 1.0f + 0.1f * std::sin((float)t); };

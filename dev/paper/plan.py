@@ -21,6 +21,7 @@ K = 8  # the k of the column, the schedules, the chosen cells and the bars
 SCHEDULE_LAMBDAS = (0.3, 0.1)  # the first in wave 1
 ENTROPY_LAMBDAS = (0.01, 0.03, 0.1)
 TARGET_MARGINS = (0.01, 0.02)
+TARGET_START = 0.03  # what lambda is adjusted from: too much of it early cannot be taken back
 COST_BAR = 0.01
 
 RULE = (f"Of the cells of seed {SEEDS[0]} with k = {K}, whatever lambda and its schedule, for each regularizer: the "
@@ -95,7 +96,7 @@ def all_cells(can, continued):
     if "entropy" in can:
         cells += [cell("baseline", 1, lam, "entropy") for lam in ENTROPY_LAMBDAS]
     if "target" in can:
-        cells += [cell("target", 1, 0.1, reg, margin=margin) for margin in TARGET_MARGINS for reg in REGS]
+        cells += [cell("target", 1, TARGET_START, reg, margin=margin) for margin in TARGET_MARGINS for reg in REGS]
     cells += [cell("other k", 1 if lam == 0.3 else 2, lam, reg, k)
               for lam in (0.3, 0.1, 1, 0.03, 0.01, 0.003) for k in KS if k != K for reg in REGS]
     if continued:

@@ -130,16 +130,19 @@ CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
-# Readers and their tests gain nothing from -O3 but the time to compile it; test_model and test_infer include whole
-# programs, which the scripts run as they are built for the user.
+# Readers and their tests gain nothing from optimization but the time to compile it, least of all with sanitizers;
+# test_model and test_infer include whole programs, which the scripts run as they are built for the user.
 WHOLE_PROGRAMS = test_model test_infer
 $(BUILD)/%.o: tests/%.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
-	$(CXX) $(subst -O3,-O1,$(TEST_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@
+	$(CXX) $(if $(SAN),$(subst -O1,-O0,$(TEST_FLAGS)),$(subst -O3,-O1,$(TEST_FLAGS))) -MMD -MF $(@:.o=.d) -c $< -o $@
 $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(if $(filter $(WHOLE_PROGRAMS),$*),$(subst -O3,-O2,$(TEST_FLAGS)),$(TEST_FLAGS))
-$(BUILD)/%: $(BUILD)/%.o build/commit.o
+.SECONDARY: $(BUILD)/doctest_main.o
+$(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o
+	$(CXX) $^ $(TEST_LIBS) -o $@
+$(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o build/commit.o
 	$(CXX) $^ $(TEST_LIBS) -o $@
 
 # The race checker takes the place of ThreadSanitizer's run-time library: instrument, but do not link it.
@@ -149,31 +152,32 @@ build/race/%.o: tests/%.cu build/deps Makefile
 build/race/race_check.o: llmc/cpu/race_check.cpp build/deps Makefile
 	@mkdir -p build/race
 	$(CXX) $(RACE_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
-build/race/%: build/race/%.o build/race/race_check.o
+build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o
 	$(CXX) $^ $(CPU_LIBS) -ldl -o $@
 
 # The same kernel tests on the GPU, where there is one.
-build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/commit.o
+build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o
 	@mkdir -p build/gpu
-	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) -o $@
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
 ifdef RACE
 test: $(addprefix build/race/,$(KERNEL_TESTS))
 	tests/run $^
 else ifdef SAN
-test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
-	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS))
+test: $(addprefix $(BUILD)/,$(CU_TESTS) $(HOST_TESTS) $(FUZZERS))
+	tests/run $(addprefix $(BUILD)/,$(CU_TESTS) $(HOST_TESTS) $(FUZZERS))
 else
 test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) \
       $(PROGRAMS:=cpu) $(PROGRAMS:=cu) build/tokenize build/attention_ladder
-	tests/run $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
+	tests/run $(addprefix tests/,$(SCRIPTS)) $(addprefix build/race/,$(KERNEL_TESTS)) \
+	    $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
 	    $(foreach s,backward random,$(addprefix CUDA_CPU_SCHEDULE=$(s):$(BUILD)/,$(KERNEL_TESTS))) \
-	    $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) build/attention_ladder $(addprefix tests/,$(SCRIPTS))
+	    $(GPU_TESTS) build/attention_ladder
 endif
 
 # The programs as they are built for a GPU, with every kernel in both precisions; of tests and benchmarks only the code of
-# their own is looked at, without optimization.
+# their own is looked at, without optimization and as far as PTX.
 GPU_COMPILE_ARCHS = 80 90a
 COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) $(WHOLE_PROGRAMS:%=tests/%.cu) dev/cuda/attention_ladder.cu \
                 $(BENCHES:%=dev/bench/%.cu)
@@ -187,7 +191,8 @@ endef
 $(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
 build/gpu/compiled/%.o: % build/deps FORCE
 	@mkdir -p $(@D)
-	$(NVCC) $(subst -O3,-O0 -Xcicc -O0 -Xptxas -O0,$(NVCC_FLAGS)) -c $< -o $@
+	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_$(GPU_ARCH)$(,)code=compute_$(GPU_ARCH), \
+	    $(subst -O3,-O0 -Xcicc -O0,$(NVCC_FLAGS))) -c $< -o $@
 
 # ---- housekeeping ----
 

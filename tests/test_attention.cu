@@ -1,6 +1,5 @@
 // Attention with the top-k regularizer, forward and backward, against the plain loops of reference.h: fp32
 // and bf16, T off every tile, head sizes on and off 32, 64 and 128, k from 1 to beyond T, equal scores.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/attention.cuh"
 #include "check.h"
 #include "reference.h"

@@ -1,6 +1,5 @@
 // Attention cut to k keys a row, and the statistics of attention rows, against plain loops in double: fp32
 // and bf16, T off every tile, equal scores, rows that keep next to nothing, k from 1 to beyond T.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/attention.cuh"
 #include "../llmc/attention_cut.cuh"
 #include "../llmc/attention_row_stats.cuh"

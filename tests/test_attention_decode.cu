@@ -1,6 +1,5 @@
 // One new token against the cache, in the three ways of attention_decode.cuh, against plain loops in double:
 // dense, the exact top k, and pages, whose certificates must hold on a million rows.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/attention_decode.cuh"
 #include "check.h"
 

@@ -1,6 +1,5 @@
 // The report of attention rows: every number against plain sums over the rows, on rows whose numbers are made
 // up.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/attention_report.h"
 
 #include <doctest/doctest.h>

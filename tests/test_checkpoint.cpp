@@ -2,7 +2,6 @@
 //
 // To stop a save anywhere, this program defines write(), rename() and the like itself: calls from the code
 // under test arrive here, are counted, and at the chosen one the process dies or the disk is full.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/checkpoint.h"
 
 #include <doctest/doctest.h>

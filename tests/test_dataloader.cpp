@@ -1,5 +1,4 @@
 // Token shards and the data loader: bad files, what an epoch covers, orders, resuming.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/dataloader.h"
 
 #include <doctest/doctest.h>

@@ -1,6 +1,5 @@
 // Host mathematics and the command line: schedules, lambda's warm-up, the regularizer's functions, sampling,
 // flags.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <map>

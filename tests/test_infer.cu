@@ -1,7 +1,6 @@
 // Inference against the whole-sequence forward and against the plain-loop reference: token by token or all at
 // once, dense or cut to k keys, one sequence or many, and what generating relies on (a full context, the end
 // of a text).
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #define NO_MAIN
 #include "../infer_gpt2.cu"
 #include "check.h"

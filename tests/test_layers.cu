@@ -1,6 +1,5 @@
 // Every layer but attention and the linear one, forward and backward, against the plain loops of reference.h:
 // in fp32 and bf16, with a row shared by a warp and by one thread, at sizes that fit no tile.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <algorithm>
 #include <array>
 #include "../llmc/adamw.cuh"

@@ -1,7 +1,6 @@
 // The linear layer against the plain loops of reference.h: products, bias, GELU and their gradients, fused
 // and in separate kernels, in fp32 and bf16, at sizes that fit no tile; the same in 8 bits, with rounding by
 // the definition of FP8; and the choice between cuBLASLt's algorithms, with its file.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <array>
 #include <cstring>
 #include <set>

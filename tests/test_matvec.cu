@@ -1,6 +1,5 @@
 // The linear layer for few rows with all that is fused into it, against plain loops: every size of a row's
 // sum, every number of rows, both kernels.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/matvec.cuh"
 
 #include "check.h"

@@ -1,5 +1,4 @@
 // What a run says: metrics.jsonl is always valid and survives a kill; the terminal line fits its terminal.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/metrics.h"
 
 #include <doctest/doctest.h>

@@ -1,7 +1,6 @@
 // The whole model: its gradients, tensor by tensor and with the regularizer, against the plain-loop
 // reference; what must give the same bits; and what a training run relies on (initialization, clipping, bad
 // numbers, overfitting).
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <omp.h>
 #define NO_MAIN
 #include "../train_gpt2.cu"

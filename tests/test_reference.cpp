@@ -1,7 +1,6 @@
 // The plain-loop references of reference.h against finite differences, in double precision. A central
 // difference with step h = 1e-5 is off by about h^2 = 1e-10 (truncation) and 1e-16 / h = 1e-11 (rounding),
 // times the function's higher derivatives: 1e-7 relative is asked for.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <random>

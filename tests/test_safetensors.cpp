@@ -1,5 +1,4 @@
 // safetensors: what is written reads back, what the real library writes reads, and no file is believed.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/safetensors.h"
 
 #include <doctest/doctest.h>

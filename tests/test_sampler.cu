@@ -1,6 +1,5 @@
 // Drawing tokens: the host's sample_token against the distribution that it is defined by, in double
 // precision, and the kernel against sample_token, token for token.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/sampler.cuh"
 
 #include "check.h"

@@ -1,6 +1,5 @@
 // --target-loss: the controller against its definition and on a problem whose solution is known, its state,
 // and the plain run's file.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "../llmc/target_loss.h"

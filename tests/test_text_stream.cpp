@@ -1,5 +1,4 @@
 // Text that comes in pieces: whole characters are shown as soon as they are there, and no byte is lost.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <random>

@@ -1,5 +1,4 @@
 // TensorFlow's checkpoints: what TensorFlow writes reads, and no file is believed.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/tf_checkpoint.h"
 
 #include <doctest/doctest.h>

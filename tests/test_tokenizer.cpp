@@ -1,7 +1,6 @@
 // The tokenizer against tiktoken's tokens (fixtures/tiny_bpe/golden.jsonl, made by the script beside it),
 // against a plain quadratic merge, and against bad vocabulary files. The cases that need GPT-2's own
 // vocabulary look for it in $DATA_MIRROR, at any depth, and then in data/, and say so when they are skipped.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/tokenizer.h"
 
 #include <doctest/doctest.h>

@@ -1,6 +1,5 @@
 // Weights as people have them: every format gives the same numbers, a name says what it is by its content,
 // and what is exported is what was read.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "../llmc/weights.h"
 
 #include <doctest/doctest.h>

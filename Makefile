@@ -130,15 +130,14 @@ CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
-# Readers and their tests gain nothing from optimization but the time to compile it, least of all with sanitizers;
-# test_model and test_infer include whole programs, which the scripts run as they are built for the user.
-WHOLE_PROGRAMS = test_model test_infer
+# Readers and their tests gain nothing from optimization but the time to compile it, least of all with sanitizers. Kernels
+# as they are built for the user, with -O3, are what the scripts run.
 $(BUILD)/%.o: tests/%.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
 	$(CXX) $(if $(SAN),$(subst -O1,-O0,$(TEST_FLAGS)),$(subst -O3,-O1,$(TEST_FLAGS))) -MMD -MF $(@:.o=.d) -c $< -o $@
 $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
-	llmc/cpu/cpu_nvcc $< -o $@ $(if $(filter $(WHOLE_PROGRAMS),$*),$(subst -O3,-O2,$(TEST_FLAGS)),$(TEST_FLAGS))
+	llmc/cpu/cpu_nvcc $< -o $@ $(subst -O3,-O2,$(TEST_FLAGS))
 .SECONDARY: $(BUILD)/doctest_main.o
 $(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o
 	$(CXX) $^ $(TEST_LIBS) -o $@
@@ -179,8 +178,7 @@ endif
 # The programs as they are built for a GPU, with every kernel in both precisions; of tests and benchmarks only the code of
 # their own is looked at, without optimization and as far as PTX.
 GPU_COMPILE_ARCHS = 80 90a
-COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) $(WHOLE_PROGRAMS:%=tests/%.cu) dev/cuda/attention_ladder.cu \
-                $(BENCHES:%=dev/bench/%.cu)
+COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu $(BENCHES:%=dev/bench/%.cu)
 gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.o)) \
              $(COMPILED_ONLY:%=build/gpu/compiled/%.o)
 define COMPILE_FOR

@@ -226,8 +226,7 @@ __global__ void decode_dense_kernel(float* partial, const Float* qkv, KvCache<Fl
     for (int j = threadIdx.x; j < count; j += blockDim.x) max = fmaxf(max, s[j]);
     max = block_max(max, scratch[0]);
     for (int j = threadIdx.x; j < count; j += blockDim.x) total += s[j] = expf(s[j] - max);
-    total = block_sum(total, scratch[1]);
-    __syncthreads();
+    total = block_sum(total, scratch[1]);  // its barrier also is the one between writing s and reading it
     o.clear();
     for (int j0 = 0; j0 < count; j0 += g.count) {
         const int j = j0 + g.index;

@@ -424,17 +424,24 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
                                      model.fp8);
 }
 
+// A model that has no memory yet.
+template <class Float>
+GPT2<Float> describe_model(const GPT2Config& config, int B, int T, int recompute, bool optimizer, Reg reg,
+                           bool fp8) {
+    return {.config = config,
+            .B = B,
+            .T = T,
+            .recompute = recompute,
+            .optimizer = optimizer,
+            .reg = reg,
+            .fp8 = fp8};
+}
+
 // Bytes that a model and its training take.
 template <class Float>
 size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
                    bool optimizer = true, Reg reg = Reg::tail, bool fp8 = false) {
-    GPT2<Float> model{.config = config,
-                      .B = B,
-                      .T = T,
-                      .recompute = recompute,
-                      .optimizer = optimizer,
-                      .reg = reg,
-                      .fp8 = fp8};
+    GPT2<Float> model = describe_model<Float>(config, B, T, recompute, optimizer, reg, fp8);
     Arena arena;
     lay_out_model(model, arena, ctx);
     return arena.used;
@@ -455,13 +462,7 @@ template <class Float>
 GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
                          std::vector<float> host_params, bool optimizer = true, Reg reg = Reg::tail,
                          bool fp8 = false) {
-    GPT2<Float> model{.config = config,
-                      .B = B,
-                      .T = T,
-                      .recompute = recompute,
-                      .optimizer = optimizer,
-                      .reg = reg,
-                      .fp8 = fp8};
+    GPT2<Float> model = describe_model<Float>(config, B, T, recompute, optimizer, reg, fp8);
     const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer, reg, fp8);
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));

@@ -154,9 +154,8 @@ using JsonLook = std::function<bool(int depth, nlohmann::json::parse_event_t, co
 
 // The object that `text` is, `where` being the file's name (and the line's number) for errors. The limit on
 // nesting keeps a hostile file from taking stack that is out of proportion.
-inline nlohmann::json parse_json_object(const std::string& where, std::string_view text,
+inline nlohmann::json parse_json_object(const std::string& where, std::string_view text, int max_depth = 64,
                                         const JsonLook& look = nullptr) {
-    constexpr int max_depth = 64;
     // The parser would take a zero byte for the end, and not look at what follows.
     if (text.find('\0') != text.npos) fail("%s is not valid JSON (it has a zero byte)", where.c_str());
     nlohmann::json root;

@@ -148,7 +148,7 @@ void fp8_round(const Context& ctx, uint8_t* q, uint8_t* q_t, Fp8Scale* scale, co
     assert(R % kFp8Multiple == 0 && C % kFp8Multiple == 0);
     CUDA_CHECK(cudaMemsetAsync(scale, 0, sizeof *scale, ctx.stream));
     const size_t num_packs = (size_t)R * C / 8;
-    const unsigned block = kOnCpu ? 1 : 256;
+    const unsigned block = ctx.row_lanes == 1 ? 1 : 256;
     const size_t wanted = ceil_div(num_packs, (size_t)block * 4), most = 8 * (size_t)ctx.num_sms;
     fp8_max_kernel<<<(unsigned)(wanted < most ? wanted : most), block, 0, ctx.stream>>>(&scale->max_bits, inp,
                                                                                         num_packs);

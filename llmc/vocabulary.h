@@ -103,7 +103,7 @@ inline nlohmann::json read_tokenizer_json(const std::string& path) {
     const std::string text = read_text_file(path, kMaxTokenizerBytes);
     static const std::set<std::string> wanted = {"added_tokens", "normalizer", "pre_tokenizer", "model"};
     std::vector<std::unordered_set<std::string>> keys;  // by depth, of the objects that are open
-    return parse_json_object(path, text, [&](int depth, Event event, const nlohmann::json& parsed) {
+    return parse_json_object(path, text, 16, [&](int depth, Event event, const nlohmann::json& parsed) {
         const auto level = static_cast<size_t>(depth);
         if (event == Event::object_start) {
             keys.resize(std::max(keys.size(), level + 1));

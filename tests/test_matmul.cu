@@ -273,21 +273,23 @@ struct Fp8Memory {
 
 template <__nv_fp8_interpretation_t FORMAT>
 static void check_rounding(const std::vector<bf16>& x, int R, int C) {
-    const Context ctx = make_context();
     const Rounded want(FORMAT, x);
     DeviceArray<bf16> d_x(x);
-    DeviceArray<uint8_t> q(x.size()), q_t(x.size()), only_t(x.size());
-    DeviceArray<Fp8Scale> scale(1), scale_t(1);
-    fp8_round<FORMAT>(ctx, q, q_t, scale, d_x, R, C);
-    fp8_round<FORMAT>(ctx, nullptr, only_t, scale_t, d_x, R, C);
-    const std::vector<uint8_t> got = q.get(), got_t = q_t.get();
-    CHECK(got == want.codes);
-    CHECK(only_t.get() == got_t);
-    CHECK(scale.get()[0].inverse == want.inverse);
-    size_t wrong = 0;
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) wrong += got_t[(size_t)c * R + r] != got[(size_t)r * C + c];
-    CHECK(wrong == 0);
+    for (const Context& ctx : both_lane_counts()) {
+        CAPTURE(ctx.row_lanes);
+        DeviceArray<uint8_t> q(x.size()), q_t(x.size()), only_t(x.size());
+        DeviceArray<Fp8Scale> scale(1), scale_t(1);
+        fp8_round<FORMAT>(ctx, q, q_t, scale, d_x, R, C);
+        fp8_round<FORMAT>(ctx, nullptr, only_t, scale_t, d_x, R, C);
+        const std::vector<uint8_t> got = q.get(), got_t = q_t.get();
+        CHECK(got == want.codes);
+        CHECK(only_t.get() == got_t);
+        CHECK(scale.get()[0].inverse == want.inverse);
+        size_t wrong = 0;
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) wrong += got_t[(size_t)c * R + r] != got[(size_t)r * C + c];
+        CHECK(wrong == 0);
+    }
 }
 
 TEST_CASE("every bf16 number is rounded to the nearest of 8 bits, a tie to the even one") {

@@ -702,6 +702,8 @@ TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
     CHECK(find_vocabulary(folder.path, words, merges));
     CHECK(foreign_tokenizer(folder.path) == "");
     CHECK(foreign_tokenizer(folder / "nowhere") == "");
+    mentions(problem_of("{\"model\": " + std::string(17, '[') + std::string(17, ']') + "}"),
+             "nested more than 16 levels deep");
 
     // another kind is no mistake, but no vocabulary either
     for (const auto& [object, key, value] : std::vector<std::tuple<const char*, const char*, nlohmann::json>>{

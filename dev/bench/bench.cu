@@ -312,29 +312,15 @@ void bench_linear(KernelTable& k, const Linear& l, int B, int T) {
     k.row(name + parameters_name, l.gelu_before ? 0 : l.calls, parameters, [&] {
         matmul_parameters_backward<bf16>(ctx, dweight, dbias_or_none, scratch, out, inp, rows, l.IC, l.OC);
     });
-}
 
-// A layer of the model with --precision fp8: the product and all that rounding its operands takes. Bytes as
-// if that took none, FLOPs against the rate of bf16.
-void bench_linear_fp8(KernelTable& k, const Linear& l, int B, int T) {
-    const Context& ctx = k.b.ctx;
-    const int rows = B * T;
-    const double inp_bytes = 2.0 * rows * l.IC, out_bytes = 2.0 * rows * l.OC, weights = (double)l.IC * l.OC;
-    const double flops = 2.0 * rows * weights;
-    const DeviceArray<bf16> inp((size_t)rows * l.IC), out((size_t)rows * l.OC), weight((size_t)l.IC * l.OC),
-        bias(l.OC), dinp(inp.size());
-    const DeviceArray<float> dweight(weight.size()), dbias(l.OC), scratch(column_sum_scratch(ctx, l.OC));
+    // --precision fp8: the product and all that rounding its operands takes. Bytes as if that took none,
+    // FLOPs against the rate of bf16.
+    if (!ctx.has_fp8 || !l.bias || rows % kFp8Multiple) return;
     const DeviceArray<uint8_t> a(std::max(inp.size(), weight.size())), b(std::max(inp.size(), out.size())),
         b_t(out.size());
     const DeviceArray<Fp8Scale> scales(2);
+    const DeviceArray<bf16> dinp(inp.size());
     const Fp8Buffers f{a, b, b_t, scales};
-    fill(ctx, inp, 1);
-    fill(ctx, out, 2);
-    fill(ctx, weight, 3, 0.02f);
-    fill(ctx, bias, 4, 0.02f);
-    fill(ctx, dweight, 6);
-    fill(ctx, dbias, 7);
-    const std::string name = l.name;
     k.row(name + " forward, bias, fp8", 0, {inp_bytes + 2 * weights + out_bytes, flops},
           [&] { linear_forward<bf16>(ctx, f, out, inp, weight, bias, rows, l.IC, l.OC); });
     k.row(name + " backward, all, fp8", 0, {2 * out_bytes + 2 * inp_bytes + 10 * weights, 2 * flops}, [&] {
@@ -450,10 +436,7 @@ void bench_kernels(Bench& b, int B, int T) {
                             {"fc", C, 4 * C, L, true, true, false},
                             {"fcproj", 4 * C, C, L, true, false, true},
                             {"logits", C, config.padded_vocab_size, 1, false, false, false}})
-        k.attempt(l.name, [&] {
-            bench_linear(k, l, B, T);
-            if (b.ctx.has_fp8 && l.bias && B * T % kFp8Multiple == 0) bench_linear_fp8(k, l, B, T);
-        });
+        k.attempt(l.name, [&] { bench_linear(k, l, B, T); });
     k.attempt("attention", [&] {
         const AttentionBuffers a(config, B, T);
         fill(b.ctx, a.qkv, 1);

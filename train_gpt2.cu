@@ -1193,8 +1193,8 @@ void train(TrainConfig c) {
     fputs(settings_table(rows).c_str(), stdout);
     nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};
     for (const auto& [name, value] : settings) first_line["settings"][name] = value;
-    for (const auto& [name, value] :
-         {std::pair{"from", c.from}, {"train_data", c.train_data}, {"val_data", c.val_data}})
+    for (const auto& [name, value] : {std::pair{"from", c.from}, std::pair{"train_data", c.train_data},
+                                      std::pair{"val_data", c.val_data}})
         first_line[name] = value;
     MetricsLog metrics(c.out, first_line, c.resume ? step : -1);
     Progress progress(c.updates, step);

@@ -255,7 +255,8 @@ inline std::string foreign_tokenizer(const std::string& folder) {
 // The files of the vocabulary in a folder: two, or a tokenizer.json that is both. False if there is none, or
 // only a tokenizer.json of another kind than GPT-2's.
 inline bool find_vocabulary(const std::string& folder, std::string& words, std::string& merges) {
-    for (const auto& [w, m] : {std::pair{"/encoder.json", "/vocab.bpe"}, {"/vocab.json", "/merges.txt"}}) {
+    for (const auto& [w, m] :
+         {std::pair{"/encoder.json", "/vocab.bpe"}, std::pair{"/vocab.json", "/merges.txt"}}) {
         words = folder + w;
         merges = folder + m;
         if (is_file(words) && is_file(merges)) return true;

@@ -80,10 +80,9 @@ TEST_CASE_TEMPLATE("encoder", Float, float, bf16) {
 
 TEST_CASE("token plan: every position once, by token, then by position; long tokens in segments") {
     const auto awkward = tokens_of_counts(kAwkwardCounts);
-    for (const auto& [tokens, V] : {std::pair{random_ints(500, 17, 3), 50},
-                                    {std::vector<int>(1, 4), 5},
-                                    {std::vector<int>(300, 2), 3},
-                                    {awkward, (int)kAwkwardCounts.size()}}) {
+    for (const auto& [tokens, V] :
+         {std::pair{random_ints(500, 17, 3), 50}, std::pair{std::vector<int>(1, 4), 5},
+          std::pair{std::vector<int>(300, 2), 3}, std::pair{awkward, (int)kAwkwardCounts.size()}}) {
         const int n = (int)tokens.size();
         CAPTURE(n);
         const std::vector<int> plan = plan_tokens(tokens.data(), n, V);

@@ -590,21 +590,22 @@ TEST_CASE("choices are read as they were written, and nothing else is taken for 
         return found.contains("p");
     };
     CHECK(read(one));
-    for (const auto& [from, to] : {std::pair{"9]", "-9]"},
-                                   {"9]", "9, 10]"},
-                                   {", 9]", "]"},
-                                   {"9]", "4294967296]"},
-                                   {"9]", "0.5]"},
-                                   {"9]", "\"9\"]"},
-                                   {"9]", "null]"},
-                                   {"algorithm", "logarithm"},
-                                   {"\"us\": 1", "\"us\": 0"},
-                                   {"\"us\": 1", "\"us\": -1"},
-                                   {"\"us\": 1", "\"us\": 1e300"},
-                                   {"\"us\": 1", "\"us\": true"},
-                                   {"\"guess_us\": 1", "\"guess_us\": null"},
-                                   {"\"separate_us\": 0", "\"separate_us\": -1"},
-                                   {"\"separate_us\": 0", "\"x\": 0"}}) {
+    const std::pair<const char*, const char*> changes[] = {{"9]", "-9]"},
+                                                           {"9]", "9, 10]"},
+                                                           {", 9]", "]"},
+                                                           {"9]", "4294967296]"},
+                                                           {"9]", "0.5]"},
+                                                           {"9]", "\"9\"]"},
+                                                           {"9]", "null]"},
+                                                           {"algorithm", "logarithm"},
+                                                           {"\"us\": 1", "\"us\": 0"},
+                                                           {"\"us\": 1", "\"us\": -1"},
+                                                           {"\"us\": 1", "\"us\": 1e300"},
+                                                           {"\"us\": 1", "\"us\": true"},
+                                                           {"\"guess_us\": 1", "\"guess_us\": null"},
+                                                           {"\"separate_us\": 0", "\"separate_us\": -1"},
+                                                           {"\"separate_us\": 0", "\"x\": 0"}};
+    for (const auto& [from, to] : changes) {
         std::string bad = one;
         bad.replace(bad.find(from), strlen(from), to);
         CAPTURE(bad);

@@ -112,7 +112,8 @@ TEST_CASE_TEMPLATE("few rows times a matrix: a variance as small as layernorm's 
 TEST_CASE_TEMPLATE("few rows times a matrix: a row has the same bits, however many there are", Float, float,
                    bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (const auto& [IC, OC] : {std::pair{768, 72}, {1600, 24}, {8, 16}, {8200, 8}}) {
+        for (const auto& [IC, OC] :
+             {std::pair{768, 72}, std::pair{1600, 24}, std::pair{8, 16}, std::pair{8200, 8}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(IC);
             const Layer<Float> layer(kMaxMatvecRows, IC, OC);

@@ -1,4 +1,5 @@
 # make train_gpt2cu     the trainer, for this machine's GPU if there is one and always for the CPU, and its data
+#   USE_CUDNN=1         with cuDNN's attention for lambda = 0, on a GPU
 # make infer_gpt2cu     the program that generates text and measures what condensed attention buys
 # make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
 # make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
@@ -28,6 +29,11 @@ GPU_ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheade
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCC_FLAGS = -std=c++20 -O3 -arch=sm_$(GPU_ARCH) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
 NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
+ifdef USE_CUDNN
+  NVCC_FLAGS += -DUSE_CUDNN
+  NVCC_LIBS += $(CUDNN_LIBS)
+  CUDNN_OBJECT = build/attention_cudnn.o
+endif
 
 # Tests are built with the CPU backend's checks; each kind of build has its own folder. The expensive optimizations
 # include the contraction to fma, without which attention's kernels would not compute their scores bit for bit alike.
@@ -52,7 +58,7 @@ all: $(PROGRAMS:=cu)
 
 # PROGRAMcu runs on the GPU, and where there is none becomes PROGRAMcpu, which is built beside it.
 ifneq ($(NVCC),)
-$(PROGRAMS:=cu): %cu: build/%_cuda.o build/commit.o | %cpu data/default_dataset
+$(PROGRAMS:=cu): %cu: build/%_cuda.o build/commit.o $(CUDNN_OBJECT) | %cpu data/default_dataset
 	$(NVCC) $(filter %.o,$^) $(NVCC_LIBS) -o $@
 else
 $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
@@ -94,6 +100,30 @@ build/deps: dev/deps
 	@CXX="$(CXX)" dev/deps
 	@touch $@
 
+# ---- cuDNN, only with USE_CUDNN=1: version 9, from where it is installed or from CUDNN_HOME ----
+
+# NVIDIA's headers that describe graphs to it: the user's CUDNN_FRONTEND, or fetched. They are large, so one source includes
+# them, and the host's compiler reads it.
+CUDNN_FRONTEND ?= build/cudnn_frontend/include
+CUDNN_INCLUDES = -isystem $(CUDNN_FRONTEND) $(if $(CUDNN_HOME),-isystem $(CUDNN_HOME)/include) -isystem $(CUDA_HOME)/include
+CUDNN_LIBS = $(if $(CUDNN_HOME),-L$(CUDNN_HOME)/lib -Xlinker -rpath$(,)$(CUDNN_HOME)/lib) -lcudnn -ldl
+build/cudnn_frontend/include: | build/deps
+	data/fetch cudnn-frontend
+	python3 -m zipfile -e data/cudnn-frontend.whl build/cudnn_frontend
+	@touch $@
+build/attention_cudnn.o: llmc/attention_cudnn.cpp $(CUDNN_FRONTEND) build/deps Makefile
+	@echo '#include <cudnn_graph.h>' | $(CXX) $(CUDNN_INCLUDES) -fsyntax-only -x c++ - 2>/dev/null || { echo \
+	    "USE_CUDNN=1: cudnn_graph.h of cuDNN 9 was not found: install it, or say CUDNN_HOME=the folder that has include/ and lib/" >&2; exit 1; }
+	$(CXX) -std=c++20 -O1 $(WARN) $(CUDNN_INCLUDES) -MMD -MF $(@:.o=.d) -c $< -o $@
+
+# Does cuDNN have kernels for attention's graphs? See dev/check_cudnn.cpp.
+.PHONY: cudnn-check
+cudnn-check: build/check_cudnn
+	$<
+build/check_cudnn: dev/check_cudnn.cpp $(CUDNN_FRONTEND) build/deps Makefile
+	$(CXX) -std=c++20 -O0 $(WARN) $(CUDNN_INCLUDES) -MMD -MF $@.d $< -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 \
+	    -lcudart $(subst -Xlinker ,-Wl$(,),$(CUDNN_LIBS)) -o $@
+
 # ---- benchmarks, ladder: on the GPU where there is one, otherwise on the CPU backend ----
 
 HAS_GPU := $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null))
@@ -107,9 +137,13 @@ $(BENCHES:%=build/%.o): build/%.o: dev/bench/%.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
 $(BENCHES:%=build/%): build/%: build/%.o build/commit.o
 	$(CXX) $^ $(CPU_LIBS) -o $@
-$(BENCHES:%=build/gpu/%): build/gpu/%: dev/bench/%.cu build/deps build/gpu_arch Makefile build/commit.o
+$(BENCHES:%=build/gpu/%): build/gpu/%: dev/bench/%.cu build/deps build/gpu_arch Makefile build/commit.o $(CUDNN_OBJECT)
 	@mkdir -p build/gpu
-	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< build/commit.o $(NVCC_LIBS) -o $@
+	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) -o $@
+# The benchmark that also times cuDNN's attention, beside the one that does without the library.
+build/gpu/bench_cudnn: dev/bench/bench.cu build/deps build/gpu_arch Makefile build/commit.o build/attention_cudnn.o
+	@mkdir -p build/gpu
+	$(NVCC) $(NVCC_FLAGS) -DUSE_CUDNN -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) $(CUDNN_LIBS) -o $@
 
 ladder: build/attention_ladder
 ifneq ($(HAS_GPU),)
@@ -127,6 +161,8 @@ endif
 HOST_TESTS = $(basename $(notdir $(wildcard tests/test_*.cpp)))
 KERNEL_TESTS = test_layers test_matmul test_attention test_attention_cut test_attention_decode test_matvec test_sampler
 CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
+# What is not run on a GPU: the tests of the CPU backend itself, and unless it was asked for, of cuDNN.
+CPU_ONLY_TESTS = test_cpu_backend $(if $(USE_CUDNN),,test_attention_cudnn)
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
@@ -139,6 +175,11 @@ $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(subst -O3,-O2,$(TEST_FLAGS))
 .SECONDARY: $(BUILD)/doctest_main.o
+# The CPU backend's own cudnn_frontend.h, not NVIDIA's.
+$(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
+	@mkdir -p $(BUILD)
+	llmc/cpu/cpu_nvcc $< -o $@ $(subst -O3,-O2,$(TEST_FLAGS))
+$(BUILD)/test_attention_cudnn: $(BUILD)/attention_cudnn.o
 $(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o
 	$(CXX) $^ $(TEST_LIBS) -o $@
 $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o build/commit.o
@@ -155,10 +196,12 @@ build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o
 	$(CXX) $^ $(CPU_LIBS) -ldl -o $@
 
 # The same kernel tests on the GPU, where there is one.
-build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o
+build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT)
 	@mkdir -p build/gpu
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) -o $@
-GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
+build/gpu/test_attention_cudnn: NVCC_LIBS += $(CUDNN_LIBS)
+build/gpu/test_attention_cudnn: build/attention_cudnn.o
+GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out $(CPU_ONLY_TESTS),$(CU_TESTS))))
 
 ifdef RACE
 test: $(addprefix build/race/,$(KERNEL_TESTS))
@@ -169,14 +212,15 @@ test: $(addprefix $(BUILD)/,$(CU_TESTS) $(HOST_TESTS) $(FUZZERS))
 else
 test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) \
       $(PROGRAMS:=cpu) $(PROGRAMS:=cu) build/tokenize build/attention_ladder
+	@CXX="$(CXX)" dev/deps tests
 	tests/run $(addprefix tests/,$(SCRIPTS)) $(addprefix build/race/,$(KERNEL_TESTS)) \
 	    $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
 	    $(foreach s,backward random,$(addprefix CUDA_CPU_SCHEDULE=$(s):$(BUILD)/,$(KERNEL_TESTS))) \
 	    $(GPU_TESTS) build/attention_ladder
 endif
 
-# The programs as they are built for a GPU, with every kernel in both precisions; of tests and benchmarks only the code of
-# their own is looked at, without optimization and as far as PTX.
+# The kernels as they are built for a GPU, all of them, in both precisions, but host code without optimization, and no
+# PTX for GPUs to come; of tests and benchmarks only the code of their own is looked at, as far as PTX.
 GPU_COMPILE_ARCHS = 80 90a
 COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu $(BENCHES:%=dev/bench/%.cu)
 gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.o)) \
@@ -184,7 +228,8 @@ gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.o
 define COMPILE_FOR
 build/gpu/sm_$(1)/%.o: %.cu build/deps FORCE
 	@mkdir -p $$(@D)
-	$$(NVCC) $$(subst -arch=sm_$$(GPU_ARCH),-arch=sm_$(1),$$(NVCC_FLAGS)) -c $$< -o $$@
+	$$(NVCC) $$(subst -arch=sm_$$(GPU_ARCH),-gencode arch=compute_$(1)$$(,)code=sm_$(1),$$(subst -O3,-O0,$$(NVCC_FLAGS))) \
+	    -c $$< -o $$@
 endef
 $(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
 build/gpu/compiled/%.o: % build/deps FORCE
@@ -198,7 +243,7 @@ readme: $(PROGRAMS:=cpu)
 	./train_gpt2cpu --help-markdown | dev/put_table README.md flags
 	./infer_gpt2cpu --help-markdown | dev/put_table README.md infer-flags
 
-FORMATTED = $(wildcard *.cu dev/*/*.cu dev/*/*.cuh dev/*/*.h llmc/*.h llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
+FORMATTED = $(wildcard *.cu dev/*.cpp dev/*/*.cu dev/*/*.cuh dev/*/*.h llmc/*.h llmc/*.cpp llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
 format:
 	clang-format -i $(FORMATTED)
 format-check:

@@ -334,8 +334,10 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.dresidual = arena.take<Float>(BT * C);
     a.dbranch = arena.take<Float>(BT * C);
     a.dqkv = arena.take<Float>(BT * 3 * C);
-    const size_t att_scratch =
-        attention_backward_scratch<Float>(B, T, config.num_heads, config.channels / config.num_heads);
+    const int hs = config.channels / config.num_heads;
+    size_t att_scratch = attention_backward_scratch<Float>(B, T, config.num_heads, hs);
+    if constexpr (sizeof(Float) == 2 && kUseCudnn)
+        att_scratch = std::max(att_scratch, prepare_attention_cudnn(ctx, B, T, config.num_heads, hs));
     a.att_scratch =
         arena.take<float>(std::max(att_scratch, ceil_div(BT * 4 * C * sizeof(Float), sizeof(float))));
     a.dfch = reinterpret_cast<Float*>(a.att_scratch);
@@ -1099,8 +1101,12 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
                                                                size_t bytes, const char* precision) {
     const std::string micro = format("%d x %d", c.B, c.T);
     const int64_t accumulate = c.tokens_per_update / ((int64_t)c.B * c.T);
+    bool cudnn = false;
+    if constexpr (kUseCudnn)
+        cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
     return {
-        {"device", ctx.device_name + ", " + precision},
+        {"device",
+         ctx.device_name + ", " + precision + (cudnn ? ", cuDNN's attention where lambda is 0" : "")},
         {"model", format("%s: %d layers, %d heads, %d channels, vocabulary %d, %s parameters", c.from.c_str(),
                          config.num_layers, config.num_heads, config.channels, config.vocab_size,
                          pretty_count((double)num_parameters(config)).c_str())},

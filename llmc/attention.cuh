@@ -24,8 +24,10 @@
 // Rows with n <= k keys have M = 1, theta = -infinity and no gradient from the regularizer.
 //
 // The baseline that penalizes the entropy of the same rows has a gradient of its own: attention_entropy.cuh.
+// Without any regularizer cuDNN may do the work, if the user wants it: attention_cudnn.h.
 #pragma once
 #include "attention_bf16.cuh"
+#include "attention_cudnn.h"
 #include "attention_entropy.cuh"
 #include "attention_plain.cuh"
 
@@ -96,13 +98,15 @@ template <class Float>
 void attention_forward(const Context& ctx, Float* out, AttentionRows rows, const Float* qkv, int B, int T,
                        int num_heads, int hs, int topk) {
     assert(B > 0 && T > 0 && topk >= 0 && B * num_heads <= 65535);
+    if constexpr (sizeof(Float) == 2 && kUseCudnn)
+        if (topk == 0 && attention_forward_cudnn(ctx, out, rows.lse, qkv, B, T, num_heads, hs)) return;
     if constexpr (sizeof(Float) == 2)
         attention_forward_bf16(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
     else
         attention_forward_plain(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
 }
 
-// Floats of scratch that attention_backward needs.
+// Floats of scratch that attention_backward needs, and more where prepare_attention_cudnn() says so.
 template <class Float>
 size_t attention_backward_scratch(int B, int T, int num_heads, int hs) {
     const size_t rows = (size_t)B * num_heads * T;
@@ -124,6 +128,10 @@ void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const F
                         int num_heads, int hs, int topk) {
     assert(B > 0 && T > 0 && (!weight || topk > 0) && B * num_heads <= 65535);
     assert(!weight || reg != Reg::entropy || rows.mean_score);
+    if constexpr (sizeof(Float) == 2 && kUseCudnn)
+        if (!weight &&
+            attention_backward_cudnn(ctx, dqkv, scratch, dout, out, qkv, rows.lse, B, T, num_heads, hs))
+            return;
     if constexpr (sizeof(Float) == 2)
         attention_backward_bf16(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
                                 topk);

@@ -29,7 +29,8 @@ inline constexpr bool kOnCpu = true;
 inline constexpr bool kOnCpu = false;
 #endif
 
-struct MatmulPlans;  // matmul_plans.h
+struct MatmulPlans;     // matmul_plans.h
+struct CudnnAttention;  // attention_cudnn.h
 
 struct Context {
     cudaStream_t stream = nullptr;
@@ -38,7 +39,8 @@ struct Context {
     // cut into pieces along the sum keeps the pieces there: 64 MB hold sixteen of GPT-2's 1024 x 1024.
     static constexpr size_t matmul_workspace_bytes = kOnCpu ? 0 : 64 << 20;
     void* matmul_workspace = nullptr;
-    mutable std::shared_ptr<MatmulPlans> matmuls;  // made at the first product
+    mutable std::shared_ptr<MatmulPlans> matmuls;   // made at the first product
+    mutable std::shared_ptr<CudnnAttention> cudnn;  // made when a shape is prepared
     bool tune_matmuls = !kOnCpu;  // time the algorithms that cuBLASLt offers, or take its first?
     bool fuse_matmuls = true;     // false: no GELU and no bias gradients in products, to compare with
     std::string device_name;

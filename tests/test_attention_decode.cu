@@ -92,7 +92,8 @@ Decoded<Float> decode(const Context& ctx, Cache<Float>& cache, const std::vector
 
 TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (const Shape s : {Shape{2, 3, 64, 768}, {1, 2, 8, 48}, {2, 1, 40, 272}, {1, 2, 128, 528}}) {
+        for (const Shape s : std::initializer_list<Shape>{
+                 {2, 3, 64, 768}, {1, 2, 8, 48}, {2, 1, 40, 272}, {1, 2, 128, 528}}) {
             const auto tokens = normal_values<Float>((size_t)s.B * s.capacity * 3 * s.C(), 11, 1.5);
             Cache<Float> cache(s);
             DeviceArray<Float> all(tokens);

@@ -375,6 +375,7 @@ END
 fi
 
 # --- files without a hash: their format is checked, and the output says so
+manifest "$url"
 check "a shard" fetch shard_01.bin
 check "a shard: said" said "no hash of it is known"
 check "a shard cut short" fails fetch shard_02.bin

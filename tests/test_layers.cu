@@ -144,16 +144,16 @@ TEST_CASE("sums of partial results") {
 
 TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (auto [rows, C] : {std::array<int, 2>{1, 8},
-                               {5, 24},
-                               {130, 128},
-                               {67, 768},
-                               {33, 776},
-                               {25, 1024},
-                               {40, 1280},
-                               {50, 1600},
-                               {3, 1608},
-                               {50, 2048}}) {
+        for (auto [rows, C] : std::initializer_list<std::array<int, 2>>{{1, 8},
+                                                                        {5, 24},
+                                                                        {130, 128},
+                                                                        {67, 768},
+                                                                        {33, 776},
+                                                                        {25, 1024},
+                                                                        {40, 1280},
+                                                                        {50, 1600},
+                                                                        {3, 1608},
+                                                                        {50, 2048}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(C);
             // a mean far from zero: a variance computed as E[x^2] - E[x]^2 would lose its digits
@@ -225,13 +225,13 @@ TEST_CASE_TEMPLATE("classifier: loss and gradient, in the logits' place", Float,
     contexts.push_back(contexts[0]);
     contexts.back().max_shared = 20 << 10;  // the row fits neither in registers nor in shared memory
     for (const Context& ctx : contexts)
-        for (auto [rows, V, Vp] : {std::array<int, 3>{1, 2, 128},
-                                   {3, 257, 384},
-                                   {5, 128, 128},
-                                   {2, 5003, 5120},
-                                   {3, 8064, 8064},
-                                   {2, 30001, 30080},
-                                   {2, 50257, 50304}}) {
+        for (auto [rows, V, Vp] : std::initializer_list<std::array<int, 3>>{{1, 2, 128},
+                                                                            {3, 257, 384},
+                                                                            {5, 128, 128},
+                                                                            {2, 5003, 5120},
+                                                                            {3, 8064, 8064},
+                                                                            {2, 30001, 30080},
+                                                                            {2, 50257, 50304}}) {
             if (ctx.max_shared < 48 << 10 && V < 30000) continue;
             CAPTURE(ctx.row_lanes);
             CAPTURE(ctx.max_shared);

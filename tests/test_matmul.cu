@@ -313,8 +313,8 @@ TEST_CASE("every bf16 number is rounded to the nearest of 8 bits, a tie to the e
 }
 
 TEST_CASE("the scale is the largest power of two that the format has room for") {
-    for (const auto& [most, inverse] :
-         {std::pair{448.0f, 1.0f}, {450.0f, 2.0f}, {224.0f, 0.5f}, {1.0f, 0x1p-8f}, {0x1p100f, 0x1p92f}}) {
+    for (const auto& [most, inverse] : std::initializer_list<std::pair<float, float>>{
+             {448.0f, 1.0f}, {450.0f, 2.0f}, {224.0f, 0.5f}, {1.0f, 0x1p-8f}, {0x1p100f, 0x1p92f}}) {
         CAPTURE(most);
         std::vector<bf16> x(256, (bf16)0.0f);
         x[100] = (bf16)-most;
@@ -325,7 +325,8 @@ TEST_CASE("the scale is the largest power of two that the format has room for") 
 }
 
 TEST_CASE("matrices of all shapes, and their transposes") {
-    for (auto [R, C] : {std::array<int, 2>{16, 16}, {16, 208}, {80, 48}, {144, 64}, {64, 192}}) {
+    for (auto [R, C] :
+         std::initializer_list<std::array<int, 2>>{{16, 16}, {16, 208}, {80, 48}, {144, 64}, {64, 192}}) {
         CAPTURE(R);
         check_rounding<__NV_E4M3>(normal_values<bf16>((size_t)R * C, 1, 0.02), R, C);
         check_rounding<__NV_E5M2>(normal_values<bf16>((size_t)R * C, 2, 1e-6), R, C);
@@ -652,8 +653,8 @@ TEST_CASE("every product has its own name in the file") {
                     for (auto epilogue :
                          {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
                           CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_BGRADB})
-                        for (auto [m, n, k] :
-                             {std::array<int, 3>{8, 16, 24}, {16, 8, 24}, {8, 24, 16}, {8, 162, 4}}) {
+                        for (auto [m, n, k] : std::initializer_list<std::array<int, 3>>{
+                                 {8, 16, 24}, {16, 8, 24}, {8, 24, 16}, {8, 162, 4}}) {
                             names.insert(
                                 describe({type, type, out, op, CUBLAS_OP_N, m, n, k, accumulate, epilogue}));
                             names.insert(

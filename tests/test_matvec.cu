@@ -59,7 +59,8 @@ struct Layer {
 
 TEST_CASE_TEMPLATE("few rows times a matrix: what is fused before and after", Float, float, bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (const auto& [rows, IC, OC] : {std::array{1, 8, 8}, {3, 24, 40}, {4, 768, 136}, {8, 264, 24}}) {
+        for (const auto& [rows, IC, OC] :
+             std::initializer_list<std::array<int, 3>>{{1, 8, 8}, {3, 24, 40}, {4, 768, 136}, {8, 264, 24}}) {
             const Layer<Float> layer(rows, IC, OC);
             for (Before before : {Before::nothing, Before::layernorm})
                 for (After after : {After::nothing, After::gelu, After::residual})
@@ -81,14 +82,14 @@ TEST_CASE_TEMPLATE("few rows times a matrix: what is fused before and after", Fl
 TEST_CASE_TEMPLATE("few rows times a matrix: sizes", Float, float, bf16) {
     for (Context ctx : both_lane_counts()) {
         ctx.num_sms = 1;
-        for (const auto& [rows, IC, OC] : {std::array{1, 768, 2304},
-                                           {2, 1032, 72},
-                                           {1, 1600, 200},
-                                           {5, 3072, 64},
-                                           {2, 4104, 40},
-                                           {1, 16384, 8},
-                                           {8, 8200, 8},
-                                           {7, 16, 1000}}) {
+        for (const auto& [rows, IC, OC] : std::initializer_list<std::array<int, 3>>{{1, 768, 2304},
+                                                                                    {2, 1032, 72},
+                                                                                    {1, 1600, 200},
+                                                                                    {5, 3072, 64},
+                                                                                    {2, 4104, 40},
+                                                                                    {1, 16384, 8},
+                                                                                    {8, 8200, 8},
+                                                                                    {7, 16, 1000}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(rows);
             CAPTURE(IC);

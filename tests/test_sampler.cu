@@ -188,17 +188,17 @@ TEST_CASE("sampling: the kernel draws from the distribution (chi-square)") {
 // (50, 300) or from the whole row (9000); of the flat row no list reaches top_p.
 TEST_CASE_TEMPLATE("sampling: the kernel draws what the host draws", Float, float, bf16) {
     for (const Context& ctx : both_lane_counts())
-        for (const auto& [V, scale] :
-             {std::pair{1, 1.0}, {7, 1.0}, {50, 3.0}, {2047, 2.0}, {kWide / 2 + 1, 0.1}, {kWide, 3.0}})
-            for (const Sampling& how : {Sampling{0.0f, 0, 1.0f, 9},
-                                        {1.0f, 0, 1.0f, 9},
-                                        {1.0f, 0, 0.9f, 9},
-                                        {1.0f, 1, 0.9f, 9},
-                                        {0.9f, 50, 1.0f, 9},
-                                        {1.1f, 50, 0.9f, 9},
-                                        {2.0f, 300, 0.1f, 9},
-                                        {1.0f, 9000, 0.9f, 9},
-                                        {5.0f, 9000, 1.0f, 9}}) {
+        for (const auto& [V, scale] : std::initializer_list<std::pair<int, double>>{
+                 {1, 1.0}, {7, 1.0}, {50, 3.0}, {2047, 2.0}, {kWide / 2 + 1, 0.1}, {kWide, 3.0}})
+            for (const Sampling& how : std::initializer_list<Sampling>{{0.0f, 0, 1.0f, 9},
+                                                                       {1.0f, 0, 1.0f, 9},
+                                                                       {1.0f, 0, 0.9f, 9},
+                                                                       {1.0f, 1, 0.9f, 9},
+                                                                       {0.9f, 50, 1.0f, 9},
+                                                                       {1.1f, 50, 0.9f, 9},
+                                                                       {2.0f, 300, 0.1f, 9},
+                                                                       {1.0f, 9000, 0.9f, 9},
+                                                                       {5.0f, 9000, 1.0f, 9}}) {
                 CAPTURE(ctx.row_lanes);
                 CAPTURE(V);
                 CAPTURE(how.temperature);
@@ -219,13 +219,15 @@ TEST_CASE("sampling: equal logits") {
 
         // all tie with the k-th, and with the one that reaches top_p: all may be drawn, each as often
         const std::vector<float> row(10, -3.0f);
-        for (const Sampling& how : {Sampling{1.0f, 1, 1.0f, 1}, {1.0f, 4, 0.1f, 1}, {0.5f, 0, 0.1f, 1}}) {
+        for (const Sampling& how :
+             std::initializer_list<Sampling>{{1.0f, 1, 1.0f, 1}, {1.0f, 4, 0.1f, 1}, {0.5f, 0, 0.1f, 1}}) {
             CHECK(draw(ctx, rows_of(row, 20), 20, 10, how) == draw_on_host(rows_of(row, 20), 20, 10, how));
             CHECK(likely(counts(draw_on_host(row, 1, 10, how, 1000), 10), std::vector<double>(10, 0.1)));
         }
         // more ties than the list of candidates holds
         const auto many = rows_of(std::vector<float>(5000, 2.0f), 2);
-        for (const Sampling& how : {greedy, {1.0f, 5, 0.5f, 1}, {1.0f, 0, 0.5f, 1}})
+        for (const Sampling& how :
+             std::initializer_list<Sampling>{greedy, {1.0f, 5, 0.5f, 1}, {1.0f, 0, 0.5f, 1}})
             CHECK(draw(ctx, many, 2, 5000, how) == draw_on_host(many, 2, 5000, how));
     }
 }
@@ -241,8 +243,8 @@ __global__ void find_place_kernel(int* index, uint64_t* left, const uint64_t* un
 
 // Every number, so that each step of the running sum is met from both sides.
 TEST_CASE("sampling: a place in a running sum") {
-    for (const std::vector<uint64_t>& units :
-         {std::vector<uint64_t>{3}, {0, 2, 0, 0, 1, 0}, std::vector<uint64_t>(100, 1)}) {
+    for (const std::vector<uint64_t>& units : std::initializer_list<std::vector<uint64_t>>{
+             {3}, {0, 2, 0, 0, 1, 0}, std::vector<uint64_t>(100, 1)}) {
         DeviceArray<uint64_t> d_units(units), left(1);
         DeviceArray<int> index(1);
         uint64_t sum = 0;
@@ -280,23 +282,24 @@ TEST_CASE("sampling: the ends of the interval") {
 TEST_CASE("sampling: logits that are no numbers") {
     const float inf = INFINITY, nan = NAN;
     for (const Context& ctx : both_lane_counts())
-        for (const Sampling& how : {Sampling{0.0f, 0, 1.0f, 1},
-                                    {1.0f, 0, 1.0f, 1},
-                                    {0.7f, 2, 1.0f, 1},
-                                    {1.0f, 0, 0.5f, 1},
-                                    {1.0f, 3, 0.9f, 1}}) {
+        for (const Sampling& how : std::initializer_list<Sampling>{{0.0f, 0, 1.0f, 1},
+                                                                   {1.0f, 0, 1.0f, 1},
+                                                                   {0.7f, 2, 1.0f, 1},
+                                                                   {1.0f, 0, 0.5f, 1},
+                                                                   {1.0f, 3, 0.9f, 1}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(how.temperature);
             CAPTURE(how.top_k);
             CAPTURE(how.top_p);
             // those with a probability of zero are never drawn
             for (const auto& [row, possible] :
-                 {std::pair<std::vector<float>, std::vector<int>>{{-inf, -inf, 3, -inf}, {2}},
-                  {{nan, 4, nan, nan, 4.5, -inf}, {1, 4}},
-                  {{-inf, -inf}, {0}},
-                  {{nan, nan, nan}, {0}},
-                  {{nan, -inf, -inf}, {1}},
-                  {{1, inf, 2, inf}, {1}}}) {
+                 std::initializer_list<std::pair<std::vector<float>, std::vector<int>>>{
+                     {{-inf, -inf, 3, -inf}, {2}},
+                     {{nan, 4, nan, nan, 4.5, -inf}, {1, 4}},
+                     {{-inf, -inf}, {0}},
+                     {{nan, nan, nan}, {0}},
+                     {{nan, -inf, -inf}, {1}},
+                     {{1, inf, 2, inf}, {1}}}) {
                 const int V = (int)row.size(), B = 5;
                 const auto tokens = draw(ctx, rows_of(row, B), B, V, how);
                 CHECK(tokens == draw_on_host(rows_of(row, B), B, V, how));

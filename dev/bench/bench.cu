@@ -368,13 +368,14 @@ struct AttentionBuffers {
     DeviceArray<bf16> qkv, out, dout, dqkv;
     DeviceArray<float> row_values, scratch, weight;
 
-    AttentionBuffers(const GPT2Config& c, int B, int T)
+    AttentionBuffers(const GPT2Config& c, int B, int T, size_t least_scratch = 0)
         : qkv((size_t)B * T * 3 * c.channels),
           out((size_t)B * T * c.channels),
           dout(out.size()),
           dqkv(qkv.size()),
           row_values(4 * (size_t)B * T * c.num_heads),
-          scratch(attention_backward_scratch<bf16>(B, T, c.num_heads, c.channels / c.num_heads)),
+          scratch(std::max(attention_backward_scratch<bf16>(B, T, c.num_heads, c.channels / c.num_heads),
+                           least_scratch)),
           weight(1) {
         const float lambda_over_rows =
             0.1f / ((float)B * (float)T * (float)c.num_heads * (float)c.num_layers);
@@ -431,11 +432,12 @@ void bench_kernels(Bench& b, int B, int T) {
                   json["rows"]};
     k.attempt("encoder", [&] { bench_encoder(k, config, B, T); });
     k.attempt("layernorm", [&] { bench_layernorm(k, config, B, T); });
-    for (const Linear& l : {Linear{"qkv", C, 3 * C, L, true, false, false},
-                            {"attproj", C, C, L, true, false, false},
-                            {"fc", C, 4 * C, L, true, true, false},
-                            {"fcproj", 4 * C, C, L, true, false, true},
-                            {"logits", C, config.padded_vocab_size, 1, false, false, false}})
+    for (const Linear& l :
+         std::initializer_list<Linear>{{"qkv", C, 3 * C, L, true, false, false},
+                                       {"attproj", C, C, L, true, false, false},
+                                       {"fc", C, 4 * C, L, true, true, false},
+                                       {"fcproj", 4 * C, C, L, true, false, true},
+                                       {"logits", C, config.padded_vocab_size, 1, false, false, false}})
         k.attempt(l.name, [&] { bench_linear(k, l, B, T); });
     k.attempt("attention", [&] {
         const AttentionBuffers a(config, B, T);
@@ -468,7 +470,7 @@ void bench_attention(Bench& b, int B, int T) {
     const std::vector<int> all_k = b.config.quick ? std::vector{0, 8} : std::vector{0, 1, 8, 16, 32, 64};
     struct Case {
         int B, T, topk;
-        bool rising;
+        bool rising, cudnn = false;
     };
     std::vector<Case> cases;
     for (int topk : all_k) cases.push_back({B, T, topk, false});
@@ -477,11 +479,13 @@ void bench_attention(Bench& b, int B, int T) {
         for (int other : {T / 4, T / 2, 2 * T, 4 * T})
             for (int topk : {0, 8}) cases.push_back({std::max(1, B * T / other), other, topk, false});
     }
+    if (kUseCudnn) cases.push_back({B, T, 0, false, true});  // last: what is prepared for it stays
     b.report.print(format(
         "\n## Attention: %s, head size %d, bf16\n\nk = 0 is plain attention; otherwise the forward finds the top k and the backward adds the regularizer's gradient. "
-        "TFLOP/s count the causal half: 2 products forward, 5 backward. Scores: normal, or rising with the key's position, the hardest for the top k.\n\n",
+        "TFLOP/s count the causal half: 2 products forward, 5 backward. Scores: normal, or rising with the key's position, the hardest for the top k%s.\n\n",
         b.config.size.c_str(),
-        size_config(b.config.size, T).channels / size_config(b.config.size, T).num_heads));
+        size_config(b.config.size, T).channels / size_config(b.config.size, T).num_heads,
+        kUseCudnn ? "; cuDNN: normal ones, by its kernels" : ""));
     Table table(b.report, {{"k", 3},
                            {"T", 5},
                            {"B", 4},
@@ -500,7 +504,13 @@ void bench_attention(Bench& b, int B, int T) {
     for (const Case& c : cases)
         attempt(b, table, std::to_string(c.topk), rows, 2, [&] {
             const GPT2Config config = size_config(b.config.size, c.T);
-            const AttentionBuffers a(config, c.B, c.T);
+            size_t cudnn_scratch = 0;
+            if constexpr (kUseCudnn)
+                if (c.cudnn)
+                    cudnn_scratch = prepare_attention_cudnn(b.ctx, c.B, c.T, config.num_heads,
+                                                            config.channels / config.num_heads);
+            if (c.cudnn && cudnn_scratch == 0) return;  // it has said why
+            const AttentionBuffers a(config, c.B, c.T, cudnn_scratch);
             if (c.rising) {
                 fill_rising_kernel<<<(unsigned)ceil_div(a.qkv.size(), 256), 256, 0, b.ctx.stream>>>(
                     a.qkv, a.qkv.size(), c.T, config.channels, 1);
@@ -516,14 +526,17 @@ void bench_attention(Bench& b, int B, int T) {
             const auto ratio = [&](const Timing& t, const Cost& of) {
                 return t.ms / b.machine.floor_ms(of.bytes, of.flops);
             };
-            if (c.topk == 0) plain[c.T] = {f.ms, r.ms};
+            if (c.topk == 0 && !c.cudnn) plain[c.T] = {f.ms, r.ms};
             const auto over = [&](const Timing& t, double base) {
-                return c.topk > 0 && base > 0 ? format("%+.1f%%", 100 * (t.ms / base - 1)) : std::string();
+                return (c.topk > 0 || c.cudnn) && base > 0 ? format("%+.1f%%", 100 * (t.ms / base - 1))
+                                                           : std::string();
             };
             const auto [plain_forward, plain_backward] = plain[c.T];
             table.row({std::to_string(c.topk), std::to_string(c.T), std::to_string(c.B),
-                       c.rising ? "rising" : "normal", format("%.4f", f.ms),
-                       format("%.1f", cost.forward.flops / f.ms * 1e-9),
+                       c.cudnn    ? "cuDNN"
+                       : c.rising ? "rising"
+                                  : "normal",
+                       format("%.4f", f.ms), format("%.1f", cost.forward.flops / f.ms * 1e-9),
                        format("%.2f", ratio(f, cost.forward)), over(f, plain_forward), format("%.4f", r.ms),
                        format("%.1f", cost.backward.flops / r.ms * 1e-9),
                        format("%.2f", ratio(r, cost.backward)), over(r, plain_backward),
@@ -532,6 +545,7 @@ void bench_attention(Bench& b, int B, int T) {
                             {"T", c.T},
                             {"B", c.B},
                             {"scores", c.rising ? "rising" : "normal"},
+                            {"cudnn", c.cudnn},
                             {"forward_ms", f.ms},
                             {"forward_least_ms", f.least_ms},
                             {"forward_flops", cost.forward.flops},

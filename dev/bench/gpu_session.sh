@@ -99,7 +99,7 @@ for python in python3 python; do
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null) &&
         places+=("$site"/nvidia/*/lib)
 done
-for program in "$bin"/{bench,decode,train_gpt2cu,infer_gpt2cu,test_model}; do
+for program in "$bin"/{bench,decode,train_gpt2cu,infer_gpt2cu,test_model,bench_cudnn}; do
     for library in $(ldd "$program" 2>/dev/null | awk '/not found/ {print $1}'); do
         for place in "${places[@]}"; do
             [ -e "$place/$library" ] && { LD_LIBRARY_PATH+=:$place; break; }
@@ -116,12 +116,19 @@ if wanted tests; then
     for test in "${kernel_tests[@]}" test_matmul test_infer test_model; do
         step "$test" "${TEST_LIMIT:-75}" "$bin/$test"
     done
+    if [ -x "$bin/test_attention_cudnn" ]; then
+        step test_attention_cudnn "${TEST_LIMIT:-75}" "$bin/test_attention_cudnn"
+    fi
 fi
 
 # shellcheck disable=SC2086
 if wanted bench; then
     budget=${BENCH_BUDGET:-170}
     step "benchmark" $((budget + 30)) "$bin/bench" --budget "$budget" -o "$results" ${BENCH_FLAGS:-}
+    if [ -x "$bin/bench_cudnn" ]; then
+        step "benchmark of attention, with cuDNN's" 60 "$bin/bench_cudnn" --budget 40 --quick --only attention \
+            -o "$results/cudnn"
+    fi
     say "driver, clocks, temperature, power, memory used: $(state)"
 fi
 # shellcheck disable=SC2086

@@ -14,6 +14,8 @@ max_mib=${MAX_MIB:-64}
 programs=(train_gpt2cu infer_gpt2cu)
 built=(bench decode test_layers test_attention test_attention_cut test_attention_decode test_matmul test_matvec
     test_sampler test_infer test_model)
+# Beside the others, because they do not start where cuDNN is not: its tests, and the benchmark of its attention.
+with_cudnn=(bench_cudnn test_attention_cudnn)
 
 die() { printf 'pack.sh: %s\n' "$1" >&2; exit 1; }
 
@@ -22,6 +24,11 @@ folder=$1
 command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || die "there is no nvcc: install the CUDA Toolkit"
 
 make -C "$root" GPU_ARCH="$arch" "${programs[@]}" "${built[@]/#/build/gpu/}"
+if make -C "$root" GPU_ARCH="$arch" "${with_cudnn[@]/#/build/gpu/}"; then
+    built+=("${with_cudnn[@]}")
+else
+    printf 'pack.sh: cuDNN is left out, for it could not be built\n' >&2
+fi
 
 mkdir -p "$folder/lib" "$folder/data/gpt2"
 folder=$(cd "$folder" && pwd)

@@ -161,8 +161,6 @@ endif
 HOST_TESTS = $(basename $(notdir $(wildcard tests/test_*.cpp)))
 KERNEL_TESTS = test_layers test_matmul test_attention test_attention_cut test_attention_decode test_matvec test_sampler
 CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
-# What is not run on a GPU: the tests of the CPU backend itself, and unless it was asked for, of cuDNN.
-CPU_ONLY_TESTS = test_cpu_backend $(if $(USE_CUDNN),,test_attention_cudnn)
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
@@ -179,7 +177,8 @@ $(BUILD)/%.o: tests/%.cu build/deps Makefile
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(subst -O3,-O2,$(TEST_FLAGS))
-$(BUILD)/test_attention_cudnn: $(BUILD)/attention_cudnn.o
+$(BUILD)/test_attention.o: TEST_FLAGS += -DUSE_CUDNN
+$(BUILD)/test_attention: $(BUILD)/attention_cudnn.o
 $(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o
 	$(CXX) $^ $(TEST_LIBS) -o $@
 $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o build/commit.o
@@ -199,9 +198,12 @@ build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o
 build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT)
 	@mkdir -p build/gpu
 	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) -o $@
-build/gpu/test_attention_cudnn: NVCC_LIBS += $(CUDNN_LIBS)
-build/gpu/test_attention_cudnn: build/attention_cudnn.o
-GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out $(CPU_ONLY_TESTS),$(CU_TESTS))))
+# test_attention with cuDNN's cases, beside the one that does without the library.
+build/gpu/test_attention_cudnn: tests/test_attention.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o \
+                                build/attention_cudnn.o
+	@mkdir -p build/gpu
+	$(NVCC) $(NVCC_FLAGS) -DUSE_CUDNN -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) $(CUDNN_LIBS) -o $@
+GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
 ifdef RACE
 test: $(addprefix build/race/,$(KERNEL_TESTS))
@@ -219,23 +221,22 @@ test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix bu
 	    $(GPU_TESTS) build/attention_ladder
 endif
 
-# The kernels as they are built for a GPU, all of them, in both precisions, but host code without optimization, and no
-# PTX for GPUs to come; of tests and benchmarks only the code of their own is looked at, as far as PTX.
+# The kernels as a GPU runs them, all of them, in both precisions; of tests and benchmarks the code of their own, as far as
+# PTX. Host code is only looked at: the programs have it compiled.
 GPU_COMPILE_ARCHS = 80 90a
 COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu $(BENCHES:%=dev/bench/%.cu)
-gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.o)) \
-             $(COMPILED_ONLY:%=build/gpu/compiled/%.o)
+GPU_COMPILE = $(NVCC) -std=c++20 -Werror all-warnings -Xcompiler -Wno-restrict
+gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.cubin)) \
+             $(COMPILED_ONLY:%=build/gpu/compiled/%.ptx)
 define COMPILE_FOR
-build/gpu/sm_$(1)/%.o: %.cu build/deps FORCE
+build/gpu/sm_$(1)/%.cubin: %.cu build/deps FORCE
 	@mkdir -p $$(@D)
-	$$(NVCC) $$(subst -arch=sm_$$(GPU_ARCH),-gencode arch=compute_$(1)$$(,)code=sm_$(1),$$(subst -O3,-O0,$$(NVCC_FLAGS))) \
-	    -c $$< -o $$@
+	$$(GPU_COMPILE) -arch=sm_$(1) --cubin $$< -o $$@
 endef
 $(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
-build/gpu/compiled/%.o: % build/deps FORCE
+build/gpu/compiled/%.ptx: % build/deps FORCE
 	@mkdir -p $(@D)
-	$(NVCC) $(subst -arch=sm_$(GPU_ARCH),-gencode arch=compute_$(GPU_ARCH)$(,)code=compute_$(GPU_ARCH), \
-	    $(subst -O3,-O0 -Xcicc -O0,$(NVCC_FLAGS))) -c $< -o $@
+	$(GPU_COMPILE) -arch=compute_80 -Xcicc -O0 --ptx $< -o $@
 
 # ---- housekeeping ----
 

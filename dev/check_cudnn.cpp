@@ -1,5 +1,5 @@
 // Does cuDNN take our graphs? Asks the library itself, on a machine that need not have a GPU: cuDNN plans for
-// a device that is only described to it, here an H100. Nothing is computed; tests/test_attention_cudnn.cu
+// a device that is only described to it, here an H100. Nothing is computed; tests/attention_cudnn_cases.h
 // does that.
 //
 //   make cudnn-check

@@ -3,6 +3,9 @@
 #include "../llmc/attention.cuh"
 #include "check.h"
 #include "reference.h"
+#ifdef USE_CUDNN
+#include "attention_cudnn_cases.h"
+#endif
 
 using bf16 = __nv_bfloat16;
 

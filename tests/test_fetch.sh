@@ -6,24 +6,11 @@ set -u
 tokenize=$(readlink -f "${1:-$(dirname "$0")/../build/tokenize}")
 [[ -x $tokenize ]] || { echo "there is no $tokenize: make build/tokenize"; exit 1; }
 repository=$(cd "$(dirname "$0")/.." && pwd)
-work=$(mktemp -d)
+source "$repository/tests/script.sh"
 server=
 trap '[[ -n $server ]] && kill $server 2>/dev/null; rm -rf "$work"' EXIT
 cd "$work" || exit 1
 unset DATA_MIRROR
-passed=0 failed=0
-
-check() { # $1: what; the other arguments: a command that must succeed
-    local what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED: %s\n' "$what"
-        sed 's/^/    /' out err 2>/dev/null | head -n 8
-    fi
-}
 said() { grep -qF -- "$1" out err; }
 fetch() { data/fetch "$@" >out 2>err; }
 fails() { ! "$@"; }
@@ -439,5 +426,4 @@ else
     check "too little local text: said" said "DATA_MIRROR"
 fi
 check "no work folder is left" test -z "$(ls -d data/cache/work.* 2>/dev/null)"
-printf '%d passed, %d failed\n' $passed $failed
-((failed == 0))
+finish

@@ -5,13 +5,7 @@ set -u
 cd "$(dirname "$0")/.."
 root=$PWD
 infer=$root/infer_gpt2cpu
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-
-ok() { passed=$((passed + 1)); echo "ok    $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL  $1"; tail -n 20 "$work/err" "$work/out" 2>/dev/null; }
-check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
+source tests/script.sh
 run() { "$infer" "$@" >"$work/out" 2>"$work/err"; }
 json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2)" "$1"; }
 
@@ -106,5 +100,4 @@ check "the README's table of flags is the program's (make readme)" '"$infer" --h
 "$infer" --help >"$work/out" 2>&1
 check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/out")" = "$("$infer" --help-markdown | grep -c "^| .-")" ]'
 
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+finish

@@ -5,14 +5,8 @@
 set -u
 cd "$(dirname "$0")/.."
 root=$PWD
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+source tests/script.sh
 export PYTHONDONTWRITEBYTECODE=1
-passed=0 failed=0
-
-ok() { passed=$((passed + 1)); echo "ok    $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL  $1"; tail -n 20 "$work/out" "$work/err" 2>/dev/null; }
-check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
 paper() { dev/paper/run.sh --device cpu "$@" >"$work/out" 2>"$work/err"; }
 json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2)" "$1"; }
 
@@ -145,5 +139,4 @@ check "it has what was left out" 'grep -q "^Left out: " "$work/mini/tables.md" |
 
 paper --out "$work/mini" --updates 31
 check "another plan for the same folder is refused" '[ $? = 1 ] && grep -q "was made with --updates 20, not 31" "$work/err"'
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+finish

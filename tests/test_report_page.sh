@@ -5,24 +5,10 @@
 # what needs it is skipped, and not counted.
 set -u
 report=$(cd "$(dirname "$0")/../dev/report" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+source "$report/../../tests/script.sh"
 cd "$work" || exit 1
 export PYTHONDONTWRITEBYTECODE=1
-passed=0 failed=0
 
-check() { # $1: what; the other arguments: a command that must succeed
-    local what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED: %s\n' "$what"
-        sed 's/^/    /' out err 2>/dev/null | head -n 8
-    fi
-}
-finish() { printf '%d passed, %d failed\n' $passed $failed; ((failed == 0)); exit; }
 sample() { python3 "$report/sample.py" "$@"; }
 page() { "$report/page.py" "$@" >out 2>err; }
 # A page without a word on stderr: no warning of a glyph, of an empty mean, of a deprecated function.

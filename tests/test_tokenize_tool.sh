@@ -4,21 +4,9 @@ set -u
 tokenize=$(readlink -f "${1:-$(dirname "$0")/../build/tokenize}")
 [[ -x $tokenize ]] || { echo "there is no $tokenize: make build/tokenize"; exit 1; }
 fixtures=$(cd "$(dirname "$0")" && pwd)/fixtures
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+source "$fixtures/../script.sh"
 cd "$work" || exit 1
-passed=0 failed=0
-
-ok() { # $1: what; the other arguments: a command that must succeed
-    local what=$1
-    shift
-    if "$@" >/dev/null 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED: %s\n' "$what"
-    fi
-}
+exec >/dev/null 2>&1 # what the commands say
 
 # The command fails with exit code 1 and one line that contains $2.
 refuses() {
@@ -27,20 +15,14 @@ refuses() {
     "$@" >stdout 2>stderr </dev/null
     rc=$?
     if ((rc == 1)) && (($(wc -l <stderr) == 1)) && grep -qF -- "$sentence" stderr; then
-        passed=$((passed + 1))
+        ok "$what"
     else
-        failed=$((failed + 1))
-        printf 'FAILED: %s: exit %d, %s\n' "$what" "$rc" "$(head -n 3 stderr)"
+        bad "$what: exit $rc, $(head -n 3 stderr)"
     fi
 }
 
 same() { # $1: what, $2: is, $3: should be
-    if [[ $2 == "$3" ]]; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED: %s: "%s" instead of "%s"\n' "$1" "${2:0:200}" "${3:0:200}"
-    fi
+    if [[ $2 == "$3" ]]; then ok "$1"; else bad "$1: \"${2:0:200}\" instead of \"${3:0:200}\""; fi
 }
 
 bytes() { "$tokenize" --tokenizer bytes "$@" >stdout 2>stderr; }
@@ -52,9 +34,9 @@ text() { tokens "$@" | awk '{printf "%c", $1 == 256 ? "|" : $1 + 0}'; }
 eots() { tokens "$@" | grep -cx 256; }
 
 # --- help and bad flags
-ok "--help works" "$tokenize" --help
+check "--help works" "$tokenize" --help
 for flag in --output --tokenizer --gpt2-dir --val-fraction --shard-tokens --lines --jsonl --delimiter --threads; do
-    ok "--help names $flag" grep -q -- "$flag" <("$tokenize" --help)
+    check "--help names $flag" grep -q -- "$flag" <("$tokenize" --help)
 done
 echo hello >a.txt
 refuses "no input" "no text was given" "$tokenize" -o x
@@ -83,7 +65,7 @@ same "failures leave nothing behind" "$(ls)" "$(printf '%s\n' a.txt empty empty.
 
 # --- one document: split inside
 printf '%s' 0123456789abcdefghij >digits.txt
-ok "one document" bytes -o one digits.txt
+check "one document" bytes -o one digits.txt
 same "train is the beginning" "$(text one_train_000000.bin)" 0123456789abcdefgh
 same "validation is the end" "$(text one_val_000000.bin)" ij
 same "magic" "$(header one_train_000000.bin 0)" 20240520
@@ -91,14 +73,14 @@ same "version" "$(header one_train_000000.bin 1)" 1
 same "count" "$(header one_train_000000.bin 2)" 18
 same "vocabulary" "$(header one_train_000000.bin 3)" 257
 same "size" "$(stat -c %s one_train_000000.bin)" $((1024 + 36))
-ok "the summary counts documents" grep -qx 'documents   1' stdout
-ok "the summary counts bytes" grep -qx 'bytes       20' stdout
-ok "the summary counts tokens" grep -q '^tokens      20,' stdout
-ok "a validation fraction" bytes --val-fraction 0.5 -o half digits.txt
+check "the summary counts documents" grep -qx 'documents   1' stdout
+check "the summary counts bytes" grep -qx 'bytes       20' stdout
+check "the summary counts tokens" grep -q '^tokens      20,' stdout
+check "a validation fraction" bytes --val-fraction 0.5 -o half digits.txt
 same "half of it" "$(text half_val_000000.bin)" abcdefghij
-ok "no validation" bytes --val-fraction 0 -o all digits.txt
+check "no validation" bytes --val-fraction 0 -o all digits.txt
 same "all of it" "$(text all_train_000000.bin)" 0123456789abcdefghij
-ok "no validation shard" test ! -e all_val_000000.bin
+check "no validation shard" test ! -e all_val_000000.bin
 
 # --- several documents: one <|endoftext|> between two, split between them
 mkdir -p docs/sub
@@ -106,25 +88,25 @@ for i in 1 2 3 4 5 6 7 8 9; do printf 'document %d.' $i >docs/$i.txt; done
 printf 'the last one' >docs/sub/z.txt
 : >docs/empty.txt
 head -c 100 /dev/zero >docs/binary.dat
-ok "a folder" bytes -o docs_ docs
+check "a folder" bytes -o docs_ docs
 same "all documents, in order" "$(text docs__train_000000.bin docs__val_000000.bin)" \
     "document 1.|document 2.|document 3.|document 4.|document 5.|document 6.|document 7.|document 8.|document 9.|the last one"
 same "the split is between documents" "$(text docs__val_000000.bin)" "the last one"
 same "N documents, N-1 <|endoftext|>" "$(eots docs__train_000000.bin docs__val_000000.bin)" 9
-ok "skipped files are noted" grep -q 'skipped 2 files' stderr
-ok "skipped files are named" grep -q 'docs/binary.dat' stderr
-ok "files in the order given" bytes --val-fraction 0 -o order docs/2.txt docs/1.txt
+check "skipped files are noted" grep -q 'skipped 2 files' stderr
+check "skipped files are named" grep -q 'docs/binary.dat' stderr
+check "files in the order given" bytes --val-fraction 0 -o order docs/2.txt docs/1.txt
 same "files in the order given" "$(text order_train_000000.bin)" "document 2.|document 1."
 printf 'x\0y' >zero.dat
-ok "a file that is named is taken as it is" bytes --val-fraction 0 -o zero zero.dat
+check "a file that is named is taken as it is" bytes --val-fraction 0 -o zero zero.dat
 same "a file that is named is taken as it is" "$(tokens zero_train_000000.bin | xargs)" "120 0 121"
 
 # --- lines, JSON lines, delimiters
 printf 'one\n\ntwo\r\nthree' >lines.txt
-ok "--lines" bytes --lines --val-fraction 0 -o lines lines.txt lines.txt
+check "--lines" bytes --lines --val-fraction 0 -o lines lines.txt lines.txt
 same "--lines" "$(text lines_train_000000.bin)" "one|two|three|one|two|three"
 printf '{"id": 1, "text": "a\\nb"}\n\n{"text": ""}\n{"text": "\\u00e9<|endoftext|>"}\n' >j.jsonl
-ok "--jsonl" bytes --jsonl text --val-fraction 0 -o json j.jsonl
+check "--jsonl" bytes --jsonl text --val-fraction 0 -o json j.jsonl
 same "--jsonl" "$(tokens json_train_000000.bin | xargs)" "97 10 98 256 195 169 60 124 101 110 100 111 102 116 101 120 116 124 62"
 printf '{"text": "fine"}\n{"text": 7}\n' >bad.jsonl
 refuses "a field of another type" "line 2 of bad.jsonl has a field" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
@@ -134,29 +116,29 @@ for line in '{"text": "cut' '["text"]' 'text' '{"text": "\ud800"}'; do
     refuses "JSON: $line" "line 1 of bad.jsonl" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
 done
 printf 'a=-=b=-=-=c=-==-=' >d.txt
-ok "--delimiter" bytes --delimiter '=-=' --val-fraction 0 -o delimited d.txt
+check "--delimiter" bytes --delimiter '=-=' --val-fraction 0 -o delimited d.txt
 same "--delimiter" "$(text delimited_train_000000.bin)" "a|b|-=c"
 # Blocks of the file end inside delimiters.
 awk 'BEGIN {for (i = 0; i < 100000; i++) printf "%d<|endoftext|>", i}' >many.txt
-ok "many delimiters" bytes --delimiter '<|endoftext|>' --val-fraction 0 -o many many.txt
+check "many delimiters" bytes --delimiter '<|endoftext|>' --val-fraction 0 -o many many.txt
 same "many documents" "$(text many_train_000000.bin | md5sum)" "$(seq 0 99999 | paste -sd'|' | tr -d '\n' | md5sum)"
 
 # --- shards
-ok "--shard-tokens" bytes --shard-tokens 7 -o s docs
+check "--shard-tokens" bytes --shard-tokens 7 -o s docs
 same "shards in a row are the whole" "$(text s_train_*.bin s_val_*.bin)" "$(text docs__train_000000.bin docs__val_000000.bin)"
 same "shards have their size" "$(for f in s_train_0000{00,01}.bin s_val_000000.bin; do header $f 2; done | xargs)" "7 7 7"
-ok "a second run" bytes --shard-tokens 50 -o s docs
+check "a second run" bytes --shard-tokens 50 -o s docs
 same "shards of an earlier run are gone" "$(text s_train_*.bin s_val_*.bin)" "$(text docs__train_000000.bin docs__val_000000.bin)"
-ok "a second run says what it removed" grep -q '^removed ' stdout
-ok "--shard-tokens with a unit" bytes --shard-tokens 1K -o unit many.txt
+check "a second run says what it removed" grep -q '^removed ' stdout
+check "--shard-tokens with a unit" bytes --shard-tokens 1K -o unit many.txt
 same "1K is 1000" "$(header unit_train_000000.bin 2)" 1000
 
 # --- the same whatever the threads and wherever a long text is cut on its way (batches are of about 1 MB)
 for i in 1 2 3; do awk -v i=$i 'BEGIN {srand(i); for (n = 0; n < 300000; n++) printf "%s%s", substr("thequickbrownfoxjumps1984!?", 1 + int(rand() * 20), 1 + int(rand() * 7)), substr(" \n\t  \n\n", 1 + int(rand() * 6), 1 + int(rand() * 2))}' >big$i.txt; done
 for threads in 1 2 5; do
-    ok "$threads threads" bytes --threads $threads -o t$threads big1.txt big2.txt big3.txt
-    ok "$threads threads: the same training tokens" cmp t1_train_000000.bin t${threads}_train_000000.bin
-    ok "$threads threads: the same validation tokens" cmp t1_val_000000.bin t${threads}_val_000000.bin
+    check "$threads threads" bytes --threads $threads -o t$threads big1.txt big2.txt big3.txt
+    check "$threads threads: the same training tokens" cmp t1_train_000000.bin t${threads}_train_000000.bin
+    check "$threads threads: the same validation tokens" cmp t1_val_000000.bin t${threads}_val_000000.bin
 done
 same "big documents arrive whole" "$(tail -c +1025 t1_train_000000.bin | cat - <(tail -c +1025 t1_val_000000.bin) | od -An -v -t u2 -w2 | awk '$1 != 256 {printf "%c", $1 + 0}' | md5sum)" "$(cat big?.txt | md5sum)"
 gpt2=
@@ -164,8 +146,8 @@ for folder in "${DATA_MIRROR:-}" "$fixtures/../../data"; do
     [[ -d $folder && -z $gpt2 ]] && gpt2=$(find -L "$folder" -name vocab.bpe -size +400k -printf '%h\n' 2>/dev/null | head -n 1)
 done
 if [[ -n $gpt2 ]]; then
-    for threads in 1 3; do ok "gpt2, $threads threads" "$tokenize" --gpt2-dir "$gpt2" --threads $threads --val-fraction 0 -o g$threads big1.txt big2.txt; done
-    ok "gpt2: threads change nothing" cmp g1_train_000000.bin g3_train_000000.bin
+    for threads in 1 3; do check "gpt2, $threads threads" "$tokenize" --gpt2-dir "$gpt2" --threads $threads --val-fraction 0 -o g$threads big1.txt big2.txt; done
+    check "gpt2: threads change nothing" cmp g1_train_000000.bin g3_train_000000.bin
     same "gpt2: the header's vocabulary" "$(header g1_train_000000.bin 3)" 50257
     # Other text in front, of a token a word, moves the places where the rest is cut: its tokens must not notice.
     moved() {
@@ -178,6 +160,5 @@ if [[ -n $gpt2 ]]; then
 else
     echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/"
 fi
-ok "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp$')"
-printf '%d passed, %d failed\n' $passed $failed
-((failed == 0))
+check "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp$')"
+finish

@@ -5,13 +5,7 @@ set -u
 cd "$(dirname "$0")/.."
 root=$PWD
 train=$root/train_gpt2cpu
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-
-ok() { passed=$((passed + 1)); echo "ok    $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL  $1"; [ -s "$work/log" ] && tail -n 20 "$work/log"; }
-check() { if eval "$2"; then ok "$1"; else bad "$1"; fi; }
+source tests/script.sh
 run() { "$train" "$@" >"$work/log" 2>&1; }
 # The number that a key has in the first, the last line of a metrics file that has that key.
 updates_in() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null; true; }
@@ -169,5 +163,4 @@ check "the README's table of flags is the program's (make readme)" '"$train" --h
 "$train" --help >"$work/log" 2>&1
 check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/log")" = "$("$train" --help-markdown | grep -c "^| .-")" ]'
 
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+finish

@@ -117,7 +117,7 @@ if wanted tests; then
         step "$test" "${TEST_LIMIT:-75}" "$bin/$test"
     done
     if [ -x "$bin/test_attention_cudnn" ]; then
-        step test_attention_cudnn "${TEST_LIMIT:-75}" "$bin/test_attention_cudnn"
+        step test_attention_cudnn "${TEST_LIMIT:-75}" "$bin/test_attention_cudnn" --test-case="cuDNN*"
     fi
 fi
 

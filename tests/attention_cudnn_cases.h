@@ -1,11 +1,13 @@
 // Attention by cuDNN, which stands in for ours where there is no regularizer: the same results, from the same
-// calls. Built for the CPU backend against its emulation of cuDNN; on a GPU, with make USE_CUDNN=1 test,
-// against cuDNN.
-#define USE_CUDNN
+// calls. A part of test_attention.cu wherever that is built with USE_CUDNN: for the CPU backend always,
+// against its emulation of cuDNN; for a GPU with make USE_CUDNN=1 test, against cuDNN.
+#pragma once
 #include "../llmc/attention.cuh"
 #include "../llmc/graph.h"
 #include "check.h"
 #include "reference.h"
+
+namespace with_cudnn {
 
 using bf16 = __nv_bfloat16;
 
@@ -73,7 +75,7 @@ struct Attention {
     }
 };
 
-TEST_CASE("forward and backward against the plain loops") {
+TEST_CASE("cuDNN: forward and backward against the plain loops") {
     const Context ctx = make_context();
     for (Shape s : std::initializer_list<Shape>{{1, 1, 1, 64},
                                                 {2, 3, 2, 64},
@@ -97,7 +99,7 @@ TEST_CASE("forward and backward against the plain loops") {
         }
 }
 
-TEST_CASE("only shapes that were prepared, and only without the regularizer") {
+TEST_CASE("cuDNN: only shapes that were prepared, and only without the regularizer") {
     const Context ctx = make_context();
     const Shape s{2, 100, 2, 64};
     Attention ours(s), cudnn(s);
@@ -129,7 +131,7 @@ TEST_CASE("only shapes that were prepared, and only without the regularizer") {
     CHECK_FALSE(attention_forward_cudnn(other, cudnn.out, cudnn.lse, cudnn.qkv, s.B, s.T, s.NH, s.hs));
 }
 
-TEST_CASE("a shape that cuDNN has no kernels for is not done, and not asked for again") {
+TEST_CASE("cuDNN: a shape that it has no kernels for is not done, and not asked for again") {
     const Context ctx = make_context();
     const Shape s{1, 70, 2, 12};
     Attention a(s);
@@ -142,7 +144,7 @@ TEST_CASE("a shape that cuDNN has no kernels for is not done, and not asked for 
     CHECK(has_attention_cudnn(ctx, s.B, s.T, s.NH, 16));
 }
 
-TEST_CASE("in a recorded launch, with the bits of a direct one") {
+TEST_CASE("cuDNN: in a recorded launch, with the bits of a direct one") {
     const Context ctx = make_context();
     const Shape s{1, 96, 2, 64};
     Attention a(s);
@@ -165,3 +167,5 @@ TEST_CASE("in a recorded launch, with the bits of a direct one") {
         CHECK(same_bits(a.dqkv.get(), dqkv));
     }
 }
+
+}  // namespace with_cudnn

@@ -783,32 +783,15 @@ void run(const BenchConfig& config) {
     const int T = config.T > 0 ? config.T : kOnCpu ? 64 : 1024;
     const int most = config.B > 0 ? config.B : kOnCpu ? 4 : 64;
     const GPT2Config model = size_config(config.size, T);
-    const std::string folder = kOnCpu ? "build" : "dev/bench";
-    open_report(b.report, b.ctx, config.out.empty() ? folder : config.out, "", "");
-    try {
-        make_flush(b);
+    report_on(b, config.out, "", "", [&] {
         measure_machine(b);
         const int B = kernels_batch(model, most, T);
         if (b.runs(Only::kernels)) bench_kernels(b, B, T);
         if (b.runs(Only::attention)) bench_attention(b, B, T);
         if (b.runs(Only::steps)) bench_steps(b, most, T);
-    } catch (const Error& e) {
-        b.report.print(format("\nStopped: %s\n", e.what()));
-        b.report.json["stopped"] = e.what();
-        b.report.save();
-        throw;
-    }
-    close_report(b);
+    });
 }
 
 int main(int argc, char** argv) {
-    try {
-        BenchConfig config;
-        parse_flags(argc, argv, bench_flags(config));
-        run(config);
-        return 0;
-    } catch (const std::exception& e) {
-        fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
+    return bench_main(argc, argv, bench_flags, run);
 }

@@ -427,11 +427,7 @@ void run(const DecodeBenchConfig& config) {
         if ((int64_t)s.B * heads > 65535)
             fail("-b (--batch) is %d, and %d sequences of %d heads are the most", s.B, 65535 / heads, heads);
     }
-    const std::string folder = kOnCpu ? "build" : "dev/bench";
-    open_report(b.report, b.ctx, config.out.empty() ? folder : config.out, "decode_",
-                "decoding, GPT-2 " + config.size);
-    try {
-        make_flush(b);
+    report_on(b, config.out, "decode_", "decoding, GPT-2 " + config.size, [&] {
         b.copy = measure_copy(b);
         make_model(b, longest);
         b.report.json["size"] = config.size;
@@ -439,23 +435,9 @@ void run(const DecodeBenchConfig& config) {
         b.report.json["weight_bytes"] = b.weight_bytes;
         bench_decode_steps(b, shapes, batches);
         bench_sampling(b, batches);
-    } catch (const Error& e) {
-        b.report.print(format("\nStopped: %s\n", e.what()));
-        b.report.json["stopped"] = e.what();
-        b.report.save();
-        throw;
-    }
-    close_report(b);
+    });
 }
 
 int main(int argc, char** argv) {
-    try {
-        DecodeBenchConfig config;
-        parse_flags(argc, argv, decode_flags(config));
-        run(config);
-        return 0;
-    } catch (const std::exception& e) {
-        fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
+    return bench_main(argc, argv, decode_flags, run);
 }

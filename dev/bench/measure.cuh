@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "../../llmc/device_memory.cuh"
+#include "../../llmc/flags.h"
 #include "report.h"
 
 // ---------------------------------------------------------------------------------------------------------
@@ -206,8 +207,21 @@ void attempt(Measuring& b, Table& table, const std::string& name, nlohmann::orde
     b.report.save();
 }
 
-// The end of the report.
-inline void close_report(Measuring& b) {
+// Calls measure(), and writes what came of it to a report in the folder `out`, if empty build, or dev/bench
+// where the figures are a GPU's; also if measuring stops with an error. prefix, subject: open_report().
+template <class Measure>
+void report_on(Measuring& b, const std::string& out, const std::string& prefix, const std::string& subject,
+               Measure measure) {
+    open_report(b.report, b.ctx, !out.empty() ? out : kOnCpu ? "build" : "dev/bench", prefix, subject);
+    try {
+        make_flush(b);
+        measure();
+    } catch (const Error& e) {
+        b.report.print(format("\nStopped: %s\n", e.what()));
+        b.report.json["stopped"] = e.what();
+        b.report.save();
+        throw;
+    }
     const double seconds = seconds_now() - b.begin;
     b.report.print(format("\n%.0f s in all%s\n", seconds,
                           b.failures ? format("; %d measurements failed", b.failures).c_str() : ""));
@@ -215,6 +229,20 @@ inline void close_report(Measuring& b) {
     b.report.save();
     printf("written: %s.md and .json\n", b.report.path.c_str());
     if (b.failures) fail("%d measurements failed: see the rows that say why", b.failures);
+}
+
+// A benchmark's main(): run() with the configuration that flags_of() describes.
+template <class Config, class Flags>
+int bench_main(int argc, char** argv, Flags flags_of, void (*run)(const Config&)) {
+    try {
+        Config config;
+        parse_flags(argc, argv, flags_of(config));
+        run(config);
+        return 0;
+    } catch (const std::exception& e) {
+        fprintf(stderr, "error: %s\n", e.what());
+        return 1;
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------

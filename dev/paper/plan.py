@@ -96,7 +96,8 @@ def all_cells(can, continued):
     if "entropy" in can:
         cells += [cell("baseline", 1, lam, "entropy") for lam in ENTROPY_LAMBDAS]
     if "target" in can:
-        cells += [cell("target", 1, TARGET_START, reg, margin=margin) for margin in TARGET_MARGINS for reg in REGS]
+        cells += [cell("target", 1 if s == SEEDS[0] else 2, TARGET_START, reg, margin=margin, seed=s)
+                  for s in SEEDS for margin in TARGET_MARGINS for reg in REGS]
     cells += [cell("other k", 1 if lam == 0.3 else 2, lam, reg, k)
               for lam in (0.3, 0.1, 1, 0.03, 0.01, 0.003) for k in KS if k != K for reg in REGS]
     if continued:

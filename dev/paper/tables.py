@@ -8,6 +8,7 @@ from plan import COST_BAR, K, KS, LAMBDAS, REGS, SEEDS, choose, with_seed
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
              "random": "random"}
 LOSS_BAR, NOSINK_BAR = 0.02, 0.05
+LAST_UPDATES = 50  # of a run, over which its training loss is compared with another run's
 
 
 # ---- gathering ----
@@ -50,6 +51,8 @@ def gather(out, plan):
         pair = plain.get((c["family"], c["seed"]))
         if "loss" in c and pair and c is not pair:
             c["above_plain"] = c["loss"]["dense"] - pair["loss"]["dense"]
+            if c.get("last_ce") and pair.get("last_ce"):
+                c["last_ce_above_plain"] = c["last_ce"] - pair["last_ce"]
     keep = ("size", "model", "train_data", "data_tokens", "val_data", "device", "precision", "updates",
             "tokens_per_update", "batch", "context", "eval_tokens", "workers", "threads", "why_workers", "rule",
             "left_out", "budget_s")
@@ -85,6 +88,7 @@ def gather_cell(out, folder, made, plan):
         cell["tok_s"] = median([u["tok_s"] for u in updates])
         cell["largest_norm"] = max(u["norm"] for u in updates)
         cell["last_lambda"] = updates[-1]["lambda"]
+        cell["last_ce"] = mean([u["ce"] for u in updates[-LAST_UPDATES:]])
     report = read_json(os.path.join(out, "reports", cell["name"], "report.json"))
     if report:
         cell["attention"] = attention(report)
@@ -394,11 +398,17 @@ def baselines_table(results):
     rows = [["plain, cut at inference", "", *cell_row(c, K)]
             for c in done(results, family="scratch", group="plain", seed=SEEDS[0])]
     rows += [["entropy penalty", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, group="baseline")]
-    rows += [[f"{c['reg']}, within {c['margin']:g} of plain's training loss", number(c.get("last_lambda")),
-              *cell_row(c, K)] for c in done(results, group="target")]
     for reg, name in results["chosen"].get("scratch", {}).items():
         rows += [[f"chosen, {reg}", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, name=name)]
     return table(["training", "lambda at the end", *cell_head(K)], rows)
+
+
+def targets_table(results):
+    rows = [[c["reg"], f"{c['margin']:g}", c["seed"], number(c.get("last_ce_above_plain"), sign=True),
+             number(c.get("last_lambda")), *cell_row(c, K)]
+            for c in sorted(done(results, group="target"), key=lambda c: (c["margin"], REGS.index(c["reg"]), c["seed"]))]
+    return table(["reg", "margin", "seed", f"training loss above plain, last {LAST_UPDATES} updates", "lambda at the end",
+                  *cell_head(K)], rows)
 
 
 def seeds_table(results, family):
@@ -469,7 +479,8 @@ def markdown(results):
                   f"## Lambda at k = {K}{of}\n", column_table(results, family)]
         if family == "scratch":
             parts += [f"## Schedules of lambda at k = {K}\n", schedule_table(results), "## Baselines\n",
-                      baselines_table(results), "## Lambda and k\n", grid_table(results)]
+                      baselines_table(results), "## A limit on the training loss\n", targets_table(results),
+                      "## Lambda and k\n", grid_table(results)]
         parts += [f"## Loss when every row keeps k keys{of}\n", matrix_table(results, family),
                   f"## Attention by layer{of}\n", layers_table(results, family),
                   f"## Probes{of}\n", probes_table(results, family), f"## Tasks{of}\n", tasks_table(results, family)]
@@ -490,4 +501,4 @@ def heart(results):
                   f"**Loss when every row keeps k keys**, mean over the seeds{of}.\n",
                   matrix_table(results, family, mean_of)]
     return "\n".join([*parts, f"**Schedules of lambda** at k = {K}.\n", schedule_table(results), "**Baselines.**\n",
-                      baselines_table(results)])
+                      baselines_table(results), "**A limit on the training loss.**\n", targets_table(results)])

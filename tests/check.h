@@ -98,6 +98,16 @@ double largest_error(const std::vector<T>& got, const std::vector<double>& want)
     return std::isfinite(largest) ? largest : INFINITY;
 }
 
+// Queries, keys or values, or their gradients, out of [..,3C]: so that an error in dq does not hide behind a
+// large dv.
+template <class T>
+std::vector<T> part(const std::vector<T>& qkv, int which, int C) {
+    std::vector<T> out;
+    for (size_t i = 0; i < qkv.size(); i++)
+        if ((int)(i / C % 3) == which) out.push_back(qkv[i]);
+    return out;
+}
+
 // The tolerances, as relative errors of a tensor. A float has 24 bits: one operation is good to 6e-8, sums of
 // a few thousand terms to about 1e-6; 1e-5 leaves a factor of ten. A result that is rounded to bf16 once (8
 // bits) is off by at most 2^-9 of each element; 2^-8 leaves a factor of two for what was rounded on the way.

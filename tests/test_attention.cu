@@ -37,15 +37,6 @@ Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vec
     return {out.get(), dqkv.get(), lse.get(), theta.get(), mass.get(), tie.get(), mean_score.get()};
 }
 
-// The gradient's three parts separately: an error in dq must not hide behind a large dv.
-template <class T>
-std::vector<T> part(const std::vector<T>& qkv, int which, int C) {
-    std::vector<T> out;
-    for (size_t i = 0; i < qkv.size(); i++)
-        if ((int)(i / C % 3) == which) out.push_back(qkv[i]);
-    return out;
-}
-
 template <class Float>
 void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, Shape s, Reg reg,
                              float weight) {

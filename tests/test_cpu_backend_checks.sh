@@ -4,22 +4,18 @@
 set -u
 cd "$(dirname "$0")/.."
 nvcc=llmc/cpu/cpu_nvcc
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+source tests/script.sh
 : "${CXX:=g++}"
 export CXX
 flags="-std=c++20 -O1 -g -fopenmp -Wall -Wextra"
-passed=0
-failed=0
 
 result() { # 0 or 1, the case, output to show if it failed
     if [ "$1" = 0 ]; then
-        passed=$((passed + 1))
-        echo "ok      $2"
+        ok "$2"
     else
-        failed=$((failed + 1))
-        echo "FAILED  $2"
-        sed 's/^/        /' <<<"$3"
+        printf '%s\n' "$3" >"$work/out"
+        bad "$2"
+        rm "$work/out"
     fi
 }
 
@@ -30,19 +26,19 @@ run() { # sets $output and $status
 
 build() { # the program's name, the flags of its objects, those of the link
     # shellcheck disable=SC2086  # the flags are lists
-    $nvcc tests/cpu_backend_bugs.cu -o "$dir/$1.o" $flags $2 && $CXX "$dir/$1.o" -o "$dir/$1" -fopenmp $3 && return
+    $nvcc tests/cpu_backend_bugs.cu -o "$work/$1.o" $flags $2 && $CXX "$work/$1.o" -o "$work/$1" -fopenmp $3 && return
     echo "0 passed, 1 failed: cannot build $1"
     exit 1
 }
 
 catches() { # the build, the mistake, what the message must contain; the program must not succeed
-    run "$dir/$1" "$2" bug
+    run "$work/$1" "$2" bug
     [ $status != 0 ] && grep -q -- "$3" <<<"$output"
     result $? "$1 catches $2" "$output"
 }
 
 shows_nan() { # the build, the mistake: the program runs, and its result is NaN
-    run "$dir/$1" "$2" bug
+    run "$work/$1" "$2" bug
     [ $status = 0 ] && grep -q '^sum -\?nan$' <<<"$output"
     result $? "$1 shows $2" "$output"
 }
@@ -78,8 +74,8 @@ catches sanitize copy_overrun 'heap-buffer-overflow'
 catches sanitize use_after_free 'heap-use-after-free'
 
 # shellcheck disable=SC2086
-$CXX $flags -DCUDA_CPU_RACE -I llmc/cpu/include -c llmc/cpu/race_check.cpp -o "$dir/race_check.o"
-build race "-DCUDA_CPU_RACE -fsanitize=thread" "$dir/race_check.o"
+$CXX $flags -DCUDA_CPU_RACE -I llmc/cpu/include -c llmc/cpu/race_check.cpp -o "$work/race_check.o"
+build race "-DCUDA_CPU_RACE -fsanitize=thread" "$work/race_check.o"
 catches race missing_barrier 'a write with no barrier after a read in static shared memory by thread (32,0,0)'
 catches race missing_barrier 'missing_barrier<true>(float\*) at cpu_backend_bugs.cu:'
 catches race missing_second_barrier 'a write with no barrier after a read in dynamic shared memory'
@@ -96,7 +92,7 @@ catches race use_after_free 'a read of what nobody wrote in global memory'
 
 # A missing barrier shows as a result that depends on the schedule.
 results() { # of the variant, under each schedule
-    for schedule in forward backward random; do CUDA_CPU_SCHEDULE=$schedule "$dir/check" missing_barrier "$1"; done
+    for schedule in forward backward random; do CUDA_CPU_SCHEDULE=$schedule "$work/check" missing_barrier "$1"; done
 }
 run results bug
 [ "$(sort -u <<<"$output" | wc -l)" -gt 1 ]
@@ -105,10 +101,10 @@ run results correct
 [ "$(sort -u <<<"$output" | wc -l)" = 1 ]
 result $? "the schedules agree on missing_barrier without the mistake" "$output"
 
-run env CUDA_CPU_SCHEDULE=sideways "$dir/check" missing_barrier correct
+run env CUDA_CPU_SCHEDULE=sideways "$work/check" missing_barrier correct
 [ $status = 1 ] && [ "$output" = 'CUDA_CPU_SCHEDULE must be forward, backward or random, not "sideways"' ]
 result $? "an unknown schedule is refused" "$output"
-run env CUDA_CPU_PROFILE=1 "$dir/check" missing_barrier correct
+run env CUDA_CPU_PROFILE=1 "$work/check" missing_barrier correct
 grep -q ' ms  *1 calls  missing_barrier<false>$' <<<"$output"
 result $? "the profile names the kernel" "$output"
 
@@ -116,8 +112,8 @@ result $? "the profile names the kernel" "$output"
 for program in check sanitize race; do
     for schedule in forward backward random; do
         bad=
-        for name in $("$dir/check"); do
-            run env CUDA_CPU_SCHEDULE=$schedule "$dir/$program" "$name" correct
+        for name in $("$work/check"); do
+            run env CUDA_CPU_SCHEDULE=$schedule "$work/$program" "$name" correct
             if [ $status != 0 ] || ! grep -q '^sum [0-9.e+]*$' <<<"$output"; then bad="$bad$name: $output"$'\n'; fi
         done
         [ -z "$bad" ]
@@ -126,28 +122,27 @@ for program in check sanitize race; do
 done
 
 # The compile driver.
-cat >"$dir/expf.cu" <<'CODE'
+cat >"$work/expf.cu" <<'CODE'
 #include <cuda_runtime.h>
 void apply(float* __restrict__ x, int n) {
     for (int i = 0; i < n; i++) x[i] = __expf(x[i]);
 }
 CODE
-run $nvcc "$dir/expf.cu" -o "$dir/expf.o" -std=c++20 -O3 -march=native -fopenmp
-[ $status = 0 ] && ! nm "$dir/expf.o" | grep -q ' U .*exp' &&
-    objdump -d "$dir/expf.o" | sed -n '/<_Z5applyPfi>:/,/^$/p' | grep -q 'ps\b.*[xyz]mm\|fmla.*\.4s\|fmul.*\.4s'
+run $nvcc "$work/expf.cu" -o "$work/expf.o" -std=c++20 -O3 -march=native -fopenmp
+[ $status = 0 ] && ! nm "$work/expf.o" | grep -q ' U .*exp' &&
+    objdump -d "$work/expf.o" | sed -n '/<_Z5applyPfi>:/,/^$/p' | grep -q 'ps\b.*[xyz]mm\|fmla.*\.4s\|fmul.*\.4s'
 result $? "a loop around __expf is vectorized" "$output"
-[ -s "$dir/expf.d" ] && grep -q 'cuda_cpu.h' "$dir/expf.d" && [ -z "$(find "$dir" -name '*.ii')" ]
-result $? "cpu_nvcc writes dependencies and leaves no other file" "$(ls "$dir")"
+[ -s "$work/expf.d" ] && grep -q 'cuda_cpu.h' "$work/expf.d" && [ -z "$(find "$work" -name '*.ii')" ]
+result $? "cpu_nvcc writes dependencies and leaves no other file" "$(ls "$work")"
 
 refuses() { # the case, the source, what the message must contain
-    echo "$2" >"$dir/bad.cu"
-    run $nvcc "$dir/bad.cu" -o "$dir/bad.o" -std=c++20 -fopenmp
-    [ $status != 0 ] && grep -q "$3" <<<"$output" && [ ! -e "$dir/bad.o" ] && [ -z "$(find "$dir" -name '*.ii')" ]
+    echo "$2" >"$work/bad.cu"
+    run $nvcc "$work/bad.cu" -o "$work/bad.o" -std=c++20 -fopenmp
+    [ $status != 0 ] && grep -q "$3" <<<"$output" && [ ! -e "$work/bad.o" ] && [ -z "$(find "$work" -name '*.ii')" ]
     result $? "cpu_nvcc fails on $1" "$output"
 }
 refuses "a missing header" '#include "no_such_file.h"' 'no_such_file.h'
 refuses "a launch that it cannot read" 'void f() { k<<<1, 2>>(3); }' 'bad.cu:1: launch.pl: cannot read this launch'
 refuses "a wrong program" $'__global__ void k(int) {}\nvoid f() {\n    k<<<1, 2>>>("text");\n}' 'bad.cu:3:'
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

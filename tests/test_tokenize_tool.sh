@@ -158,7 +158,7 @@ if [[ -n $gpt2 ]]; then
     reference=$(moved 1)
     for words in 3000 50001 100003; do same "gpt2: $words words in front" "$(moved $words)" "$reference"; done
 else
-    echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/"
+    echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/" >&3
 fi
 check "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp$')"
 finish

@@ -49,6 +49,13 @@ else
 endif
 RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
 
+# What nvcc compiles depends on, how it compiles, and how it links.
+GPU_NEEDS = build/deps build/gpu_arch Makefile | build/gpu
+COMPILE_GPU = $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+LINK_GPU = $(NVCC) $(filter %.o,$^) $(NVCC_LIBS) -o $@
+build/gpu:
+	@mkdir -p $@
+
 # ---- the programs ----
 
 .PHONY: all test gpu-compile readme format format-check clean FORCE
@@ -59,7 +66,7 @@ all: $(PROGRAMS:=cu)
 # PROGRAMcu runs on the GPU, and where there is none becomes PROGRAMcpu, which is built beside it.
 ifneq ($(NVCC),)
 $(PROGRAMS:=cu): %cu: build/%_cuda.o build/commit.o $(CUDNN_OBJECT) | %cpu data/default_dataset
-	$(NVCC) $(filter %.o,$^) $(NVCC_LIBS) -o $@
+	$(LINK_GPU)
 else
 $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 	cp $< $@
@@ -74,8 +81,8 @@ $(PROGRAMS:=cpu): %cpu: build/%_cpu.o build/commit.o
 build/%_cpu.o: %.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
 
-build/%_cuda.o: %.cu build/deps build/gpu_arch Makefile
-	$(NVCC) $(NVCC_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+build/%_cuda.o: %.cu $(GPU_NEEDS)
+	$(COMPILE_GPU)
 
 # Rewritten only when the architecture changes, so that a new GPU means a new build.
 build/gpu_arch: FORCE | build/deps
@@ -137,19 +144,22 @@ $(BENCHES:%=build/%.o): build/%.o: dev/bench/%.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
 $(BENCHES:%=build/%): build/%: build/%.o build/commit.o
 	$(CXX) $^ $(CPU_LIBS) -o $@
-$(BENCHES:%=build/gpu/%): build/gpu/%: dev/bench/%.cu build/deps build/gpu_arch Makefile build/commit.o $(CUDNN_OBJECT)
-	@mkdir -p build/gpu
-	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) -o $@
+$(BENCHES:%=build/gpu/%.o): build/gpu/%.o: dev/bench/%.cu $(GPU_NEEDS)
+	$(COMPILE_GPU)
+$(BENCHES:%=build/gpu/%): build/gpu/%: build/gpu/%.o build/commit.o $(CUDNN_OBJECT)
+	$(LINK_GPU)
 # The benchmark that also times cuDNN's attention, beside the one that does without the library.
-build/gpu/bench_cudnn: dev/bench/bench.cu build/deps build/gpu_arch Makefile build/commit.o build/attention_cudnn.o
-	@mkdir -p build/gpu
-	$(NVCC) $(NVCC_FLAGS) -DUSE_CUDNN -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) $(CUDNN_LIBS) -o $@
+build/gpu/bench_cudnn.o: dev/bench/bench.cu $(GPU_NEEDS)
+	$(COMPILE_GPU) -DUSE_CUDNN
+build/gpu/bench_cudnn: build/gpu/bench_cudnn.o build/commit.o build/attention_cudnn.o
+	$(LINK_GPU) $(CUDNN_LIBS)
 
 ladder: build/attention_ladder
-ifneq ($(HAS_GPU),)
-build/attention_ladder: dev/cuda/attention_ladder.cu build/deps build/gpu_arch Makefile
-	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(NVCC_LIBS) -o $@
-else
+build/gpu/attention_ladder.o: dev/cuda/attention_ladder.cu $(GPU_NEEDS)
+	$(COMPILE_GPU)
+build/gpu/attention_ladder $(if $(HAS_GPU),build/attention_ladder): build/gpu/attention_ladder.o
+	$(LINK_GPU)
+ifeq ($(HAS_GPU),)
 build/attention_ladder.o: dev/cuda/attention_ladder.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
 build/attention_ladder: build/attention_ladder.o
@@ -195,14 +205,16 @@ build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o
 	$(CXX) $^ $(CPU_LIBS) -ldl -o $@
 
 # The same kernel tests on the GPU, where there is one.
-build/gpu/%: tests/%.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT)
-	@mkdir -p build/gpu
-	$(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) -o $@
+build/gpu/%.o: tests/%.cu $(GPU_NEEDS)
+	$(COMPILE_GPU)
+build/gpu/test_%: build/gpu/test_%.o build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT)
+	$(LINK_GPU)
 # test_attention with cuDNN's cases, beside the one that does without the library.
-build/gpu/test_attention_cudnn: tests/test_attention.cu build/deps build/gpu_arch Makefile build/test/doctest_main.o build/commit.o \
-                                build/attention_cudnn.o
-	@mkdir -p build/gpu
-	$(NVCC) $(NVCC_FLAGS) -DUSE_CUDNN -MMD -MF $@.d $< $(filter %.o,$^) $(NVCC_LIBS) $(CUDNN_LIBS) -o $@
+build/gpu/test_attention_cudnn.o: tests/test_attention.cu $(GPU_NEEDS)
+	$(COMPILE_GPU) -DUSE_CUDNN
+build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/test/doctest_main.o build/commit.o build/attention_cudnn.o
+	$(LINK_GPU) $(CUDNN_LIBS)
+.PRECIOUS: build/gpu/%.o
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
 ifdef RACE

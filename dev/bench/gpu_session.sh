@@ -5,9 +5,11 @@
 # and at the end of the output.
 #
 #   BIN=FOLDER           what pack.sh made (default: where this script is)
+#   LINES_SHOWN=40       lines of each step's output that are shown; all of it is in session.log
 #   RESULTS=FOLDER       where the log and tables go (default: gpu_results)
 #   PARTS="tests bench decode train infer sanitizer"   what to do, in this order; infer needs train
 #   TOTAL=520            seconds for all of it
+#   JOBS=                test programs at a time, in tests and sanitizer (default: one for each processor)
 #   TEST_LIMIT=75        seconds for each test program
 #   BENCH_BUDGET=170     the benchmark's own budget; it is stopped 30 seconds later
 #   BENCH_FLAGS=         further flags of the benchmark
@@ -27,6 +29,7 @@ bin=$(cd "${BIN:-$(dirname "${BASH_SOURCE[0]}")}" && pwd) || exit 1
 if [ -f "$bin/programs.tar.gz" ]; then tar -xzf "$bin/programs.tar.gz" --no-same-owner -C "$bin" || exit 1; fi
 results=${RESULTS:-gpu_results}
 total=${TOTAL:-520}
+lines=${LINES_SHOWN:-40}
 mkdir -p "$results" || exit 1
 results=$(cd "$results" && pwd)
 work=$(mktemp -d) || exit 1
@@ -41,45 +44,52 @@ for part in $parts; do
         *) echo "FAIL: PARTS takes tests, bench, decode, train, infer and sanitizer, not '$part'" >&2; exit 1 ;;
     esac
 done
+jobs=${JOBS:-$(nproc)}
 SECONDS=0
-failed=0
 
 say() { printf '%s\n' "$1" | tee -a "$summary"; }
 outcome() { # outcome WHAT NAME SECONDS [REMARK]
     say "$(printf '%-7s  %-40s %4d s  %s' "$1" "$2" "$3" "${4:-}")"
-    [ "$1" != FAIL ] || failed=$((failed + 1))
 }
 
 wanted() { [[ " $parts " == *" $1 "* ]]; }
 
 # step NAME LIMIT COMMAND...: runs it within its limit and what is left of the total, and appends its output to the log.
 step() {
-    local name=$1 limit=$2 left=$((total - SECONDS)) begin=$SECONDS status bytes remark
+    local name=$1 limit=$2 left=$((total - SECONDS)) begin=$SECONDS status output remark took
     shift 2
     ((limit < left)) || limit=$left
     if ((limit < 5)); then
         outcome SKIPPED "$name" 0 "no time is left"
         return
     fi
+    output=$(mktemp "$work/output.XXXXXX") || return
+    timeout -k 5 "$limit" "$@" >"$output" 2>&1 </dev/null
+    status=$? took=$((SECONDS - begin))
+    exec 9>"$work/lock"
+    flock 9
     printf '\n==== %s: %s\n' "$name" "$*" | tee -a "$log"
-    bytes=$(wc -c <"$log")
-    timeout -k 5 "$limit" "$@" >>"$log" 2>&1 </dev/null
-    status=$?
-    tail -c +$((bytes + 1)) "$log" >"$work/output"
-    tail -n 40 "$work/output"
-    remark=$(grep -aE '^\[doctest\] (test cases|assertions):|^error: |^[0-9]+ tokens, |^dense attention: loss|ERROR SUMMARY|RACECHECK SUMMARY' "$work/output" |
+    cat "$output" >>"$log"
+    tail -n "$lines" "$output"
+    remark=$(grep -aE '^\[doctest\] (test cases|assertions):|^error: |^[0-9]+ tokens, |^dense attention: loss|ERROR SUMMARY|RACECHECK SUMMARY' "$output" |
         sed -E 's/^(\[doctest\]|=+) *//; s/ +/ /g' | paste -sd ';' | cut -c1-160)
     if ((status == 0)); then
-        outcome PASS "$name" $((SECONDS - begin)) "$remark"
+        outcome PASS "$name" $took "$remark"
     elif ((status != 124 && status != 137)); then
-        outcome FAIL "$name" $((SECONDS - begin)) "exit status $status; ${remark:-see session.log}"
+        outcome FAIL "$name" $took "exit status $status; ${remark:-see session.log}"
     elif [[ $name != *check,* ]]; then
-        outcome FAIL "$name" $((SECONDS - begin)) "did not end within $limit s"
-    elif grep -aqE '^=+ +(Invalid|Error|Race reported|Barrier error)|ERROR: CHECK' "$work/output"; then
-        outcome FAIL "$name" $((SECONDS - begin)) "stopped after $limit s, with errors before: see session.log"
+        outcome FAIL "$name" $took "did not end within $limit s"
+    elif grep -aqE '^=+ +(Invalid|Error|Race reported|Barrier error)|ERROR: CHECK' "$output"; then
+        outcome FAIL "$name" $took "stopped after $limit s, with errors before: see session.log"
     else
-        outcome STOPPED "$name" $((SECONDS - begin)) "after $limit s"
+        outcome STOPPED "$name" $took "after $limit s"
     fi
+    exec 9>&-
+}
+# The same beside others: a test program waits for one processor most of the time, and shares the GPU. `wait` ends it.
+together() {
+    while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+    step "$@" &
 }
 
 # ---- the machine ----
@@ -114,11 +124,12 @@ done
 kernel_tests=(test_attention_decode test_attention_cut test_matvec test_sampler test_layers test_attention)
 if wanted tests; then
     for test in "${kernel_tests[@]}" test_matmul test_infer test_model; do
-        step "$test" "${TEST_LIMIT:-75}" "$bin/$test"
+        together "$test" "${TEST_LIMIT:-75}" "$bin/$test"
     done
     if [ -x "$bin/test_attention_cudnn" ]; then
-        step test_attention_cudnn "${TEST_LIMIT:-75}" "$bin/test_attention_cudnn" --test-case="cuDNN*"
+        together test_attention_cudnn "${TEST_LIMIT:-75}" "$bin/test_attention_cudnn" --test-case="cuDNN*"
     fi
+    wait
 fi
 
 # shellcheck disable=SC2086
@@ -129,6 +140,7 @@ if wanted bench; then
         step "benchmark of attention, with cuDNN's" 60 "$bin/bench_cudnn" --budget 40 --quick --only attention \
             -o "$results/cudnn"
     fi
+    step "attention's ladder" 30 "$bin/attention_ladder"
     say "driver, clocks, temperature, power, memory used: $(state)"
 fi
 # shellcheck disable=SC2086
@@ -176,14 +188,16 @@ if wanted sanitizer; then
             elif [ -z "$sanitizer" ]; then
                 outcome SKIPPED "$tool, $test" 0 "compute-sanitizer is not installed here"
             else
-                step "$tool, $test" "$limit" "$sanitizer" --tool $tool --error-exitcode 99 --print-limit 20 "$bin/$test"
+                together "$tool, $test" "$limit" "$sanitizer" --tool $tool --error-exitcode 99 --print-limit 20 "$bin/$test"
             fi
         done
     done
+    wait
 fi
 
 echo
 echo "==== summary ($SECONDS s in all; the log and tables are in $results)"
 cat "$summary"
+failed=$(grep -c '^FAIL ' "$summary")
 if ((failed > 0)); then echo "FAIL: $failed steps failed"; exit 1; fi
 echo "PASS: no step failed"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # pack.sh FOLDER: builds for a GPU that is elsewhere, and collects in FOLDER what gpu_session.sh and compare need there:
-# the trainer, the inference program, the tests and the benchmarks, the shared libraries that are neither CUDA's nor the
-# C and C++ libraries, and tokens to train on. The machine that builds needs nvcc, but no GPU. The programs are packed
-# into one file, which makes them half as large; gpu_session.sh unpacks it.
+# the trainer, the inference program, the tests, the benchmarks and the ladder, the shared libraries that are neither
+# CUDA's nor the C and C++ libraries, and tokens to train on. The machine that builds needs nvcc, but no GPU. The
+# programs are packed into one file, which makes them half as large; gpu_session.sh unpacks it.
 #
 #   GPU_ARCH=90a   compute capability to build for (default: 90a, the H100's)
 #   MAX_MIB=64     fail if FOLDER becomes larger than this
@@ -13,7 +13,7 @@ arch=${GPU_ARCH:-90a}
 max_mib=${MAX_MIB:-64}
 programs=(train_gpt2cu infer_gpt2cu)
 built=(bench decode test_layers test_attention test_attention_cut test_attention_decode test_matmul test_matvec
-    test_sampler test_infer test_model)
+    test_sampler test_infer test_model attention_ladder)
 # Beside the others, because they do not start where cuDNN is not: its tests, and the benchmark of its attention.
 with_cudnn=(bench_cudnn test_attention_cudnn)
 

@@ -203,7 +203,10 @@ inline MatmulChoices read_matmul_choices(const std::string& path, const std::str
                     algorithm->size() == choice.algorithm.size();
         for (size_t i = 0; good && i < choice.algorithm.size(); i++) {
             const nlohmann::json& value = (*algorithm)[i];
-            good = value.is_number_unsigned() && value.get<uint64_t>() <= INT32_MAX;
+            // any int: some algorithms of cuBLASLt 13.1 give the number of their pieces along the sum as -1
+            good = value.is_number_unsigned()
+                       ? value.get<uint64_t>() <= INT32_MAX
+                       : value.is_number_integer() && value.get<int64_t>() >= INT32_MIN;
             if (good) choice.algorithm[i] = value.get<int>();
         }
         if (good) choices[product] = choice;

@@ -560,6 +560,7 @@ TEST_CASE("choices are read as they were written, and nothing else is taken for 
     const std::string path = folder / "new/folder/choices.json";
     MatmulChoices choices;
     choices["fast"] = {{66, 20, 36, 2, 4, 1, 0, 3, 65535}, 12.5f, 13.25f, 0};
+    choices["cut"] = {{11, 0, 0, -1, 2, 0, 1, 0, 0}, 3.25f, 3.5f, 0};
     choices["slow"] = {{0, 0, 0, 0, 0, 0, 0, 0, 0}, 900.0f, 0, 800.0f};
     write_matmul_choices(path, "GPU 1", choices);
     const auto same = [](const MatmulChoices& a, const MatmulChoices& b) {
@@ -591,7 +592,8 @@ TEST_CASE("choices are read as they were written, and nothing else is taken for 
         return found.contains("p");
     };
     CHECK(read(one));
-    const std::pair<const char*, const char*> changes[] = {{"9]", "-9]"},
+    const std::pair<const char*, const char*> changes[] = {{"9]", "-2147483649]"},
+                                                           {"9]", "18446744073709551615]"},
                                                            {"9]", "9, 10]"},
                                                            {", 9]", "]"},
                                                            {"9]", "4294967296]"},

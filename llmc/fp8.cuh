@@ -1,7 +1,8 @@
 // The linear layers in 8 bits, for --precision fp8: the three products of matmul.cuh with operands that are
 // rounded to FP8 first (Micikevicius et al., arXiv 2209.05433), which tensor cores multiply at twice the rate
-// of bf16. Sums stay float, results bf16 (weight gradients float), everything between the products as it is
-// in bf16, and so are the embedding and the logits.
+// of bf16. Sums stay float (of which Hopper's tensor cores keep some 14 bits while they add, DeepSeek-V3,
+// arXiv 2412.19437, section 3.3.2), results bf16 (weight gradients float), everything between the products as
+// it is in bf16, and so are the embedding and the logits.
 //
 //   E4M3   1 sign, 4 exponent, 3 mantissa bits, up to   448   weights and activations
 //   E5M2   1 sign, 5 exponent, 2 mantissa bits, up to 57344   gradients, which need range more than precision
@@ -34,9 +35,9 @@
 #include "matmul.cuh"
 
 // The largest magnitude in bits (a NaN is larger than infinity, which is larger than any number), and 2^-e.
-struct Fp8Scale {
+struct alignas(16) Fp8Scale {
+    float inverse;  // first: cuBLASLt is given its address
     unsigned max_bits;
-    float inverse;
 };
 
 // Where the operands of one product lie while it is computed; null: the linear layers are in bf16.

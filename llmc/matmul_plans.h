@@ -239,6 +239,7 @@ struct MatmulPlan {
     cublasLtMatrixLayoutOpaque_t a, b, d;
     cublasLtMatmulAlgo_t algorithm{};
     size_t candidates = 0;  // 0: cuBLASLt cannot do this product
+    std::string refusal;    // and what it said
     MatmulChoice choice;
     bool separate = true;  // do it in separate steps
 };
@@ -314,6 +315,13 @@ inline std::vector<Candidate> find_candidates(const Context& ctx, MatmulPlan& pl
                                                 sizeof bias));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
                                                 &aux, sizeof aux));
+    // What it offers for FP8 operands without scales need not run with them, so it has to know of them.
+    if (is_fp8(p))
+        for (auto scale : {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER}) {
+            const uintptr_t somewhere = alignment;
+            CUBLAS_CHECK(
+                cublasLtMatmulDescSetAttribute(&plan.operation, scale, &somewhere, sizeof somewhere));
+        }
 
     cublasLtMatmulPreferenceOpaque_t preference;
     CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference));
@@ -347,6 +355,7 @@ inline std::vector<Candidate> find_candidates(const Context& ctx, MatmulPlan& pl
                          [&](const Candidate& other) { return other.config == one.config; }))
             candidates.push_back(one);
     }
+    if (candidates.empty()) plan.refusal = format("no algorithm, %s", cublasLtGetStatusName(status));
     return candidates;
 }
 
@@ -437,12 +446,16 @@ bool time_candidates(const Context& ctx, MatmulPlan& plan, const Product& p, con
     const Restored dbias(ctx, o.dbias, o.dbias ? p.n * sizeof(float) : 0);
     if (!d.possible() || !dbias.possible()) return false;
 
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     const std::vector<float> us = least_us(ctx, candidates.size(), [&](size_t i) {
-        return launch_product(ctx, plan, candidates[i].algorithm, p, o) == CUBLAS_STATUS_SUCCESS;
+        status = launch_product(ctx, plan, candidates[i].algorithm, p, o);
+        return status == CUBLAS_STATUS_SUCCESS;
     });
     const size_t best = fastest(us);
     if (!std::isfinite(us[best])) {
         plan.candidates = 0;
+        plan.refusal =
+            format("none of %zu algorithms runs, %s", candidates.size(), cublasLtGetStatusName(status));
         return false;
     }
     plan.algorithm = candidates[best].algorithm;
@@ -513,7 +526,8 @@ MatmulPlan& matmul_plan(const Context& ctx, const Product& p, const Operands& o,
 inline void run_product(const Context& ctx, const Product& p, const Operands& o) {
     const auto nothing = [] {};
     MatmulPlan& plan = matmul_plan(ctx, p, o, false, nothing, nothing);
-    if (plan.candidates == 0) fail("cuBLASLt cannot do the matrix product %s here", describe(p).c_str());
+    if (plan.candidates == 0)
+        fail("cuBLASLt cannot do the matrix product %s here: %s", describe(p).c_str(), plan.refusal.c_str());
     CUBLAS_CHECK(launch_product(ctx, plan, plan.algorithm, p, o));
 }
 

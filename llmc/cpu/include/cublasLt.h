@@ -100,7 +100,7 @@ struct cublasLtMatmulPreferenceOpaque_t {};
 typedef cublasLtMatmulPreferenceOpaque_t* cublasLtMatmulPreference_t;
 
 struct cublasLtMatmulAlgo_t {
-    uint64_t data[8];  // the first: its number
+    uint64_t data[8];  // its number; 1 for a product of operands with scales
 };
 struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatmulAlgo_t algo;
@@ -397,7 +397,7 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cu
     const cublasStatus_t status = cuda_cpu::check_matmul(*op, *a, *b, *d);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     for (; *count < std::min(requested, cuda_cpu::matmul_algorithms); ++*count)
-        results[*count] = {{{(uint64_t)*count}}, 0, CUBLAS_STATUS_SUCCESS, 1.0f};
+        results[*count] = {{{(uint64_t)*count, op->a_scale || op->b_scale}}, 0, CUBLAS_STATUS_SUCCESS, 1.0f};
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -418,7 +418,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
                                      cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                                      cublasLtMatrixLayout_t, void* d, cublasLtMatrixLayout_t d_layout,
-                                     const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t stream) {
+                                     const cublasLtMatmulAlgo_t* algo, void*, size_t, cudaStream_t stream) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
     const cublasStatus_t status = cuda_cpu::check_matmul(*op, *a_layout, *b_layout, *d_layout);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
@@ -427,6 +427,8 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                bias_gradient = op->epilogue == CUBLASLT_EPILOGUE_BGRADB;
     if ((with_aux && !op->aux) || ((bias_gradient || op->epilogue & CUBLASLT_EPILOGUE_BIAS) && !op->bias))
         return CUBLAS_STATUS_INVALID_VALUE;
+    // what is offered for operands without scales need not take them
+    if (algo && algo->data[1] == 0 && (op->a_scale || op->b_scale)) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (c != d || (keep != 0 && op->epilogue != CUBLASLT_EPILOGUE_DEFAULT && !bias_gradient))
         return CUBLAS_STATUS_NOT_SUPPORTED;
 

@@ -110,7 +110,8 @@ std::vector<T> part(const std::vector<T>& qkv, int which, int C) {
 
 // The tolerances, as relative errors of a tensor. A float has 24 bits: one operation is good to 6e-8, sums of
 // a few thousand terms to about 1e-6; 1e-5 leaves a factor of ten. A result that is rounded to bf16 once (8
-// bits) is off by at most 2^-9 of each element; 2^-8 leaves a factor of two for what was rounded on the way.
+// bits) is off by at most 2^-8 of each element, 2^-9 in the mean square; 2^-8 leaves a factor of two for what
+// was rounded on the way.
 template <class Float>
 constexpr double tolerance() {
     return sizeof(Float) == 2 ? 1.0 / 256 : 1e-5;

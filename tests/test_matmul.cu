@@ -3,6 +3,7 @@
 // the definition of FP8; and the choice between cuBLASLt's algorithms, with its file.
 #include <array>
 #include <cstring>
+#include <numeric>
 #include <set>
 
 #include "../llmc/fp8.cuh"
@@ -158,6 +159,10 @@ TEST_CASE_TEMPLATE("products, bias, GELU and their gradients, fused and in separ
     }
 }
 
+static double norm(const std::vector<double>& v) {
+    return std::sqrt(std::inner_product(v.begin(), v.end(), v.begin(), 0.0));
+}
+
 TEST_CASE_TEMPLATE("fused and separate kernels agree", Float, float, bf16) {
     Context fused = make_context(), separate = make_context();
     separate.fuse_matmuls = false;
@@ -165,15 +170,21 @@ TEST_CASE_TEMPLATE("fused and separate kernels agree", Float, float, bf16) {
         CAPTURE(rows);
         Layer<Float> layer(rows, IC, OC);
         const auto a = layer.backward(fused, true, true), b = layer.backward(separate, true, true);
-        CHECK(relative_error(a.dinp, to_double(b.dinp)) < tolerance<Float>());
+        // Both round to Float (u: by how much at most, where that is bf16), but epilogues work on the sum in
+        // float, separate kernels on what it was rounded to: dinp is off by u and 2 u of itself. For gelu(x),
+        // whose slope is below 1.13, it is u and u + 1.13 u |x| / |gelu(x)|, and x itself is off by u twice.
+        const bool is_bf16 = sizeof(Float) == 2;
+        const double u = tolerance<Float>();
+        CHECK(relative_error(a.dinp, to_double(b.dinp)) < (is_bf16 ? 3 : 1) * u);
         CHECK(relative_error(a.dw, to_double(b.dw)) < tolerance<float>());
         CHECK(relative_error(a.db, to_double(b.db)) < tolerance<float>());
         const size_t n = (size_t)rows * OC;
         DeviceArray<Float> out(n), x(n), out2(n), x2(n);
         matmul_gelu_forward<Float>(fused, out, x, layer.d_inp, layer.d_w, layer.d_b, rows, IC, OC);
         matmul_gelu_forward<Float>(separate, out2, x2, layer.d_inp, layer.d_w, layer.d_b, rows, IC, OC);
-        CHECK(relative_error(x.get(), to_double(x2.get())) < tolerance<Float>());
-        CHECK(relative_error(out.get(), to_double(out2.get())) < tolerance<Float>());
+        const auto want_x = to_double(x2.get()), want = to_double(out2.get());
+        CHECK(relative_error(x.get(), want_x) < (is_bf16 ? 2 : 1) * u);
+        CHECK(relative_error(out.get(), want) < (is_bf16 ? 2 + 1.13 * norm(want_x) / norm(want) : 1) * u);
     }
 }
 
@@ -196,8 +207,14 @@ TEST_CASE_TEMPLATE("GELU's tails pass through the fused kernels", Float, float, 
     const double unit_error = sizeof(Float) == 2 ? 1.0 / 128 : 1e-5;
     for (int i = 0; i < n; i++) {
         const double v = extreme[i], want = ref::gelu(v), want_slope = ref::gelu_slope(v);
-        CHECK(std::fabs((float)y[i] - want) <= unit_error * (std::fabs(want) + 0.01));
-        CHECK(std::fabs((float)slope[i] - want_slope) <= unit_error * (std::fabs(want_slope) + 0.01));
+        // cuBLASLt may compute x / 2 (1 + tanh u), of which little is left where tanh u is near -1. CUDA's
+        // tanhf is good to 2 units in the last place, 2^-23 near 1 (there is no more to lose where |x| is 10:
+        // |u| > 9 makes it 1), and the slope's 1 - tanh^2 to twice that.
+        const double tanh_error = std::fabs(v) < 10 ? 0x1p-23 : 0, du = 0.798 * (1 + 3 * 0.044715 * v * v);
+        CHECK(std::fabs((float)y[i] - want) <=
+              unit_error * (std::fabs(want) + 0.01) + std::fabs(v) / 2 * tanh_error);
+        CHECK(std::fabs((float)slope[i] - want_slope) <=
+              unit_error * (std::fabs(want_slope) + 0.01) + (0.5 + std::fabs(v) * du) * tanh_error);
     }
 }
 
@@ -381,7 +398,9 @@ TEST_CASE("a linear layer in 8 bits is the product of what its operands were rou
                 want_inp[i] *= ref::gelu_slope((double)(float)l.pre[i]);
             // with GELU the gradient is rounded once more on the way
             CHECK(relative_error(dinp.get(), want_inp) < (gelu ? 2 : 1) * tolerance<bf16>());
-            CHECK(relative_error(dw.get(), want_w) < tolerance<float>());
+            // A tensor core keeps 14 bits of its sums, which it cuts off: 2^-13 for each of the (at most
+            // five) times that 32 products come to a sum.
+            CHECK(relative_error(dw.get(), want_w) < (kOnCpu ? tolerance<float>() : 5 * 0x1p-13));
             CHECK(relative_error(db.get(), unrounded_b) < tolerance<float>());
         }
     }

@@ -24,10 +24,12 @@ WARN += -Wno-restrict
 CPU_FLAGS = -std=c++20 -O3 -march=native -fopenmp $(WARN)
 CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
 
-# Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading.
-GPU_ARCH ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '),80)
+# Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading. Hopper's own
+# instructions are those of 9.0a.
+GPU_ARCH ?= $(patsubst 90,90a,$(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '),80))
+FOR_ARCH = -arch=sm_$(1) $(if $(filter 90a,$(1)),-DCOMPILED_FOR_SM_90A)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-NVCC_FLAGS = -std=c++20 -O3 -arch=sm_$(GPU_ARCH) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
+NVCC_FLAGS = -std=c++20 -O3 $(call FOR_ARCH,$(GPU_ARCH)) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
 NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
 ifdef USE_CUDNN
   NVCC_FLAGS += -DUSE_CUDNN
@@ -243,7 +245,7 @@ gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.c
 define COMPILE_FOR
 build/gpu/sm_$(1)/%.cubin: %.cu build/deps FORCE
 	@mkdir -p $$(@D)
-	$$(GPU_COMPILE) -arch=sm_$(1) --cubin $$< -o $$@
+	$$(GPU_COMPILE) $(call FOR_ARCH,$(1)) --cubin $$< -o $$@
 endef
 $(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
 build/gpu/compiled/%.ptx: % build/deps FORCE

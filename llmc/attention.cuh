@@ -1,6 +1,6 @@
 // Causal self-attention with the top-k regularizer, forward and backward, without ever storing a T x T matrix
 // (FlashAttention, arXiv 2205.14135). The formulas are here; the kernels are in attention_bf16.cuh (tensor
-// cores) and attention_plain.cuh (plain).
+// cores), attention_hopper.cuh (Hopper's) and attention_plain.cuh (plain).
 //
 //   s_ij = q_i . k_j / sqrt(hs) for j <= i,  p = softmax(s),  o_i = sum_j p_ij v_j
 //   S_i: the k largest scores of row i,  M_i = sum of p_ij over S_i
@@ -29,6 +29,7 @@
 #include "attention_bf16.cuh"
 #include "attention_cudnn.h"
 #include "attention_entropy.cuh"
+#include "attention_hopper.cuh"
 #include "attention_plain.cuh"
 
 // What a layer's heads did, summed over the rows of one (batch row, head) each: sums[B*NH][2] = {M, f(M)},
@@ -100,9 +101,12 @@ void attention_forward(const Context& ctx, Float* out, AttentionRows rows, const
     assert(B > 0 && T > 0 && topk >= 0 && B * num_heads <= 65535);
     if constexpr (sizeof(Float) == 2 && kUseCudnn)
         if (topk == 0 && attention_forward_cudnn(ctx, out, rows.lse, qkv, B, T, num_heads, hs)) return;
-    if constexpr (sizeof(Float) == 2)
-        attention_forward_bf16(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
-    else
+    if constexpr (sizeof(Float) == 2) {
+        if (use_hopper(ctx, hs))
+            attention_forward_hopper(ctx, out, rows, qkv, B, T, num_heads, topk);
+        else
+            attention_forward_bf16(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
+    } else
         attention_forward_plain(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
 }
 
@@ -132,10 +136,14 @@ void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const F
         if (!weight &&
             attention_backward_cudnn(ctx, dqkv, scratch, dout, out, qkv, rows.lse, B, T, num_heads, hs))
             return;
-    if constexpr (sizeof(Float) == 2)
-        attention_backward_bf16(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
-                                topk);
-    else
+    if constexpr (sizeof(Float) == 2) {
+        if (use_hopper(ctx, hs))
+            attention_backward_hopper(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads,
+                                      topk);
+        else
+            attention_backward_bf16(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads,
+                                    hs, topk);
+    } else
         attention_backward_plain(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
                                  topk);
 }

@@ -381,6 +381,7 @@ __device__ void score_row(float* s, const __nv_bfloat16* q, const __nv_bfloat16*
         a[kk][1] = a[kk][3] = 0;
         if (kScaleFirst<HS>) scale_fragment(a[kk], scale);
     }
+#pragma unroll 4
     for (int first = 8 * warp; first <= i; first += 8 * (blockDim.x / 32)) {
         const int key = min(first + g, i);
         float d[4] = {};
@@ -394,28 +395,43 @@ __device__ void score_row(float* s, const __nv_bfloat16* q, const __nv_bfloat16*
     }
 }
 
-// One block: kSelectRows queries of one head, of which it does those that the forward marked, or all.
+// One block: kSelectRows of all rows, of which it does those that the forward marked, or all. A head whose
+// largest scores belong to the same few keys in most rows has them all marked if those keys are one thread's;
+// so a block's rows lie far apart.
 inline constexpr int kSelectRows = 64;
 template <int HS>
 __global__ void attention_select_bf16_kernel(AttentionRows rows, const __nv_bfloat16* qkv, int T,
-                                             int num_heads, int hs, int topk, bool all) {
+                                             int num_heads, int hs, int topk, bool all, int num_rows) {
     extern __shared__ float4 shared[];
     float* s = (float*)shared;  // [T]
     __shared__ unsigned char todo[kSelectRows];
-    const int C = num_heads * hs, first = blockIdx.x * kSelectRows, count = min(kSelectRows, T - first);
-    const size_t stride = 3 * (size_t)C, first_row = (size_t)blockIdx.y * T + first;
-    const __nv_bfloat16* q =
-        qkv + (size_t)(blockIdx.y / num_heads) * T * stride + blockIdx.y % num_heads * hs;
-    if ((int)threadIdx.x < count) todo[threadIdx.x] = all || rows.tie[first_row + threadIdx.x] == kRowMarked;
+    const int C = num_heads * hs;
+    const size_t stride = 3 * (size_t)C;
+    if (threadIdx.x < kSelectRows) {
+        const int row = blockIdx.x + threadIdx.x * gridDim.x;
+        todo[threadIdx.x] = row < num_rows && (all || rows.tie[row] == kRowMarked);
+    }
     __syncthreads();
-    for (int r = 0; r < count; r++) {
+    for (int r = 0; r < kSelectRows; r++) {
         if (!todo[r]) continue;
-        const int n = first + r + 1;
+        const int row = blockIdx.x + r * gridDim.x, head = row / T, n = row % T + 1;
+        const __nv_bfloat16* q = qkv + (size_t)(head / num_heads) * T * stride + head % num_heads * hs;
         if (n > topk) score_row<HS>(s, q, q + C, stride, n - 1, hs);
         __syncthreads();
-        select_top(rows, first_row + r, s, n, topk);
+        select_top(rows, row, s, n, topk);
         __syncthreads();
     }
+}
+
+// Selects the top k of the rows that the forward marked, or of all. T is at most max_select_context.
+inline void attention_select_bf16(const Context& ctx, AttentionRows rows, const __nv_bfloat16* qkv, int B,
+                                  int T, int num_heads, int hs, int topk, bool all) {
+    assert(T <= max_select_context(ctx));
+    const int num_rows = B * num_heads * T;
+    with_mma_head_size(hs, [&](auto size) {
+        launch_attention(ctx, attention_select_bf16_kernel<size>, dim3(ceil_div(num_rows, kSelectRows)), 128,
+                         T * sizeof(float), rows, qkv, T, num_heads, hs, topk, all, num_rows);
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -725,13 +741,16 @@ inline void attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, Atten
         launch_attention_forward_bf16<16>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
     else
         launch_attention_forward_bf16<32>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
-    if (topk == 0) return;
-    assert(T <= max_select_context(ctx));
-    with_mma_head_size(hs, [&](auto size) {
-        launch_attention(ctx, attention_select_bf16_kernel<size>,
-                         dim3(ceil_div(T, kSelectRows), B * num_heads), 128, T * sizeof(float), rows, qkv, T,
-                         num_heads, hs, topk, topk > kMaxListed);
-    });
+    if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, hs, topk, topk > kMaxListed);
+}
+
+inline void attention_row_numbers(const Context& ctx, RowNumbers* numbers, const __nv_bfloat16* dout,
+                                  const __nv_bfloat16* out, AttentionRows rows, Reg reg, const float* weight,
+                                  int B, int T, int num_heads, int hs, int topk) {
+    const int num_rows = B * num_heads * T;
+    attention_row_numbers_kernel<<<ceil_div(num_rows, 16), 128, 0, ctx.stream>>>(
+        numbers, dout, out, rows, reg, weight, T, num_heads, hs, topk, num_rows);
+    CUDA_CHECK(cudaGetLastError());
 }
 
 inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, float* scratch,
@@ -744,9 +763,7 @@ inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, flo
         RowNumbers* numbers = (RowNumbers*)scratch;
         float* dq_sum = scratch + 4 * (size_t)num_rows;
         int* flags = (int*)(dq_sum + (size_t)num_rows * HS);
-        attention_row_numbers_kernel<<<ceil_div(num_rows, 16), 128, 0, ctx.stream>>>(
-            numbers, dout, out, rows, reg, weight, T, num_heads, hs, topk, num_rows);
-        CUDA_CHECK(cudaGetLastError());
+        attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, hs, topk);
         CUDA_CHECK(cudaMemsetAsync(flags, 0, attention_backward_flags(B, T, num_heads, QUERIES) * sizeof(int),
                                    ctx.stream));
         const size_t shared =

@@ -37,13 +37,35 @@ __device__ inline float from_ordered_bits(unsigned u) {
     return __uint_as_float(u & 0x80000000u ? u & 0x7fffffffu : ~u);
 }
 
-// Writes theta, mass and tie of one row whose n scores lie in shared memory, with the whole block: the k-th
-// largest is found by deciding the bits of its ordered integer from the top, counting the scores that reach
-// it each time. Call it between barriers.
+// Of `left` places, how many remain after the bins above the one in which they run out, and which that is:
+// counts [256], from the last bin down. One warp; the result is the same in all lanes.
+struct Bin {
+    int bin, left;
+};
+[[maybe_unused]] static __device__ Bin find_bin(const int* counts, int left) {
+    const int lane = threadIdx.x % 32, last = 255 - 8 * lane;  // eight bins a lane
+    int own = 0;
+    for (int i = 0; i < 8; i++) own += counts[last - i];
+    int through = own;  // with the lanes before
+    for (int step = 1; step < 32; step *= 2) {
+        const int x = __shfl_up_sync(0xffffffffu, through, step);
+        if (lane >= step) through += x;
+    }
+    const int lane_found = __ffs(__ballot_sync(0xffffffffu, through >= left)) - 1;
+    Bin found = {last, left - (through - own)};
+    while (found.left > counts[found.bin] && found.bin > last - 7) found.left -= counts[found.bin--];
+    return {__shfl_sync(0xffffffffu, found.bin, lane_found),
+            __shfl_sync(0xffffffffu, found.left, lane_found)};
+}
+
+// Writes theta, mass and tie of one row whose n scores lie in shared memory, with the whole block of at least
+// a warp: the bytes of the k-th largest's ordered integer are decided from the first, each by a histogram of
+// the scores that agree with it so far. Call it between barriers.
 [[maybe_unused]] static __device__ void select_top(const AttentionRows& rows, size_t row, const float* s,
                                                    int n, int topk) {
-    __shared__ float float_scratch[2][32];
-    __shared__ int int_scratch[2][32];
+    __shared__ float scratch[4][32];
+    __shared__ int counts[256];
+    __shared__ Bin found;
     const int tid = threadIdx.x;
     if (n <= topk) {
         if (tid == 0) {
@@ -53,44 +75,46 @@ __device__ inline float from_ordered_bits(unsigned u) {
         }
         return;
     }
-    int turn = 0;  // block_sum's scratch is free for the next use only after a barrier: take turns
-    auto count = [&](auto wanted) {
-        int c = 0;
-        for (int j = tid; j < n; j += blockDim.x) c += wanted(s[j]) ? 1 : 0;
-        turn ^= 1;
-        c = block_sum(c, int_scratch[turn]);
-        return c;
-    };
     unsigned key = 0;
-    for (int bit = 31; bit >= 0; bit--) {
-        const unsigned candidate = key | 1u << bit;
-        if (count([&](float x) { return ordered_bits(x) >= candidate; }) >= topk) key = candidate;
+    int left = topk, ties = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        for (int i = tid; i < 256; i += blockDim.x) counts[i] = 0;
+        __syncthreads();
+        const unsigned decided = shift == 24 ? 0 : ~0u << (shift + 8);
+        for (int j = tid; j < n; j += blockDim.x) {
+            const unsigned u = ordered_bits(s[j] + 0.0f);  // -0 is 0
+            if ((u & decided) == key) atomicAdd(&counts[u >> shift & 255], 1);
+        }
+        __syncthreads();
+        if (tid < 32) {
+            const Bin bin = find_bin(counts, left);
+            if (tid == 0) found = bin;
+        }
+        __syncthreads();
+        key |= (unsigned)found.bin << shift;
+        left = found.left;
+        ties = counts[found.bin];
+        __syncthreads();
     }
     const float kth = from_ordered_bits(key);
-    const int above = count([&](float x) { return x > kth; });
-    const int ties = count([&](float x) { return x == kth; });
-
-    // the largest score and the largest one below kth; -infinity sorts below every score
-    unsigned top = 0, below = 0;
-    for (int bit = 31; bit >= 0; bit--) {
-        const unsigned t = top | 1u << bit, u = below | 1u << bit;
-        if (count([&](float x) { return ordered_bits(x) >= t; }) > 0) top = t;
-        if (count([&](float x) { return x < kth && ordered_bits(x) >= u; }) > 0) below = u;
+    float max = -INFINITY, below = -INFINITY;
+    for (int j = tid; j < n; j += blockDim.x) {
+        max = fmaxf(max, s[j]);
+        if (s[j] < kth) below = fmaxf(below, s[j]);
     }
-    const float max = from_ordered_bits(top);
-    float theta = kth, tie = (float)(topk - above) / (float)ties;
-    if (above + ties == topk) {
-        theta = threshold_between(kth, from_ordered_bits(below));
-        tie = 0.0f;
-    }
+    max = block_max(max, scratch[0]);
+    below = block_max(below, scratch[1]);
+    const bool all = left == ties;  // the scores that equal the k-th all have a place
+    const float theta = all ? threshold_between(kth, below) : kth,
+                tie = all ? 0.0f : (float)left / (float)ties;
     float head = 0.0f, total = 0.0f;
     for (int j = tid; j < n; j += blockDim.x) {
         const float e = expf(s[j] - max);
         total += e;
         head += s[j] > theta ? e : s[j] == theta ? tie * e : 0.0f;
     }
-    total = block_sum(total, float_scratch[0]);
-    head = block_sum(head, float_scratch[1]);
+    total = block_sum(total, scratch[2]);
+    head = block_sum(head, scratch[3]);
     if (tid == 0) {
         rows.theta[row] = theta;
         rows.mass[row] = fminf(head / total, 1.0f);

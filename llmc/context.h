@@ -47,6 +47,7 @@ struct Context {
     int num_sms = 1;        // multiprocessors; on the CPU backend, OS threads
     size_t max_shared = 0;  // bytes of shared memory that one block may ask for
     bool has_fp8 = false;   // can it multiply 8-bit floats?
+    bool use_wgmma = false;  // attention by Hopper's own instructions; the CPU backend can, but is slower so
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
     int row_lanes = 32;
@@ -61,6 +62,9 @@ inline Context make_context(int device = 0) {
     ctx.num_sms = prop.multiProcessorCount;
     ctx.max_shared = prop.sharedMemPerBlockOptin;
     ctx.has_fp8 = kOnCpu || prop.major * 10 + prop.minor >= 89;
+#ifdef COMPILED_FOR_SM_90A
+    ctx.use_wgmma = prop.major == 9 && prop.minor == 0;
+#endif
     ctx.row_lanes = kOnCpu ? 1 : 32;
     if (!kOnCpu && prop.major < 8)
         fail("%s has compute capability %d.%d, this program needs 8.0 or newer: use --device cpu", prop.name,

@@ -13,6 +13,18 @@ struct Shape {
     int B, T, NH, hs, k;
 };
 
+// What there is: in bf16 the kernels for Hopper, too, which the CPU backend can run as any Hopper can.
+template <class Float>
+std::vector<Context> contexts() {
+    std::vector<Context> variants = {make_context()};
+    if (sizeof(Float) == 2 && (kOnCpu || variants[0].use_wgmma)) {
+        variants.push_back(variants[0]);
+        variants[0].use_wgmma = false;
+        variants[1].use_wgmma = true;
+    }
+    return variants;
+}
+
 template <class Float>
 struct Run {
     std::vector<Float> out, dqkv;
@@ -40,6 +52,7 @@ Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vec
 template <class Float>
 void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, Shape s, Reg reg,
                              float weight) {
+    CAPTURE(ctx.use_wgmma);
     CAPTURE(s.T);
     CAPTURE(s.hs);
     CAPTURE(s.k);
@@ -78,7 +91,7 @@ void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, 
 }
 
 TEST_CASE_TEMPLATE("awkward sizes, all kinds of regularizer", Float, float, bf16) {
-    const Context ctx = make_context();
+    const std::vector<Context> variants = contexts<Float>();
     const Shape shapes[] = {{1, 1, 1, 64, 1},    {1, 2, 1, 64, 1},    {2, 3, 2, 64, 2},
                             {1, 63, 2, 64, 8},   {1, 64, 1, 64, 8},   {2, 65, 2, 64, 8},
                             {1, 129, 1, 64, 1},  {1, 200, 2, 64, 64}, {2, 70, 3, 8, 4},
@@ -88,15 +101,16 @@ TEST_CASE_TEMPLATE("awkward sizes, all kinds of regularizer", Float, float, bf16
         for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
             // weight 0.5: as large as dout's part, so that neither hides the other
             const auto qkv = normal_values<Float>((size_t)s.B * s.T * 3 * s.NH * s.hs, 7);
-            check_against_reference<Float>(ctx, qkv, s, reg, 0.5f);
+            for (const Context& ctx : variants)
+                if (!ctx.use_wgmma || s.hs == 64) check_against_reference<Float>(ctx, qkv, s, reg, 0.5f);
         }
 }
 
 TEST_CASE_TEMPLATE("without the regularizer, and without tracking", Float, float, bf16) {
-    const Context ctx = make_context();
-    for (int k : {0, 8})
-        check_against_reference<Float>(ctx, normal_values<Float>(100 * 3 * 128, 3), {1, 100, 2, 64, k},
-                                       Reg::tail, 0.0f);
+    for (const Context& ctx : contexts<Float>())
+        for (int k : {0, 8})
+            check_against_reference<Float>(ctx, normal_values<Float>(100 * 3 * 128, 3), {1, 100, 2, 64, k},
+                                           Reg::tail, 0.0f);
 }
 
 TEST_CASE("entropy: from one key that takes all to all scores equal, where its gradient is zero") {
@@ -128,10 +142,10 @@ TEST_CASE("entropy: from one key that takes all to all scores equal, where its g
 
 TEST_CASE_TEMPLATE("k beyond the list that a thread keeps: selected by a kernel of its own", Float, float,
                    bf16) {
-    const Context ctx = make_context();
-    for (int k : {65, 99, 149, 150, 151})
-        check_against_reference<Float>(ctx, normal_values<Float>(2 * 150 * 3 * 64, 4), {2, 150, 1, 64, k},
-                                       Reg::kl, 0.5f);
+    for (const Context& ctx : contexts<Float>())
+        for (int k : {65, 99, 149, 150, 151})
+            check_against_reference<Float>(ctx, normal_values<Float>(2 * 150 * 3 * 64, 4), {2, 150, 1, 64, k},
+                                           Reg::kl, 0.5f);
 }
 
 TEST_CASE("the list and the selection agree on theta, mass and ties, bit for bit where they must") {
@@ -166,11 +180,11 @@ std::vector<Float> tied_qkv(int T, int hs, int distinct) {
 }
 
 TEST_CASE_TEMPLATE("equal scores: tied keys share the places that are left", Float, float, bf16) {
-    const Context ctx = make_context();
-    for (int distinct : {2, 5, 30})
-        for (int k : {1, 3, 8, 64, 70})
-            check_against_reference<Float>(ctx, tied_qkv<Float>(100, 64, distinct), {1, 100, 1, 64, k},
-                                           Reg::kl, 0.5f);
+    for (const Context& ctx : contexts<Float>())
+        for (int distinct : {2, 5, 30})
+            for (int k : {1, 3, 8, 64, 70})
+                check_against_reference<Float>(ctx, tied_qkv<Float>(100, 64, distinct), {1, 100, 1, 64, k},
+                                               Reg::kl, 0.5f);
 }
 
 TEST_CASE("all scores of a row equal: M = k / n, and the regularizer pulls nowhere") {
@@ -254,51 +268,86 @@ TEST_CASE("the set that the backward rebuilds is the forward's") {
     }
 }
 
-// D = A B and, with the factors turned and exchanged, D^T = B^T A^T.
-__global__ void product_and_turned_kernel(float* product, float* turned, const bf16* x, const bf16* y) {
-    __shared__ __align__(kTileAlignment) bf16 x_tile[16 * 64];
-    __shared__ __align__(kTileAlignment) bf16 y_tile[16 * 64];
-    const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
-    for (int i = lane; i < 16 * 64; i += 32) {
-        x_tile[swizzled<64>(i / 64, i % 64 / 8) + i % 8] = x[i];
-        y_tile[swizzled<64>(i / 64, i % 64 / 8) + i % 8] = y[i];
+// x y^T of 64 x 64 in every way in which the kernels multiply, with four warps: 0 by mma, x and y exchanged
+// and the result turned if `turned`; by wgmma 1 with the first factor in registers, 2 both in shared memory;
+// and x y: 3 by mma, 4 by wgmma.
+__global__ void product_kernel(float* product, const bf16* x, const bf16* y, int way, bool turned) {
+    __shared__ __align__(kWgmmaAlignment) bf16 x_tile[64 * 64];
+    __shared__ __align__(kWgmmaAlignment) bf16 y_tile[64 * 64];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (int i = threadIdx.x; i < 64 * 64; i += 128) {
+        const int at = swizzled<64>(i / 64, i % 64 / 8) + i % 8;
+        x_tile[at] = turned ? y[i] : x[i];
+        y_tile[at] = turned ? x[i] : y[i];
     }
-    __syncwarp();
-    float d[2][4] = {}, e[2][4] = {};
+    fence_tiles();
+    __syncthreads();
+    Accumulator d = {};
+    const Tile x_described = describe_tile(x_tile), y_described = describe_tile(y_tile);
+    begin_products();
     for (int kk = 0; kk < 4; kk++) {
-        uint32_t a[4], b0[2], b1[2];
-        load_a<64>(a, first_piece<64, Order::rows>(x_tile), 0, kk);
-        load_b_turned<64>(b0, b1, first_piece<64, Order::columns>(y_tile), 0, kk);
-        mma_m16n8k16_bf16(d[0], a, b0);
-        mma_m16n8k16_bf16(d[1], a, b1);
-        load_a<64>(a, first_piece<64, Order::rows>(y_tile), 0, kk);
-        load_b_turned<64>(b0, b1, first_piece<64, Order::columns>(x_tile), 0, kk);
-        mma_m16n8k16_bf16(e[0], a, b0);
-        mma_m16n8k16_bf16(e[1], a, b1);
+        uint32_t a[4], b[2][2];
+        load_a<64>(a, first_piece<64, Order::rows>(x_tile), 16 * warp, kk);
+        if (way == 1) {
+            multiply_turned(d, a, y_described, kk);
+        } else if (way == 2) {
+            multiply_turned(d, x_described, y_described, kk);
+        } else if (way == 4) {
+            multiply(d, a, y_described, kk);
+        } else {
+            for (int n = 0; n < 4; n++) {
+                if (way == 0)
+                    load_b_turned<64>(b[0], b[1], first_piece<64, Order::columns>(y_tile), 16 * n, kk);
+                else
+                    load_b<64>(b[0], b[1], first_piece<64, Order::rows>(y_tile), 16 * kk, n);
+                mma_m16n8k16_bf16(d[2 * n], a, b[0]);
+                mma_m16n8k16_bf16(d[2 * n + 1], a, b[1]);
+            }
+        }
+        commit_products();
+        wait_products<0>(d);
+        begin_products();
     }
-    for (int n = 0; n < 2; n++)
-        for (int i = 0; i < 4; i++) {
-            product[(g + i / 2 * 8) * 16 + 8 * n + 2 * t + i % 2] = d[n][i];
-            turned[(8 * n + 2 * t + i % 2) * 16 + g + i / 2 * 8] = e[n][i];
+    for (int n = 0; n < 8; n++)
+        for (int e = 0; e < 4; e++) {
+            const int row = 16 * warp + g + e / 2 * 8, column = 8 * n + 2 * t + e % 2;
+            product[turned ? column * 64 + row : row * 64 + column] = d[n][e];
         }
 }
 
-TEST_CASE("a score is the same bits in the forward (q k^T) and in the backward (k q^T)") {
-    const Context ctx = make_context();
+TEST_CASE("a score is the same bits in every kernel: q k^T or (k q^T)^T, by mma or by wgmma") {
+    const Context ctx = contexts<bf16>().back();
     for (double scale : {1e-3, 1.0, 50.0}) {
-        DeviceArray<bf16> x(normal_values<bf16>(16 * 64, 1, scale)),
-            y(normal_values<bf16>(16 * 64, 2, scale));
-        DeviceArray<float> product(256), turned(256);
-        product_and_turned_kernel<<<1, 32, 0, ctx.stream>>>(product, turned, x, y);
-        CUDA_CHECK(cudaGetLastError());
-        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
-        CHECK(product.get() == turned.get());
+        DeviceArray<bf16> x(normal_values<bf16>(64 * 64, 1, scale)),
+            y(normal_values<bf16>(64 * 64, 2, scale));
+        const auto product = [&](int way, bool turned) {
+            DeviceArray<float> result(64 * 64);
+            product_kernel<<<1, 128, 0, ctx.stream>>>(result, x, y, way, turned);
+            CUDA_CHECK(cudaGetLastError());
+            CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+            return result.get();
+        };
+        const std::vector<float> score = product(0, false);
+        const auto x64 = to_double(x.get()), y64 = to_double(y.get());
+        std::vector<double> want(64 * 64), want_straight(64 * 64);
+        for (int i = 0; i < 64 * 64; i++)
+            for (int k = 0; k < 64; k++) {
+                want[i] += x64[i / 64 * 64 + k] * y64[i % 64 * 64 + k];
+                want_straight[i] += x64[i / 64 * 64 + k] * y64[k * 64 + i % 64];
+            }
+        CHECK(relative_error(score, want) < 1e-6);
+        CHECK(relative_error(product(3, false), want_straight) < 1e-6);
+        CHECK(product(0, true) == score);
+        if (!ctx.use_wgmma) continue;
+        for (int way : {1, 2})
+            for (bool turned : {false, true}) CHECK(product(way, turned) == score);
+        CHECK(product(4, false) == product(3, false));
     }
 }
 
 TEST_CASE(
     "bf16: what the lists find is what selection from all scores finds, also where the lists do not suffice") {
-    const Context ctx = make_context();
+    const std::vector<Context> variants = contexts<bf16>();
     const int T = 100, hs = 64, rows = T;
     for (int kind = 0; kind < 5; kind++) {
         CAPTURE(kind);
@@ -313,14 +362,15 @@ TEST_CASE(
                 if (kind == 4) q = (bf16)0.0f;  // every score is 0
             }
         DeviceArray<bf16> d_qkv(qkv), out(T * hs);
-        for (int k : {1, 8, 33}) {
+        for (int v = 0; v < 3 * (int)variants.size(); v++) {
+            const Context& ctx = variants[v / 3];
+            const int k = std::vector{1, 8, 33}[v % 3];
+            CAPTURE(ctx.use_wgmma);
             CAPTURE(k);
             DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows),
                 tie2(rows);
             attention_forward<bf16>(ctx, out, {lse, theta, mass, tie}, d_qkv, 1, T, 1, hs, k);
-            launch_attention(ctx, attention_select_bf16_kernel<64>, dim3(ceil_div(T, kSelectRows), 1), 128,
-                             T * sizeof(float), AttentionRows{lse, theta2, mass2, tie2}, (const bf16*)d_qkv,
-                             T, 1, hs, k, true);
+            attention_select_bf16(ctx, {lse, theta2, mass2, tie2}, d_qkv, 1, T, 1, hs, k, true);
             CHECK(theta.get() == theta2.get());
             CHECK(tie.get() == tie2.get());
             CHECK(relative_error(mass.get(), to_double(mass2.get())) < 1e-6);
@@ -343,9 +393,10 @@ TEST_CASE("bf16: most rows need no second look") {
 TEST_CASE("the bf16 backward rebuilds the forward's set") {
     // As above: dout = 0, weight 1, keys one-hot, so dq's components are ds of one key each. Scores are q's
     // components, exactly; theta and the neighbours of the k-th score are bf16 numbers next to one another.
-    const Context ctx = make_context();
+    const std::vector<Context> variants = contexts<bf16>();
     const int T = 64, hs = 64;
-    for (int trial = 0; trial < 12; trial++) {
+    for (int trial = 0; trial < 12 * (int)variants.size(); trial++) {
+        const Context& ctx = variants[trial / 12];
         std::vector<bf16> qkv = normal_values<bf16>(T * 3 * hs, 300 + trial);
         for (int t = 0; t < T; t++)
             for (int d = 0; d < hs; d++) {
@@ -370,10 +421,12 @@ TEST_CASE("the bf16 backward rebuilds the forward's set") {
     }
 }
 
-TEST_CASE("bf16: dq is a sum over blocks in one order, whatever the order in which they run") {
-    const Context ctx = make_context();
-    for (int hs : {64, 128}) {
-        const Shape s{1, 300, 2, hs, 8};  // three blocks of keys a head
+TEST_CASE("bf16: the sums are in one order, whatever the order in which blocks run") {
+    const std::vector<Context> variants = contexts<bf16>();
+    for (int v = 0; v <= (int)variants.size(); v++) {
+        const Context& ctx = variants[v % variants.size()];
+        const int hs = v < (int)variants.size() ? 64 : 128;
+        const Shape s{1, 300, 2, hs, 8};  // without wgmma, three blocks of keys add to a head's dq
         const int C = s.NH * hs;
         const auto qkv = normal_values<bf16>((size_t)s.B * s.T * 3 * C, 71),
                    dout = normal_values<bf16>((size_t)s.B * s.T * C, 72);

@@ -313,11 +313,7 @@ int main(int argc, char** argv) {
             {"6 tensor cores", "mma, asynchronous copies; top k by a second kernel",
              [&] {
                  attention_forward_bf16(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, 0);
-                 with_mma_head_size(s.hs, [&](auto size) {
-                     launch_attention(ctx, attention_select_bf16_kernel<size>,
-                                      dim3(ceil_div(s.T, kSelectRows), s.B * s.NH), 128, s.T * sizeof(float),
-                                      saved, (const bf16*)d_qkv, s.T, s.NH, s.hs, s.k, true);
-                 });
+                 attention_select_bf16(ctx, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k, true);
              }},
             {"7 lists", "top k in the same registers, by sorting networks",
              [&] { attention_forward_bf16(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k); }},

@@ -88,7 +88,7 @@ inline Worker& begin_worker(const Config& config) {
     if (w.shared_bytes != config.shared) {  // exactly as large as asked for, so that ASan sees an overrun
         free(w.shared);
         void* p = nullptr;
-        if (config.shared && posix_memalign(&p, 256, config.shared)) {
+        if (config.shared && posix_memalign(&p, 1024, config.shared)) {
             fprintf(stderr, "CUDA on the CPU: no memory for %zu bytes of shared memory\n", config.shared);
             abort();
         }

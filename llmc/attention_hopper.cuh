@@ -1,0 +1,413 @@
+// Attention in bf16 on Hopper's wgmma (wgmma.cuh), for heads of 64; the mathematics is in attention.cuh, and
+// what a row saves and how its top k are found in attention_bf16.cuh, whose kernels these take the place of.
+//
+// A block is one warpgroup and owns 64 queries or 64 keys; three or four blocks share a multiprocessor, and
+// one's exponentials run beside the others' products.
+//
+// The backward is two kernels: one owns keys and sums dk and dv over the queries, the other owns queries and
+// sums dq over the keys. Scores and dp are computed in both, 7 products in place of 5; but every sum stays in
+// one block's registers, so there is nothing to add up in memory, and no order to wait for.
+//
+// Scores stay unscaled: 1/sqrt(64) is a power of two, which changes no bit but the exponent, so it goes into
+// the constants that scores are multiplied by or compared with.
+#pragma once
+#include "attention_bf16.cuh"
+#include "wgmma.cuh"
+
+inline constexpr float kHopperScale = 0.125f;  // of a head of 64
+inline constexpr int kTileElements = 64 * 64;
+inline constexpr size_t kTileBytes = kTileElements * sizeof(__nv_bfloat16);
+
+// The A fragments of a product with P or dS: its sums, rounded to bf16.
+__device__ __forceinline__ void round_to_fragments(AFragment (&a)[4], const Accumulator& x) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            a[j][i] = pack_bf16(x[2 * j + i / 2][i % 2 * 2], x[2 * j + i / 2][i % 2 * 2 + 1]);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// forward
+
+// Blocks that should share a multiprocessor: 128 or 168 registers a thread, 255 for the longest list.
+constexpr int hopper_forward_blocks(int LIST) {
+    return LIST == 0 ? 4 : LIST <= 16 ? 3 : 2;
+}
+
+// One block: 64 queries of one head. LIST = 0: no top-k.
+template <int LIST>
+__global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
+    attention_forward_hopper_kernel(__nv_bfloat16* out, AttentionRows rows, const __nv_bfloat16* qkv, int T,
+                                    int num_heads, int topk) {
+    constexpr int HS = 64, TILE = 64;
+    extern __shared__ __align__(kWgmmaAlignment) unsigned char hopper_tiles[];
+    __nv_bfloat16* q_tile = (__nv_bfloat16*)hopper_tiles;  // [TILE][HS]
+    __nv_bfloat16* k_tiles = q_tile + kTileElements;       // [2][TILE][HS]
+    __nv_bfloat16* v_tiles = k_tiles + 2 * kTileElements;  // [2][TILE][HS]
+
+    const int C = num_heads * HS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
+              t = lane % 4;
+    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int last_tile = gridDim.x - 1 - blockIdx.x;  // the longest rows start first
+    const int first_query = last_tile * TILE, warp_query = first_query + 16 * warp;
+    const size_t stride = 3 * (size_t)C;
+    const __nv_bfloat16* q = qkv + (size_t)b * T * stride + head * HS;
+    const __nv_bfloat16 *k = q + C, *v = q + 2 * C;
+
+    copy_rows_async<HS, TILE, 128>(q_tile, q + first_query * stride, stride, T - first_query, HS);
+    const auto copy_keys = [&](int tile) {
+        const size_t first = (size_t)tile * TILE * stride;
+        const int valid = T - tile * TILE, at = tile % 2 * kTileElements;
+        copy_rows_async<HS, TILE, 128>(k_tiles + at, k + first, stride, valid, HS);
+        copy_rows_async<HS, TILE, 128>(v_tiles + at, v + first, stride, valid, HS);
+        cp_async_commit();
+    };
+    copy_keys(0);
+
+    Accumulator o = {};
+    float max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float list[2][LIST > 0 ? LIST : 1];
+    if constexpr (LIST > 0)
+        for (int h = 0; h < 2; h++)
+            for (int i = 0; i < LIST; i++) list[h][i] = -INFINITY;
+
+    for (int tile = 0; tile <= last_tile; tile++) {
+        cp_async_wait<0>();
+        fence_tiles();
+        __syncthreads();  // this tile is there, and everybody is done with the one before
+        if (tile < last_tile) copy_keys(tile + 1);
+        const int buffer = tile % 2 * kTileElements;
+
+        Accumulator s = {};
+        begin_products();
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++)
+            multiply_turned(s, describe_tile(q_tile), describe_tile(k_tiles + buffer), kk);
+        commit_products();
+        wait_products<0>(s);
+        if (tile == last_tile) {
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+                for (int e = 0; e < 4; e++)
+                    if (8 * n + 2 * t + e % 2 > 16 * warp + g + e / 2 * 8) s[n][e] = -INFINITY;
+        }
+
+#pragma unroll
+        for (int h = 0; h < 2; h++) {  // rows g and g + 8
+            if constexpr (LIST > 0) {
+                float fresh[16];
+#pragma unroll
+                for (int i = 0; i < 16; i++) fresh[i] = s[i / 2][2 * h + i % 2];
+                merge_into_list(list[h], fresh);
+            }
+            float tile_max = s[0][2 * h];
+#pragma unroll
+            for (int i = 1; i < 16; i++) tile_max = fmaxf(tile_max, s[i / 2][2 * h + i % 2]);
+            constexpr float unit = kHopperScale * kLog2e;
+            const float new_max = fmaxf(max[h], quad_max(tile_max));
+            const float rescale = fast_exp2((max[h] - new_max) * unit), max2 = new_max * unit;
+            max[h] = new_max;
+            sum[h] *= rescale;
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+                o[n][2 * h] *= rescale;
+                o[n][2 * h + 1] *= rescale;
+            }
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                float& x = s[i / 2][2 * h + i % 2];
+                x = fast_exp2(fmaf(x, unit, -max2));
+                sum[h] += x;
+            }
+        }
+        AFragment p[4];
+        round_to_fragments(p, s);
+        begin_products();
+#pragma unroll
+        for (int j = 0; j < 4; j++) multiply(o, p[j], describe_tile(v_tiles + buffer), j);
+        commit_products();
+        wait_products<0>(o);
+    }
+
+    float inverse[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const float total = quad_sum(sum[h]);
+        inverse[h] = 1.0f / total;
+        const float lse = max[h] * kHopperScale + logf(total);
+        const int i = warp_query + g + 8 * h;
+        const size_t row = (size_t)blockIdx.y * T + i;
+        const bool writes = t == 0 && i < T;
+        if (writes) rows.lse[row] = lse;
+        if constexpr (LIST > 0) {
+#pragma unroll
+            for (int x = 0; x < LIST; x++) list[h][x] *= kHopperScale;
+            finish_row(rows, row, writes, i + 1, topk, list[h], lse);
+        }
+    }
+    __syncthreads();  // all four warps' products have read q_tile
+    store_rows<HS>(out + ((size_t)b * T + warp_query) * C + head * HS, C, T - warp_query, HS, q_tile,
+                   16 * warp, o, inverse[0], inverse[1]);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// backward
+
+// p and ds of one score s, unscaled, with gradient dp: p to s, ds to dp. tie is added to dp where the score
+// is the threshold itself.
+template <Pull PULL>
+__device__ __forceinline__ void score_gradient(float& s, float& dp, const RowNumbers& r, float tie_slope) {
+    const float p = fast_exp2(fmaf(s, kHopperScale * kLog2e, -r.lse2));
+    float gradient = dp - r.delta;
+    if (PULL == Pull::topk) {
+        const float score = s * kHopperScale;
+        gradient += score > r.theta ? r.slope : score == r.theta ? tie_slope : 0.0f;
+    }
+    if (PULL == Pull::entropy) gradient = fmaf(r.slope, s * kHopperScale, gradient);
+    s = p;
+    dp = p * gradient;
+}
+
+inline constexpr size_t kHopperKeysShared = 6 * kTileBytes + 2 * 64 * sizeof(RowNumbers);
+
+// One block: dk and dv of 64 keys of one head, over the queries that see them.
+template <Pull PULL>
+__global__ void __launch_bounds__(128, 3)
+    attention_backward_keys_hopper_kernel(__nv_bfloat16* dqkv, const __nv_bfloat16* dout,
+                                          const __nv_bfloat16* qkv, const RowNumbers* numbers,
+                                          const float* tie, int T, int num_heads) {
+    constexpr int HS = 64, TILE = 64;
+    extern __shared__ __align__(kWgmmaAlignment) unsigned char hopper_tiles[];
+    __nv_bfloat16* k_tile = (__nv_bfloat16*)hopper_tiles;                 // [TILE][HS]
+    __nv_bfloat16* v_tile = k_tile + kTileElements;                       // [TILE][HS]
+    __nv_bfloat16* q_tiles = v_tile + kTileElements;                      // [2][TILE][HS]
+    __nv_bfloat16* do_tiles = q_tiles + 2 * kTileElements;                // [2][TILE][HS]
+    RowNumbers* row_tiles = (RowNumbers*)(do_tiles + 2 * kTileElements);  // [2][TILE]
+
+    const int C = num_heads * HS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
+              t = lane % 4;
+    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int first_tile = blockIdx.x, first_key = first_tile * TILE;  // the most queries start first
+    const int num_tiles = gridDim.x;
+    const size_t stride = 3 * (size_t)C, head_rows = (size_t)blockIdx.y * T;
+    const __nv_bfloat16* q = qkv + (size_t)b * T * stride + head * HS;
+    const __nv_bfloat16 *k = q + C, *v = q + 2 * C;
+    const __nv_bfloat16* dout_head = dout + (size_t)b * T * C + head * HS;
+
+    copy_rows_async<HS, TILE, 128>(k_tile, k + first_key * stride, stride, T - first_key, HS);
+    copy_rows_async<HS, TILE, 128>(v_tile, v + first_key * stride, stride, T - first_key, HS);
+    const auto copy_queries = [&](int tile) {
+        const int first = tile * TILE, at = tile % 2;
+        copy_rows_async<HS, TILE, 128>(q_tiles + at * kTileElements, q + first * stride, stride, T - first,
+                                       HS);
+        copy_rows_async<HS, TILE, 128>(do_tiles + at * kTileElements, dout_head + (size_t)first * C, C,
+                                       T - first, HS);
+        // Rows from T on are zero throughout: p = 1, but dout = 0 and delta = 0, so they add nothing.
+        if (threadIdx.x < TILE) {
+            const int i = first + threadIdx.x;
+            cp_async_16(shared_address(row_tiles + at * TILE + threadIdx.x),
+                        numbers + head_rows + min(i, T - 1), i < T);
+        }
+        cp_async_commit();
+    };
+    copy_queries(first_tile);
+
+    Accumulator dk = {}, dv = {};
+    for (int tile = first_tile; tile < num_tiles; tile++) {
+        cp_async_wait<0>();
+        fence_tiles();
+        __syncthreads();  // the tile is there, and everybody is done with the one before
+        if (tile + 1 < num_tiles) copy_queries(tile + 1);
+        const __nv_bfloat16* q_tile = q_tiles + tile % 2 * kTileElements;
+        const __nv_bfloat16* do_tile = do_tiles + tile % 2 * kTileElements;
+        const RowNumbers* row_tile = row_tiles + tile % 2 * TILE;
+
+        // turned: [keys][queries]
+        Accumulator s = {}, dp = {};
+        begin_products();
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) multiply_turned(s, describe_tile(k_tile), describe_tile(q_tile), kk);
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) multiply_turned(dp, describe_tile(v_tile), describe_tile(do_tile), kk);
+        commit_products();
+        bool ties = false;  // rows whose k-th score is tied are rare
+        if (PULL == Pull::topk) {
+            for (int i = tile * TILE + lane; i < min(tile * TILE + TILE, T); i += 32)
+                ties |= tie[head_rows + i] != 0.0f;
+            ties = __any_sync(0xffffffffu, ties);
+        }
+        wait_products<0>(s, dp);
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int x = 0; x < 2; x++) {
+                const RowNumbers r = row_tile[8 * n + 2 * t + x];
+                float tie_slope = 0.0f;
+                if (PULL == Pull::topk && ties)
+                    tie_slope = r.slope * tie[head_rows + min(tile * TILE + 8 * n + 2 * t + x, T - 1)];
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    score_gradient<PULL>(s[n][2 * h + x], dp[n][2 * h + x], r, tie_slope);
+            }
+        if (tile == first_tile) {
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+                for (int e = 0; e < 4; e++)
+                    if (16 * warp + g + e / 2 * 8 > 8 * n + 2 * t + e % 2) s[n][e] = dp[n][e] = 0.0f;
+        }
+
+        AFragment p[4], ds[4];
+        round_to_fragments(p, s);
+        round_to_fragments(ds, dp);
+        begin_products();
+#pragma unroll
+        for (int j = 0; j < 4; j++) multiply(dv, p[j], describe_tile(do_tile), j);
+#pragma unroll
+        for (int j = 0; j < 4; j++) multiply(dk, ds[j], describe_tile(q_tile), j);
+        commit_products();
+        wait_products<0>(dv, dk);
+    }
+
+    __syncthreads();  // all four warps' products have read the keys and values
+    const int warp_key = first_key + 16 * warp;
+    __nv_bfloat16* dk_head = dqkv + ((size_t)b * T + warp_key) * stride + C + head * HS;
+    store_rows<HS>(dk_head, stride, T - warp_key, HS, k_tile, 16 * warp, dk, kHopperScale, kHopperScale);
+    store_rows<HS>(dk_head + C, stride, T - warp_key, HS, v_tile, 16 * warp, dv, 1.0f, 1.0f);
+}
+
+inline constexpr size_t kHopperQueriesShared = 6 * kTileBytes;
+
+// One block: dq of 64 queries of one head, over the keys that they see.
+template <Pull PULL>
+__global__ void __launch_bounds__(128, 4)
+    attention_backward_queries_hopper_kernel(__nv_bfloat16* dqkv, const __nv_bfloat16* dout,
+                                             const __nv_bfloat16* qkv, const RowNumbers* numbers,
+                                             const float* tie, int T, int num_heads) {
+    constexpr int HS = 64, TILE = 64;
+    extern __shared__ __align__(kWgmmaAlignment) unsigned char hopper_tiles[];
+    __nv_bfloat16* q_tile = (__nv_bfloat16*)hopper_tiles;  // [TILE][HS]
+    __nv_bfloat16* do_tile = q_tile + kTileElements;       // [TILE][HS]
+    __nv_bfloat16* k_tiles = do_tile + kTileElements;      // [2][TILE][HS]
+    __nv_bfloat16* v_tiles = k_tiles + 2 * kTileElements;  // [2][TILE][HS]
+
+    const int C = num_heads * HS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
+              t = lane % 4;
+    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int last_tile = gridDim.x - 1 - blockIdx.x;  // the longest rows start first
+    const int first_query = last_tile * TILE, warp_query = first_query + 16 * warp;
+    const size_t stride = 3 * (size_t)C, head_rows = (size_t)blockIdx.y * T;
+    const __nv_bfloat16* q = qkv + (size_t)b * T * stride + head * HS;
+    const __nv_bfloat16 *k = q + C, *v = q + 2 * C;
+    const __nv_bfloat16* dout_head = dout + (size_t)b * T * C + head * HS;
+
+    copy_rows_async<HS, TILE, 128>(q_tile, q + first_query * stride, stride, T - first_query, HS);
+    copy_rows_async<HS, TILE, 128>(do_tile, dout_head + (size_t)first_query * C, C, T - first_query, HS);
+    const auto copy_keys = [&](int tile) {
+        const size_t first = (size_t)tile * TILE * stride;
+        const int valid = T - tile * TILE, at = tile % 2 * kTileElements;
+        copy_rows_async<HS, TILE, 128>(k_tiles + at, k + first, stride, valid, HS);
+        copy_rows_async<HS, TILE, 128>(v_tiles + at, v + first, stride, valid, HS);
+        cp_async_commit();
+    };
+    copy_keys(0);
+
+    RowNumbers r[2];
+    float tie_slope[2] = {};
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const size_t row = head_rows + min(warp_query + g + 8 * h, T - 1);
+        r[h] = numbers[row];
+        if (PULL == Pull::topk) tie_slope[h] = r[h].slope * tie[row];
+    }
+    Accumulator dq = {};
+    for (int tile = 0; tile <= last_tile; tile++) {
+        cp_async_wait<0>();
+        fence_tiles();
+        __syncthreads();  // this tile is there, and everybody is done with the one before
+        if (tile < last_tile) copy_keys(tile + 1);
+        const __nv_bfloat16* k_tile = k_tiles + tile % 2 * kTileElements;
+        const __nv_bfloat16* v_tile = v_tiles + tile % 2 * kTileElements;
+
+        Accumulator s = {}, dp = {};
+        begin_products();
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) multiply_turned(s, describe_tile(q_tile), describe_tile(k_tile), kk);
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) multiply_turned(dp, describe_tile(do_tile), describe_tile(v_tile), kk);
+        commit_products();
+        wait_products<0>(s, dp);
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) score_gradient<PULL>(s[n][e], dp[n][e], r[e / 2], tie_slope[e / 2]);
+        if (tile == last_tile) {
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+                for (int e = 0; e < 4; e++)
+                    if (8 * n + 2 * t + e % 2 > 16 * warp + g + e / 2 * 8) dp[n][e] = 0.0f;
+        }
+        AFragment ds[4];
+        round_to_fragments(ds, dp);
+        begin_products();
+#pragma unroll
+        for (int j = 0; j < 4; j++) multiply(dq, ds[j], describe_tile(k_tile), j);
+        commit_products();
+        wait_products<0>(dq);
+    }
+
+    __syncthreads();  // all four warps' products have read q_tile
+    store_rows<HS>(dqkv + ((size_t)b * T + warp_query) * stride + head * HS, stride, T - warp_query, HS,
+                   q_tile, 16 * warp, dq, kHopperScale, kHopperScale);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// launchers; their contracts are in attention.cuh
+
+inline bool use_hopper(const Context& ctx, int hs) {
+    return ctx.use_wgmma && hs == 64;
+}
+
+inline void attention_forward_hopper(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
+                                     const __nv_bfloat16* qkv, int B, int T, int num_heads, int topk) {
+    const auto launch = [&](auto kernel) {
+        launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, 5 * kTileBytes, out, rows,
+                         qkv, T, num_heads, topk);
+    };
+    if (topk == 0 || topk > kMaxListed)
+        launch(attention_forward_hopper_kernel<0>);
+    else if (topk <= 8)
+        launch(attention_forward_hopper_kernel<8>);
+    else if (topk <= 32)
+        launch(attention_forward_hopper_kernel<16>);
+    else
+        launch(attention_forward_hopper_kernel<32>);
+    if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, 64, topk, topk > kMaxListed);
+}
+
+// scratch: 4 floats a row.
+inline void attention_backward_hopper(const Context& ctx, __nv_bfloat16* dqkv, float* scratch,
+                                      const __nv_bfloat16* dout, const __nv_bfloat16* out,
+                                      const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
+                                      const float* weight, int B, int T, int num_heads, int topk) {
+    RowNumbers* numbers = (RowNumbers*)scratch;
+    attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, 64, topk);
+    const auto launch = [&](auto kernel, size_t shared) {
+        launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, shared, dqkv, dout, qkv,
+                         (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads);
+    };
+    const auto launch_both = [&](auto keys, auto queries) {
+        launch(keys, kHopperKeysShared);
+        launch(queries, kHopperQueriesShared);
+    };
+    const Pull pull = pull_of(reg, weight);
+    if (pull == Pull::topk)
+        launch_both(attention_backward_keys_hopper_kernel<Pull::topk>,
+                    attention_backward_queries_hopper_kernel<Pull::topk>);
+    else if (pull == Pull::entropy)
+        launch_both(attention_backward_keys_hopper_kernel<Pull::entropy>,
+                    attention_backward_queries_hopper_kernel<Pull::entropy>);
+    else
+        launch_both(attention_backward_keys_hopper_kernel<Pull::none>,
+                    attention_backward_queries_hopper_kernel<Pull::none>);
+}

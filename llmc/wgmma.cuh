@@ -1,0 +1,140 @@
+// Hopper's tensor-core instruction, wgmma (compute capability 9.0, code for sm_90a): four warps, a warpgroup,
+// multiply 64 rows at a time, and read B, and A too if they like, from shared memory by themselves.
+//
+// Everything here is about tiles of 64 x 64 bf16 in shared memory: rows of 128 bytes, permuted as
+// `swizzled<64>` in mma.cuh does it, which is what the hardware calls a 128-byte swizzle; a tile starts at a
+// multiple of 1024 bytes. Warp w of the warpgroup has rows 16w ... +15 of the sum d, and of an A in
+// registers, laid out as the fragments of mma.m16n8k16 are. Two products:
+//
+//   multiply_turned:  d += a tile^T    d[i][j] += sum_k a[i][k] tile[j][k]
+//   multiply:         d += a tile      d[i][j] += sum_k a[i][k] tile[k][j]
+//
+// They run while the warps go on. begin_products() comes before the first, and after registers that they use
+// were written; commit_products() closes a group of them; wait_products<N>(d) waits until at most N groups
+// are under way, and only then d may be read, or A's registers and the tiles overwritten. What ordinary
+// instructions and cp.async wrote to a tile is seen after fence_tiles() by the thread that wrote, and a
+// barrier.
+//
+// On the CPU backend the same products are made of the emulated mma, at once.
+#pragma once
+#include "mma.cuh"
+
+inline constexpr int kWgmmaAlignment = 1024;  // bytes
+
+using Accumulator = float[8][4];  // a thread's part of 64 x 64 sums
+using AFragment = uint32_t[4];    // of 64 x 16
+
+// Code for other devices than compute capability 9.0 compiles, but is never launched: see Context::has_wgmma.
+#if defined(CUDA_CPU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+inline constexpr bool kHasWgmma = true;
+#else
+inline constexpr bool kHasWgmma = false;
+#endif
+
+#ifdef CUDA_CPU
+
+struct Tile {
+    const __nv_bfloat16* start;
+};
+__device__ inline Tile describe_tile(const __nv_bfloat16* tile) {
+    assert(reinterpret_cast<uintptr_t>(tile) % kWgmmaAlignment == 0);
+    return {tile};
+}
+inline void begin_products() {}
+inline void commit_products() {}
+inline void fence_tiles() {}
+template <int N, class... D>
+void wait_products(D&...) {}
+
+inline void multiply_turned(Accumulator& d, const AFragment& a, Tile tile, int kk) {
+    const SharedAddress first = first_piece<64, Order::columns>(tile.start);
+    for (int n = 0; n < 4; n++) {
+        uint32_t b0[2], b1[2];
+        load_b_turned<64>(b0, b1, first, 16 * n, kk);
+        mma_m16n8k16_bf16(d[2 * n], a, b0);
+        mma_m16n8k16_bf16(d[2 * n + 1], a, b1);
+    }
+}
+inline void multiply_turned(Accumulator& d, Tile a_tile, Tile tile, int kk) {
+    AFragment a;
+    load_a<64>(a, first_piece<64, Order::rows>(a_tile.start), threadIdx.x / 32 % 4 * 16, kk);
+    multiply_turned(d, a, tile, kk);
+}
+inline void multiply(Accumulator& d, const AFragment& a, Tile tile, int kk) {
+    const SharedAddress first = first_piece<64, Order::rows>(tile.start);
+    for (int n = 0; n < 4; n++) {
+        uint32_t b0[2], b1[2];
+        load_b<64>(b0, b1, first, 16 * kk, n);
+        mma_m16n8k16_bf16(d[2 * n], a, b0);
+        mma_m16n8k16_bf16(d[2 * n + 1], a, b1);
+    }
+}
+
+#else
+
+// The descriptor of a matrix in shared memory (PTX manual, "Matrix descriptor"): address / 16; 1024 bytes, /
+// 16, from 8 rows to the next 8; 128-byte swizzle. The other stride is not used by a tile that is 64 wide.
+struct Tile {
+    uint64_t bits;
+};
+__device__ __forceinline__ Tile describe_tile(const __nv_bfloat16* tile) {
+    return {(uint64_t)(shared_address(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 |
+            (uint64_t)1 << 62};
+}
+
+__device__ __forceinline__ void begin_products() {
+    if constexpr (kHasWgmma) asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void commit_products() {
+    if constexpr (kHasWgmma) asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void fence_tiles() {
+    if constexpr (kHasWgmma) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Tells the compiler that d changes here: it knows of no other connection between a wait and the sums.
+__device__ __forceinline__ void changes_here(Accumulator& d) {
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
+}
+template <int N, class... D>
+__device__ __forceinline__ void wait_products(D&... d) {
+    if constexpr (kHasWgmma) asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+    (changes_here(d), ...);
+}
+
+#define WGMMA_SUMS(d)                                                                                        \
+    "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), \
+        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]),            \
+        "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]),            \
+        "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),            \
+        "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]),            \
+        "+f"(d[7][3])
+#define WGMMA_64                                                                                               \
+    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14," \
+    "%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+
+// kk: which 16 of the products' 64 terms. One step is 32 bytes along the rows of a tile, or 16 of its rows.
+__device__ __forceinline__ void multiply_turned(Accumulator& d, const AFragment& a, Tile tile, int kk) {
+    if constexpr (kHasWgmma)
+        asm volatile(WGMMA_64 "{%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+                     : WGMMA_SUMS(d)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tile.bits + 2 * kk));
+}
+__device__ __forceinline__ void multiply_turned(Accumulator& d, Tile a, Tile tile, int kk) {
+    if constexpr (kHasWgmma)
+        asm volatile(WGMMA_64 "%32, %33, 1, 1, 1, 0, 0;"
+                     : WGMMA_SUMS(d)
+                     : "l"(a.bits + 2 * kk), "l"(tile.bits + 2 * kk));
+}
+__device__ __forceinline__ void multiply(Accumulator& d, const AFragment& a, Tile tile, int kk) {
+    if constexpr (kHasWgmma)
+        asm volatile(WGMMA_64 "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
+                     : WGMMA_SUMS(d)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tile.bits + 128 * kk));
+}
+
+#undef WGMMA_64
+#undef WGMMA_SUMS
+#endif

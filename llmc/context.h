@@ -44,9 +44,9 @@ struct Context {
     bool tune_matmuls = !kOnCpu;  // time the algorithms that cuBLASLt offers, or take its first?
     bool fuse_matmuls = true;     // false: no GELU and no bias gradients in products, to compare with
     std::string device_name;
-    int num_sms = 1;        // multiprocessors; on the CPU backend, OS threads
-    size_t max_shared = 0;  // bytes of shared memory that one block may ask for
-    bool has_fp8 = false;   // can it multiply 8-bit floats?
+    int num_sms = 1;         // multiprocessors; on the CPU backend, OS threads
+    size_t max_shared = 0;   // bytes of shared memory that one block may ask for
+    bool has_fp8 = false;    // can it multiply 8-bit floats?
     bool use_wgmma = false;  // attention by Hopper's own instructions; the CPU backend can, but is slower so
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).

@@ -395,9 +395,10 @@ __device__ void score_row(float* s, const __nv_bfloat16* q, const __nv_bfloat16*
     }
 }
 
-// One block: kSelectRows of all rows, of which it does those that the forward marked, or all. A head whose
-// largest scores belong to the same few keys in most rows has them all marked if those keys are one thread's;
-// so a block's rows lie far apart.
+// One block: kSelectRows of all rows, of which it does those that the forward marked, or all. Marked rows
+// come in crowds: where the largest scores of a head belong to the same few keys in most rows, and these keys
+// are one thread's, most of its rows are marked, in this sequence and maybe in others of the batch. So a
+// block's rows are far apart, in different heads.
 inline constexpr int kSelectRows = 64;
 template <int HS>
 __global__ void attention_select_bf16_kernel(AttentionRows rows, const __nv_bfloat16* qkv, int T,
@@ -429,8 +430,10 @@ inline void attention_select_bf16(const Context& ctx, AttentionRows rows, const 
     assert(T <= max_select_context(ctx));
     const int num_rows = B * num_heads * T;
     with_mma_head_size(hs, [&](auto size) {
-        launch_attention(ctx, attention_select_bf16_kernel<size>, dim3(ceil_div(num_rows, kSelectRows)), 128,
-                         T * sizeof(float), rows, qkv, T, num_heads, hs, topk, all, num_rows);
+        // from one of a block's rows to the next: a head further than a 64th of them
+        const int blocks = std::min(num_rows, ceil_div(num_rows, kSelectRows) + T + 1);
+        launch_attention(ctx, attention_select_bf16_kernel<size>, dim3(blocks), 128, T * sizeof(float), rows,
+                         qkv, T, num_heads, hs, topk, all, num_rows);
     });
 }
 
@@ -441,14 +444,18 @@ inline void attention_select_bf16(const Context& ctx, AttentionRows rows, const 
 struct __align__(16) RowNumbers {
     float lse2;   // lse / ln 2
     float delta;  // D + c M; for entropy D + c E
-    float theta;  // as the forward saved it
-    float slope;  // c, 0 where the row is not regularized
+    float theta;  // as the forward saved it, in the unit in which the kernel has its scores
+    float slope;  // c, 0 where the row is not regularized; its last bit says whether the row's k-th score is
+                  // tied. For entropy c for a score in the kernel's unit
 };
+__device__ __forceinline__ bool is_tied(const RowNumbers& r) {
+    return __float_as_uint(r.slope) & 1;
+}
 
-// Eight threads a row.
+// Eight threads a row. unit: what a score of 1 is in the kernel's scores, a power of two.
 [[maybe_unused]] static __global__ void attention_row_numbers_kernel(
     RowNumbers* numbers, const __nv_bfloat16* dout, const __nv_bfloat16* out, AttentionRows rows, Reg reg,
-    const float* weight, int T, int num_heads, int hs, int topk, int num_rows) {
+    const float* weight, int T, int num_heads, int hs, int topk, int num_rows, float unit) {
     constexpr int N = Pack<__nv_bfloat16>::size;
     const int row = min((int)(blockIdx.x * blockDim.x + threadIdx.x) / 8, num_rows - 1),
               lane = threadIdx.x % 8;
@@ -463,12 +470,14 @@ struct __align__(16) RowNumbers {
     if (lane != 0 || (int)(blockIdx.x * blockDim.x + threadIdx.x) / 8 != row) return;
     RowNumbers r = {rows.lse[row] * kLog2e, D, INFINITY, 0.0f};
     if (weight && i + 1 > topk && reg == Reg::entropy) {
-        r.slope = -*weight;
-        r.delta += r.slope * rows.mean_score[row];
+        r.slope = -*weight / unit;
+        r.delta -= *weight * rows.mean_score[row];
     } else if (weight && i + 1 > topk) {
         r.slope = *weight * reg_slope(reg, rows.mass[row]);
         r.delta += r.slope * rows.mass[row];
-        r.theta = rows.theta[row];
+        r.theta = rows.theta[row] * unit;
+        const unsigned tied = rows.tie[row] != 0.0f ? 1 : 0;
+        r.slope = __uint_as_float((__float_as_uint(r.slope) & ~1u) | tied);
     }
     numbers[row] = r;
 }
@@ -588,8 +597,7 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
             // Rows whose k-th score is tied are rare: only a tile that has one looks for the keys.
             if (PULL == Pull::topk) {
                 bool ties = false;
-                for (int i = lane; i < QUERIES; i += 32)
-                    ties |= first_query + i < T && tie[(size_t)bh * T + first_query + i] != 0.0f;
+                for (int i = lane; i < QUERIES; i += 32) ties |= is_tied(row_tile[i]);
                 if (__any_sync(0xffffffffu, ties))
 #pragma unroll
                     for (int n = 0; n < QUERIES / 8; n++)
@@ -744,12 +752,13 @@ inline void attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, Atten
     if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, hs, topk, topk > kMaxListed);
 }
 
+// unit: see the kernel.
 inline void attention_row_numbers(const Context& ctx, RowNumbers* numbers, const __nv_bfloat16* dout,
                                   const __nv_bfloat16* out, AttentionRows rows, Reg reg, const float* weight,
-                                  int B, int T, int num_heads, int hs, int topk) {
+                                  int B, int T, int num_heads, int hs, int topk, float unit) {
     const int num_rows = B * num_heads * T;
     attention_row_numbers_kernel<<<ceil_div(num_rows, 16), 128, 0, ctx.stream>>>(
-        numbers, dout, out, rows, reg, weight, T, num_heads, hs, topk, num_rows);
+        numbers, dout, out, rows, reg, weight, T, num_heads, hs, topk, num_rows, unit);
     CUDA_CHECK(cudaGetLastError());
 }
 
@@ -763,7 +772,7 @@ inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, flo
         RowNumbers* numbers = (RowNumbers*)scratch;
         float* dq_sum = scratch + 4 * (size_t)num_rows;
         int* flags = (int*)(dq_sum + (size_t)num_rows * HS);
-        attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, hs, topk);
+        attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, hs, topk, 1.0f);
         CUDA_CHECK(cudaMemsetAsync(flags, 0, attention_backward_flags(B, T, num_heads, QUERIES) * sizeof(int),
                                    ctx.stream));
         const size_t shared =

@@ -32,7 +32,7 @@ __device__ __forceinline__ void round_to_fragments(AFragment (&a)[4], const Accu
 
 // Blocks that should share a multiprocessor: 128 or 168 registers a thread, 255 for the longest list.
 constexpr int hopper_forward_blocks(int LIST) {
-    return LIST == 0 ? 4 : LIST <= 16 ? 3 : 2;
+    return LIST <= 8 ? 4 : LIST <= 16 ? 3 : 2;
 }
 
 // One block: 64 queries of one head. LIST = 0: no top-k.
@@ -79,11 +79,9 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
         if (tile < last_tile) copy_keys(tile + 1);
         const int buffer = tile % 2 * kTileElements;
 
-        Accumulator s = {};
+        Accumulator s;
         begin_products();
-#pragma unroll
-        for (int kk = 0; kk < 4; kk++)
-            multiply_turned(s, describe_tile(q_tile), describe_tile(k_tiles + buffer), kk);
+        set_product_turned(s, describe_tile(q_tile), describe_tile(k_tiles + buffer));
         commit_products();
         wait_products<0>(s);
         if (tile == last_tile) {
@@ -124,8 +122,7 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
         AFragment p[4];
         round_to_fragments(p, s);
         begin_products();
-#pragma unroll
-        for (int j = 0; j < 4; j++) multiply(o, p[j], describe_tile(v_tiles + buffer), j);
+        add_product(o, p, describe_tile(v_tiles + buffer));
         commit_products();
         wait_products<0>(o);
     }
@@ -154,17 +151,13 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
 // ---------------------------------------------------------------------------------------------------------
 // backward
 
-// p and ds of one score s, unscaled, with gradient dp: p to s, ds to dp. tie is added to dp where the score
-// is the threshold itself.
+// p and ds of one score s, with gradient dp: p to s, ds to dp.
 template <Pull PULL>
-__device__ __forceinline__ void score_gradient(float& s, float& dp, const RowNumbers& r, float tie_slope) {
+__device__ __forceinline__ void score_gradient(float& s, float& dp, const RowNumbers& r) {
     const float p = fast_exp2(fmaf(s, kHopperScale * kLog2e, -r.lse2));
     float gradient = dp - r.delta;
-    if (PULL == Pull::topk) {
-        const float score = s * kHopperScale;
-        gradient += score > r.theta ? r.slope : score == r.theta ? tie_slope : 0.0f;
-    }
-    if (PULL == Pull::entropy) gradient = fmaf(r.slope, s * kHopperScale, gradient);
+    if (PULL == Pull::topk && s > r.theta) gradient += r.slope;
+    if (PULL == Pull::entropy) gradient = fmaf(r.slope, s, gradient);
     s = p;
     dp = p * gradient;
 }
@@ -224,31 +217,31 @@ __global__ void __launch_bounds__(128, 3)
         const RowNumbers* row_tile = row_tiles + tile % 2 * TILE;
 
         // turned: [keys][queries]
-        Accumulator s = {}, dp = {};
+        Accumulator s, dp;
         begin_products();
-#pragma unroll
-        for (int kk = 0; kk < 4; kk++) multiply_turned(s, describe_tile(k_tile), describe_tile(q_tile), kk);
-#pragma unroll
-        for (int kk = 0; kk < 4; kk++) multiply_turned(dp, describe_tile(v_tile), describe_tile(do_tile), kk);
+        set_product_turned(s, describe_tile(k_tile), describe_tile(q_tile));
+        set_product_turned(dp, describe_tile(v_tile), describe_tile(do_tile));
         commit_products();
-        bool ties = false;  // rows whose k-th score is tied are rare
-        if (PULL == Pull::topk) {
-            for (int i = tile * TILE + lane; i < min(tile * TILE + TILE, T); i += 32)
-                ties |= tie[head_rows + i] != 0.0f;
-            ties = __any_sync(0xffffffffu, ties);
-        }
+        // Rows whose k-th score is tied are rare: only a tile that has one looks for the keys.
+        const bool ties = PULL == Pull::topk &&
+                          __any_sync(0xffffffffu, is_tied(row_tile[lane]) || is_tied(row_tile[lane + 32]));
         wait_products<0>(s, dp);
+        if (ties) {
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+                for (int e = 0; e < 4; e++) {
+                    const int i = 8 * n + 2 * t + e % 2;
+                    if (s[n][e] == row_tile[i].theta)
+                        dp[n][e] += row_tile[i].slope * tie[head_rows + min(tile * TILE + i, T - 1)];
+                }
+        }
 #pragma unroll
         for (int n = 0; n < 8; n++)
 #pragma unroll
             for (int x = 0; x < 2; x++) {
                 const RowNumbers r = row_tile[8 * n + 2 * t + x];
-                float tie_slope = 0.0f;
-                if (PULL == Pull::topk && ties)
-                    tie_slope = r.slope * tie[head_rows + min(tile * TILE + 8 * n + 2 * t + x, T - 1)];
-#pragma unroll
-                for (int h = 0; h < 2; h++)
-                    score_gradient<PULL>(s[n][2 * h + x], dp[n][2 * h + x], r, tie_slope);
+                score_gradient<PULL>(s[n][x], dp[n][x], r);
+                score_gradient<PULL>(s[n][2 + x], dp[n][2 + x], r);
             }
         if (tile == first_tile) {
 #pragma unroll
@@ -261,10 +254,8 @@ __global__ void __launch_bounds__(128, 3)
         round_to_fragments(p, s);
         round_to_fragments(ds, dp);
         begin_products();
-#pragma unroll
-        for (int j = 0; j < 4; j++) multiply(dv, p[j], describe_tile(do_tile), j);
-#pragma unroll
-        for (int j = 0; j < 4; j++) multiply(dk, ds[j], describe_tile(q_tile), j);
+        add_product(dv, p, describe_tile(do_tile));
+        add_product(dk, ds, describe_tile(q_tile));
         commit_products();
         wait_products<0>(dv, dk);
     }
@@ -313,13 +304,9 @@ __global__ void __launch_bounds__(128, 4)
     copy_keys(0);
 
     RowNumbers r[2];
-    float tie_slope[2] = {};
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const size_t row = head_rows + min(warp_query + g + 8 * h, T - 1);
-        r[h] = numbers[row];
-        if (PULL == Pull::topk) tie_slope[h] = r[h].slope * tie[row];
-    }
+    for (int h = 0; h < 2; h++) r[h] = numbers[head_rows + min(warp_query + g + 8 * h, T - 1)];
+    const bool ties = PULL == Pull::topk && __any_sync(0xffffffffu, is_tied(r[0]) || is_tied(r[1]));
     Accumulator dq = {};
     for (int tile = 0; tile <= last_tile; tile++) {
         cp_async_wait<0>();
@@ -329,18 +316,23 @@ __global__ void __launch_bounds__(128, 4)
         const __nv_bfloat16* k_tile = k_tiles + tile % 2 * kTileElements;
         const __nv_bfloat16* v_tile = v_tiles + tile % 2 * kTileElements;
 
-        Accumulator s = {}, dp = {};
+        Accumulator s, dp;
         begin_products();
-#pragma unroll
-        for (int kk = 0; kk < 4; kk++) multiply_turned(s, describe_tile(q_tile), describe_tile(k_tile), kk);
-#pragma unroll
-        for (int kk = 0; kk < 4; kk++) multiply_turned(dp, describe_tile(do_tile), describe_tile(v_tile), kk);
+        set_product_turned(s, describe_tile(q_tile), describe_tile(k_tile));
+        set_product_turned(dp, describe_tile(do_tile), describe_tile(v_tile));
         commit_products();
         wait_products<0>(s, dp);
+        if (ties) {
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+                for (int e = 0; e < 4; e++)
+                    if (s[n][e] == r[e / 2].theta)
+                        dp[n][e] += r[e / 2].slope * tie[head_rows + min(warp_query + g + e / 2 * 8, T - 1)];
+        }
 #pragma unroll
         for (int n = 0; n < 8; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) score_gradient<PULL>(s[n][e], dp[n][e], r[e / 2], tie_slope[e / 2]);
+            for (int e = 0; e < 4; e++) score_gradient<PULL>(s[n][e], dp[n][e], r[e / 2]);
         if (tile == last_tile) {
 #pragma unroll
             for (int n = 0; n < 8; n++)
@@ -350,8 +342,7 @@ __global__ void __launch_bounds__(128, 4)
         AFragment ds[4];
         round_to_fragments(ds, dp);
         begin_products();
-#pragma unroll
-        for (int j = 0; j < 4; j++) multiply(dq, ds[j], describe_tile(k_tile), j);
+        add_product(dq, ds, describe_tile(k_tile));
         commit_products();
         wait_products<0>(dq);
     }
@@ -391,7 +382,8 @@ inline void attention_backward_hopper(const Context& ctx, __nv_bfloat16* dqkv, f
                                       const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
                                       const float* weight, int B, int T, int num_heads, int topk) {
     RowNumbers* numbers = (RowNumbers*)scratch;
-    attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, 64, topk);
+    attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, 64, topk,
+                          1.0f / kHopperScale);
     const auto launch = [&](auto kernel, size_t shared) {
         launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, shared, dqkv, dout, qkv,
                          (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads);

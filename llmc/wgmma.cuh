@@ -6,8 +6,8 @@
 // multiple of 1024 bytes. Warp w of the warpgroup has rows 16w ... +15 of the sum d, and of an A in
 // registers, laid out as the fragments of mma.m16n8k16 are. Two products:
 //
-//   multiply_turned:  d += a tile^T    d[i][j] += sum_k a[i][k] tile[j][k]
-//   multiply:         d += a tile      d[i][j] += sum_k a[i][k] tile[k][j]
+//   set_product_turned:  d = a b^T    d[i][j] = sum_k a[i][k] b[j][k], a and b tiles
+//   add_product:         d += a b     d[i][j] += sum_k a[i][k] b[k][j], a in registers, b a tile
 //
 // They run while the warps go on. begin_products() comes before the first, and after registers that they use
 // were written; commit_products() closes a group of them; wait_products<N>(d) waits until at most N groups
@@ -46,28 +46,30 @@ inline void fence_tiles() {}
 template <int N, class... D>
 void wait_products(D&...) {}
 
-inline void multiply_turned(Accumulator& d, const AFragment& a, Tile tile, int kk) {
-    const SharedAddress first = first_piece<64, Order::columns>(tile.start);
-    for (int n = 0; n < 4; n++) {
-        uint32_t b0[2], b1[2];
-        load_b_turned<64>(b0, b1, first, 16 * n, kk);
-        mma_m16n8k16_bf16(d[2 * n], a, b0);
-        mma_m16n8k16_bf16(d[2 * n + 1], a, b1);
+inline void set_product_turned(Accumulator& d, Tile a, Tile b) {
+    const SharedAddress a_first = first_piece<64, Order::rows>(a.start);
+    const SharedAddress b_first = first_piece<64, Order::columns>(b.start);
+    memset(d, 0, sizeof d);
+    for (int kk = 0; kk < 4; kk++) {
+        AFragment fragment;
+        load_a<64>(fragment, a_first, threadIdx.x / 32 % 4 * 16, kk);
+        for (int n = 0; n < 4; n++) {
+            uint32_t b0[2], b1[2];
+            load_b_turned<64>(b0, b1, b_first, 16 * n, kk);
+            mma_m16n8k16_bf16(d[2 * n], fragment, b0);
+            mma_m16n8k16_bf16(d[2 * n + 1], fragment, b1);
+        }
     }
 }
-inline void multiply_turned(Accumulator& d, Tile a_tile, Tile tile, int kk) {
-    AFragment a;
-    load_a<64>(a, first_piece<64, Order::rows>(a_tile.start), threadIdx.x / 32 % 4 * 16, kk);
-    multiply_turned(d, a, tile, kk);
-}
-inline void multiply(Accumulator& d, const AFragment& a, Tile tile, int kk) {
-    const SharedAddress first = first_piece<64, Order::rows>(tile.start);
-    for (int n = 0; n < 4; n++) {
-        uint32_t b0[2], b1[2];
-        load_b<64>(b0, b1, first, 16 * kk, n);
-        mma_m16n8k16_bf16(d[2 * n], a, b0);
-        mma_m16n8k16_bf16(d[2 * n + 1], a, b1);
-    }
+inline void add_product(Accumulator& d, const AFragment (&a)[4], Tile b) {
+    const SharedAddress first = first_piece<64, Order::rows>(b.start);
+    for (int kk = 0; kk < 4; kk++)
+        for (int n = 0; n < 4; n++) {
+            uint32_t b0[2], b1[2];
+            load_b<64>(b0, b1, first, 16 * kk, n);
+            mma_m16n8k16_bf16(d[2 * n], a[kk], b0);
+            mma_m16n8k16_bf16(d[2 * n + 1], a[kk], b1);
+        }
 }
 
 #else
@@ -104,35 +106,38 @@ __device__ __forceinline__ void wait_products(D&... d) {
     (changes_here(d), ...);
 }
 
-#define WGMMA_SUMS(d)                                                                                        \
-    "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), \
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]),            \
-        "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]),            \
-        "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]),            \
-        "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]),            \
-        "+f"(d[7][3])
+#define WGMMA_SUMS(how, d)                                                                                \
+    how(d[0][0]), how(d[0][1]), how(d[0][2]), how(d[0][3]), how(d[1][0]), how(d[1][1]), how(d[1][2]),     \
+        how(d[1][3]), how(d[2][0]), how(d[2][1]), how(d[2][2]), how(d[2][3]), how(d[3][0]), how(d[3][1]), \
+        how(d[3][2]), how(d[3][3]), how(d[4][0]), how(d[4][1]), how(d[4][2]), how(d[4][3]), how(d[5][0]), \
+        how(d[5][1]), how(d[5][2]), how(d[5][3]), how(d[6][0]), how(d[6][1]), how(d[6][2]), how(d[6][3]), \
+        how(d[7][0]), how(d[7][1]), how(d[7][2]), how(d[7][3])
 #define WGMMA_64                                                                                               \
     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14," \
     "%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
 
-// kk: which 16 of the products' 64 terms. One step is 32 bytes along the rows of a tile, or 16 of its rows.
-__device__ __forceinline__ void multiply_turned(Accumulator& d, const AFragment& a, Tile tile, int kk) {
-    if constexpr (kHasWgmma)
-        asm volatile(WGMMA_64 "{%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
-                     : WGMMA_SUMS(d)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tile.bits + 2 * kk));
+// Four steps of 16 terms. A step is 32 bytes along the rows of a tile, or 16 of its rows. The first
+// overwrites d: zeros written to it beforehand would be writes between one product and the next, before which
+// the compiler waits.
+__device__ __forceinline__ void set_product_turned(Accumulator& d, Tile a, Tile b) {
+    if constexpr (kHasWgmma) {
+        asm volatile(WGMMA_64 "%32, %33, 0, 1, 1, 0, 0;" : WGMMA_SUMS("=f", d) : "l"(a.bits), "l"(b.bits));
+#pragma unroll
+        for (int kk = 1; kk < 4; kk++)
+            asm volatile(WGMMA_64 "%32, %33, 1, 1, 1, 0, 0;"
+                         : WGMMA_SUMS("+f", d)
+                         : "l"(a.bits + 2 * kk), "l"(b.bits + 2 * kk));
+    }
 }
-__device__ __forceinline__ void multiply_turned(Accumulator& d, Tile a, Tile tile, int kk) {
-    if constexpr (kHasWgmma)
-        asm volatile(WGMMA_64 "%32, %33, 1, 1, 1, 0, 0;"
-                     : WGMMA_SUMS(d)
-                     : "l"(a.bits + 2 * kk), "l"(tile.bits + 2 * kk));
-}
-__device__ __forceinline__ void multiply(Accumulator& d, const AFragment& a, Tile tile, int kk) {
-    if constexpr (kHasWgmma)
-        asm volatile(WGMMA_64 "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
-                     : WGMMA_SUMS(d)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tile.bits + 128 * kk));
+__device__ __forceinline__ void add_product(Accumulator& d, const AFragment (&a)[4], Tile b) {
+    if constexpr (kHasWgmma) {
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++)
+            asm volatile(WGMMA_64 "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
+                         : WGMMA_SUMS("+f", d)
+                         : "r"(a[kk][0]), "r"(a[kk][1]), "r"(a[kk][2]), "r"(a[kk][3]),
+                           "l"(b.bits + 128 * kk));
+    }
 }
 
 #undef WGMMA_64

@@ -1,5 +1,5 @@
 // Causal attention with the top-k threshold, from the kernel that one would write first to the one that the
-// trainer runs: a ladder of seven steps, each of which adds one idea. Every step computes the same four
+// trainer runs: a ladder of eight steps, each of which adds one idea. Every step computes the same four
 // things (output, lse, theta, mass), is checked against plain loops in double precision, and is timed.
 //
 //     make ladder && build/attention_ladder            # on a GPU: B 4, T 1024, 12 heads of 64, k = 8
@@ -301,7 +301,7 @@ int main(int argc, char** argv) {
             launch_attention(ctx, kernel, by_rows, 64, shared, out, saved, (const bf16*)d_qkv, s.T, s.NH,
                              s.hs, s.k);
         };
-        const Step steps[] = {
+        std::vector<Step> steps = {
             {"1 naive", "one thread a query, every score k + 4 times", [&] { launch(step1_naive, 0); }},
             {"2 online", "each score once: running maximum, sorted list", [&] { launch(step2_online, 0); }},
             {"3 shared", "64 queries share the keys they load", [&] { launch(step3_shared, tiles); }},
@@ -318,6 +318,9 @@ int main(int argc, char** argv) {
             {"7 lists", "top k in the same registers, by sorting networks",
              [&] { attention_forward_bf16(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k); }},
         };
+        if (s.hs == 64 && (kOnCpu || ctx.use_wgmma))
+            steps.push_back({"8 Hopper", "four warps multiply as one, from shared memory: wgmma",
+                             [&] { attention_forward_hopper(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.k); }});
 
         printf("%s, B %d, T %d, %d heads of %d, k = %d%s\n", ctx.device_name.c_str(), s.B, s.T, s.NH, s.hs,
                s.k, kOnCpu ? " (CPU backend: these times say nothing about a GPU)" : "");

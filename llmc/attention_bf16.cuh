@@ -183,6 +183,27 @@ __device__ __forceinline__ void merge_into_list(float (&list)[LIST], float (&fre
 // rows.tie of a row that the select kernel must do again.
 inline constexpr float kRowMarked = -1.0f;
 
+// Merges the descending lists of the four lanes that share a row: the LIST largest of all, descending, in
+// each lane. Returns the largest of the others.
+template <int LIST>
+__device__ __forceinline__ float merge_lists(float (&list)[LIST]) {
+    float dropped = -INFINITY;
+#pragma unroll
+    for (int step = 1; step <= 2; step *= 2) {
+        dropped = fmaxf(dropped, __shfl_xor_sync(0xffffffffu, dropped, step));
+        float other[LIST];
+#pragma unroll
+        for (int i = 0; i < LIST; i++) other[i] = __shfl_xor_sync(0xffffffffu, list[LIST - 1 - i], step);
+#pragma unroll
+        for (int i = 0; i < LIST; i++) {
+            dropped = fmaxf(dropped, fminf(list[i], other[i]));
+            list[i] = fmaxf(list[i], other[i]);
+        }
+        sort_bitonic<LIST>(list);
+    }
+    return dropped;
+}
+
 // The end of a row: the four lists' k largest, their mass, the threshold behind them. `lists` are used up.
 template <int LIST>
 __device__ __forceinline__ void finish_row(const AttentionRows& rows, size_t row, bool writes, int n,
@@ -191,17 +212,28 @@ __device__ __forceinline__ void finish_row(const AttentionRows& rows, size_t row
     const unsigned quad = 0xfu << (lane & ~3);
     const float last = list[LIST - 1];
     float kth = -INFINITY, next = -INFINITY, mass = 0.0f;
-    for (int place = 0;; place++) {
-        next = quad_max(list[0]);
-        if (place == topk) break;
-        kth = next;
-        mass += fast_exp2((kth - lse) * kLog2e);
-        // of the lanes that have it, the first gives it up
-        const unsigned holders = __ballot_sync(0xffffffffu, list[0] == kth) & quad;
-        const bool mine = __ffs(holders) - 1 == lane;
+    if (topk <= LIST) {
+        next = merge_lists(list);
+        kth = INFINITY;
 #pragma unroll
-        for (int i = 0; i < LIST - 1; i++) list[i] = mine ? list[i + 1] : list[i];
-        list[LIST - 1] = mine ? -INFINITY : list[LIST - 1];
+        for (int i = 0; i < LIST; i++) {
+            kth = fminf(kth, i < topk ? list[i] : INFINITY);
+            next = fmaxf(next, i < topk ? -INFINITY : list[i]);
+            mass += i < topk ? fast_exp2((list[i] - lse) * kLog2e) : 0.0f;
+        }
+    } else {  // one after another: of the lanes that have the largest, the first gives it up
+#pragma unroll 1
+        for (int place = 0; place <= topk; place++) {
+            next = quad_max(list[0]);
+            if (place == topk) break;
+            kth = next;
+            mass += fast_exp2((kth - lse) * kLog2e);
+            const unsigned holders = __ballot_sync(0xffffffffu, list[0] == kth) & quad;
+            const bool mine = __ffs(holders) - 1 == lane;
+#pragma unroll
+            for (int i = 0; i < LIST - 1; i++) list[i] = mine ? list[i + 1] : list[i];
+            list[LIST - 1] = mine ? -INFINITY : list[LIST - 1];
+        }
     }
     const bool proven = (__ballot_sync(0xffffffffu, last >= next) & quad) == 0 && kth > next;
     if (!writes) return;
@@ -370,9 +402,7 @@ __device__ void score_row(float* s, const __nv_bfloat16* q, const __nv_bfloat16*
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const float scale = 1.0f / sqrtf((float)hs);
     const auto pair = [&](const __nv_bfloat16* x, size_t row, int d) {
-        uint32_t bits = 0;
-        if (d < hs) memcpy(&bits, x + row * stride + d, sizeof bits);
-        return bits;
+        return d < hs ? *reinterpret_cast<const uint32_t*>(x + row * stride + d) : 0u;
     };
     uint32_t a[HS / 16][4];
     for (int kk = 0; kk < HS / 16; kk++) {
@@ -381,7 +411,7 @@ __device__ void score_row(float* s, const __nv_bfloat16* q, const __nv_bfloat16*
         a[kk][1] = a[kk][3] = 0;
         if (kScaleFirst<HS>) scale_fragment(a[kk], scale);
     }
-#pragma unroll 4
+#pragma unroll 2
     for (int first = 8 * warp; first <= i; first += 8 * (blockDim.x / 32)) {
         const int key = min(first + g, i);
         float d[4] = {};
@@ -399,20 +429,20 @@ __device__ void score_row(float* s, const __nv_bfloat16* q, const __nv_bfloat16*
 // come in crowds: where the largest scores of a head belong to the same few keys in most rows, and these keys
 // are one thread's, most of its rows are marked, in this sequence and maybe in others of the batch. So a
 // block's rows are far apart, in different heads.
-inline constexpr int kSelectRows = 64;
+inline constexpr int kSelectRows = 128;  // and threads
 template <int HS>
 __global__ void attention_select_bf16_kernel(AttentionRows rows, const __nv_bfloat16* qkv, int T,
                                              int num_heads, int hs, int topk, bool all, int num_rows) {
     extern __shared__ float4 shared[];
     float* s = (float*)shared;  // [T]
     __shared__ unsigned char todo[kSelectRows];
+    const int own_row = blockIdx.x + threadIdx.x * gridDim.x;
+    const bool own = own_row < num_rows && (all || rows.tie[own_row] == kRowMarked);
+    if (!__syncthreads_or(own)) return;  // as most blocks do
+    todo[threadIdx.x] = own;
+    __syncthreads();
     const int C = num_heads * hs;
     const size_t stride = 3 * (size_t)C;
-    if (threadIdx.x < kSelectRows) {
-        const int row = blockIdx.x + threadIdx.x * gridDim.x;
-        todo[threadIdx.x] = row < num_rows && (all || rows.tie[row] == kRowMarked);
-    }
-    __syncthreads();
     for (int r = 0; r < kSelectRows; r++) {
         if (!todo[r]) continue;
         const int row = blockIdx.x + r * gridDim.x, head = row / T, n = row % T + 1;
@@ -430,10 +460,10 @@ inline void attention_select_bf16(const Context& ctx, AttentionRows rows, const 
     assert(T <= max_select_context(ctx));
     const int num_rows = B * num_heads * T;
     with_mma_head_size(hs, [&](auto size) {
-        // from one of a block's rows to the next: a head further than a 64th of them
+        // from one of a block's rows to the next: a head further than a 128th of them
         const int blocks = std::min(num_rows, ceil_div(num_rows, kSelectRows) + T + 1);
-        launch_attention(ctx, attention_select_bf16_kernel<size>, dim3(blocks), 128, T * sizeof(float), rows,
-                         qkv, T, num_heads, hs, topk, all, num_rows);
+        launch_attention(ctx, attention_select_bf16_kernel<size>, dim3(blocks), kSelectRows,
+                         T * sizeof(float), rows, qkv, T, num_heads, hs, topk, all, num_rows);
     });
 }
 

@@ -45,8 +45,10 @@ struct Bin {
 [[maybe_unused]] static __device__ Bin find_bin(const int* counts, int left) {
     const int lane = threadIdx.x % 32, last = 255 - 8 * lane;  // eight bins a lane
     int own = 0;
+#pragma unroll 1
     for (int i = 0; i < 8; i++) own += counts[last - i];
     int through = own;  // with the lanes before
+#pragma unroll 1
     for (int step = 1; step < 32; step *= 2) {
         const int x = __shfl_up_sync(0xffffffffu, through, step);
         if (lane >= step) through += x;
@@ -60,10 +62,10 @@ struct Bin {
 
 // Writes theta, mass and tie of one row whose n scores lie in shared memory, with the whole block of at least
 // a warp: the bytes of the k-th largest's ordered integer are decided from the first, each by a histogram of
-// the scores that agree with it so far. Call it between barriers.
+// the scores that agree with it so far. Call it between barriers. Most blocks do one row, with nothing in the
+// instruction cache, so what counts is how little code there is.
 [[maybe_unused]] static __device__ void select_top(const AttentionRows& rows, size_t row, const float* s,
                                                    int n, int topk) {
-    __shared__ float scratch[4][32];
     __shared__ int counts[256];
     __shared__ Bin found;
     const int tid = threadIdx.x;
@@ -77,10 +79,13 @@ struct Bin {
     }
     unsigned key = 0;
     int left = topk, ties = 0;
+#pragma unroll 1
     for (int shift = 24; shift >= 0; shift -= 8) {
+#pragma unroll 1
         for (int i = tid; i < 256; i += blockDim.x) counts[i] = 0;
         __syncthreads();
         const unsigned decided = shift == 24 ? 0 : ~0u << (shift + 8);
+#pragma unroll 1
         for (int j = tid; j < n; j += blockDim.x) {
             const unsigned u = ordered_bits(s[j] + 0.0f);  // -0 is 0
             if ((u & decided) == key) atomicAdd(&counts[u >> shift & 255], 1);
@@ -96,25 +101,29 @@ struct Bin {
         ties = counts[found.bin];
         __syncthreads();
     }
+    if (tid >= 32)
+        return;  // the rest is a warp's: the code of sums over the block would take longer to fetch
     const float kth = from_ordered_bits(key);
     float max = -INFINITY, below = -INFINITY;
-    for (int j = tid; j < n; j += blockDim.x) {
+#pragma unroll 1
+    for (int j = tid; j < n; j += 32) {
         max = fmaxf(max, s[j]);
         if (s[j] < kth) below = fmaxf(below, s[j]);
     }
-    max = block_max(max, scratch[0]);
-    below = block_max(below, scratch[1]);
+    max = row_max<32>(max);
+    below = row_max<32>(below);
     const bool all = left == ties;  // the scores that equal the k-th all have a place
     const float theta = all ? threshold_between(kth, below) : kth,
                 tie = all ? 0.0f : (float)left / (float)ties;
     float head = 0.0f, total = 0.0f;
-    for (int j = tid; j < n; j += blockDim.x) {
+#pragma unroll 1
+    for (int j = tid; j < n; j += 32) {
         const float e = expf(s[j] - max);
         total += e;
         head += s[j] > theta ? e : s[j] == theta ? tie * e : 0.0f;
     }
-    total = block_sum(total, scratch[2]);
-    head = block_sum(head, scratch[3]);
+    total = row_sum<32>(total);
+    head = row_sum<32>(head);
     if (tid == 0) {
         rows.theta[row] = theta;
         rows.mass[row] = fminf(head / total, 1.0f);

@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
                     if (8 * n + 2 * t + e % 2 > 16 * warp + g + e / 2 * 8) s[n][e] = -INFINITY;
         }
 
+        constexpr float unit = kHopperScale * kLog2e;
 #pragma unroll
         for (int h = 0; h < 2; h++) {  // rows g and g + 8
             if constexpr (LIST > 0) {
@@ -99,19 +100,26 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
                 for (int i = 0; i < 16; i++) fresh[i] = s[i / 2][2 * h + i % 2];
                 merge_into_list(list[h], fresh);
             }
-            float tile_max = s[0][2 * h];
+            float tile_max = LIST > 0 ? list[h][0] : s[0][2 * h];
+            if constexpr (LIST == 0) {
 #pragma unroll
-            for (int i = 1; i < 16; i++) tile_max = fmaxf(tile_max, s[i / 2][2 * h + i % 2]);
-            constexpr float unit = kHopperScale * kLog2e;
-            const float new_max = fmaxf(max[h], quad_max(tile_max));
-            const float rescale = fast_exp2((max[h] - new_max) * unit), max2 = new_max * unit;
-            max[h] = new_max;
-            sum[h] *= rescale;
-#pragma unroll
-            for (int n = 0; n < 8; n++) {
-                o[n][2 * h] *= rescale;
-                o[n][2 * h + 1] *= rescale;
+                for (int i = 1; i < 16; i++) tile_max = fmaxf(tile_max, s[i / 2][2 * h + i % 2]);
             }
+
+            // The maximum that scores are taken relative to only has to be near: it moves when exp2 could
+            // come to 2^8, which after the first tile is rare.
+            const float new_max = quad_max(tile_max);
+            if (__any_sync(0xffffffffu, (new_max - max[h]) * unit > 8.0f)) {
+                const float larger = fmaxf(max[h], new_max), rescale = fast_exp2((max[h] - larger) * unit);
+                max[h] = larger;
+                sum[h] *= rescale;
+#pragma unroll
+                for (int n = 0; n < 8; n++) {
+                    o[n][2 * h] *= rescale;
+                    o[n][2 * h + 1] *= rescale;
+                }
+            }
+            const float max2 = max[h] * unit;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 float& x = s[i / 2][2 * h + i % 2];

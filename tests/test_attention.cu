@@ -233,6 +233,30 @@ TEST_CASE("huge, tiny and recency-ordered scores") {
     }
 }
 
+TEST_CASE("bf16: scores that grow from tile to tile until exp of their difference would overflow") {
+    // Small integers, so that scores are exact: up to 2 (T - 1), 128 more in each tile of 64 keys. Gradients
+    // are not compared: they are differences of neighbouring keys and queries, which the rounding of ds to
+    // bf16 drowns.
+    const int T = 200, hs = 64;
+    auto qkv = normal_values<bf16>(T * 3 * hs, 24);
+    const auto dout = normal_values<bf16>(T * hs, 25);
+    for (float direction : {1.0f, -1.0f}) {
+        for (int t = 0; t < T; t++)
+            for (int d = 0; d < hs; d++) {
+                qkv[t * 3 * hs + d] = (bf16)(d == 0 ? 16.0f : 0.0f);
+                qkv[t * 3 * hs + hs + d] = (bf16)(d == 0 ? direction * (float)t : 0.0f);
+            }
+        const auto want = ref::attention_forward(to_double(qkv), 1, T, 1, hs, 8, Reg::tail);
+        for (const Context& ctx : contexts<bf16>()) {
+            CAPTURE(ctx.use_wgmma);
+            const auto got = run<bf16>(ctx, qkv, dout, {1, T, 1, hs, 8}, Reg::tail, 0.5f);
+            CHECK(relative_error(got.out, want.out) < tolerance<bf16>());
+            CHECK(relative_error(got.lse, want.lse) < tolerance<float>());
+            CHECK(relative_error(got.mass, want.mass) < tolerance<float>());
+        }
+    }
+}
+
 TEST_CASE("the set that the backward rebuilds is the forward's") {
     // With dout = 0 and weight 1, ds_ij = -p_ij ([j in S] - M) for `tail`: its sign is the set. Keys are
     // one-hot over hs, so dq's d-th component is ds of key d alone.

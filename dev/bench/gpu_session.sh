@@ -9,7 +9,7 @@
 #   RESULTS=FOLDER       where the log and tables go (default: gpu_results)
 #   PARTS="tests bench decode train infer sanitizer"   what to do, in this order; infer needs train
 #   TOTAL=520            seconds for all of it
-#   JOBS=                test programs at a time, in tests and sanitizer (default: one for each processor)
+#   JOBS=                test programs at a time (default: one for each processor)
 #   TEST_LIMIT=75        seconds for each test program
 #   BENCH_BUDGET=170     the benchmark's own budget; it is stopped 30 seconds later
 #   BENCH_FLAGS=         further flags of the benchmark
@@ -20,13 +20,14 @@
 #   INFER_LIMIT=30       seconds for each text, and for the losses with attention cut to k keys
 #   SANITIZER_LIMIT=75   seconds for each test program under each tool of compute-sanitizer; 0: none
 #   SANITIZER_TESTS=     the programs (default: all kernels' tests)
+#   SANITIZER_JOBS=4     of them at a time: more slow each other down, and tests beside them
 #   CUDA_HOME            where the CUDA Toolkit is, if not /usr/local/cuda
 #
 # PASS and FAIL mean what they say: a test that does not end within its limit has failed, too. STOPPED is for
 # compute-sanitizer alone: the time limit came first, and nothing bad had been seen until then.
 set -u
 bin=$(cd "${BIN:-$(dirname "${BASH_SOURCE[0]}")}" && pwd) || exit 1
-if [ -f "$bin/programs.tar.gz" ]; then tar -xzf "$bin/programs.tar.gz" --no-same-owner -C "$bin" || exit 1; fi
+if [ -f "$bin/programs.tar.xz" ]; then xz -dc "$bin/programs.tar.xz" | tar -x --no-same-owner -C "$bin" || exit 1; fi
 results=${RESULTS:-gpu_results}
 total=${TOTAL:-520}
 lines=${LINES_SHOWN:-40}
@@ -179,7 +180,7 @@ for place in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda*; do
     [ -n "$sanitizer" ] || [ ! -x "$place/bin/compute-sanitizer" ] || sanitizer=$place/bin/compute-sanitizer
 done
 if wanted sanitizer; then
-    limit=${SANITIZER_LIMIT:-75}
+    limit=${SANITIZER_LIMIT:-75} jobs=${SANITIZER_JOBS:-4}
     read -ra sanitized <<<"${SANITIZER_TESTS:-${kernel_tests[*]}}"
     for tool in memcheck racecheck; do
         for test in "${sanitized[@]}"; do

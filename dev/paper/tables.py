@@ -256,6 +256,8 @@ def bars_table(results, family):
         rows.append(bars_row(f"mean of `{label}`, {len(cells)} seeds", above, cost, out,
                              {"loss": above <= LOSS_BAR, "cost": cost < COST_BAR < plain_cost,
                               "outside": out < NOSINK_BAR}))
+    if not rows:
+        return f"No cell with k = {K} meets two of the three bars.\n"
     text = (f"All three bars are met by {met} of the cells with k = {K}; the table has those that meet two or more, and "
             "the chosen ones' means over their seeds.\n\n")
     return text + table(["run", "above plain", f"≤ {LOSS_BAR}", f"cost of the cut to the top {K}",

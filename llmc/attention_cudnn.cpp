@@ -15,13 +15,7 @@
 
 namespace fe = cudnn_frontend;
 
-#define CUDNN_CHECK(call)                                           \
-    do {                                                            \
-        const cudnnStatus_t cudnn_check_status = (call);            \
-        if (cudnn_check_status != CUDNN_STATUS_SUCCESS)             \
-            fail("%s:%d: %s failed: %s", __FILE__, __LINE__, #call, \
-                 cudnnGetErrorString(cudnn_check_status));          \
-    } while (0)
+#define CUDNN_CHECK(call) CHECK_STATUS(call, CUDNN_STATUS_SUCCESS, cudnnGetErrorString)
 
 using Graph = std::shared_ptr<fe::graph::Graph>;
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;

@@ -9,19 +9,14 @@
 #include "error.h"
 
 // Every CUDA and cuBLAS call goes through one of these; what fails becomes an Error that names the call.
-#define CUDA_CHECK(call)                                                                                    \
-    do {                                                                                                    \
-        const cudaError_t cuda_check_status = (call);                                                       \
-        if (cuda_check_status != cudaSuccess)                                                               \
-            fail("%s:%d: %s failed: %s", __FILE__, __LINE__, #call, cudaGetErrorString(cuda_check_status)); \
+#define CHECK_STATUS(call, success, describe)                                                \
+    do {                                                                                     \
+        const auto check_status = (call);                                                    \
+        if (check_status != (success))                                                       \
+            fail("%s:%d: %s failed: %s", __FILE__, __LINE__, #call, describe(check_status)); \
     } while (0)
-#define CUBLAS_CHECK(call)                                          \
-    do {                                                            \
-        const cublasStatus_t cublas_check_status = (call);          \
-        if (cublas_check_status != CUBLAS_STATUS_SUCCESS)           \
-            fail("%s:%d: %s failed: %s", __FILE__, __LINE__, #call, \
-                 cublasLtGetStatusName(cublas_check_status));       \
-    } while (0)
+#define CUDA_CHECK(call) CHECK_STATUS(call, cudaSuccess, cudaGetErrorString)
+#define CUBLAS_CHECK(call) CHECK_STATUS(call, CUBLAS_STATUS_SUCCESS, cublasLtGetStatusName)
 
 #ifdef CUDA_CPU
 inline constexpr bool kOnCpu = true;

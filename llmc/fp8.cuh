@@ -25,9 +25,9 @@
 //   dweight^T = (inp^T) dout             the transposed inp as operand T, the transposed dout as N
 //
 // Bytes an element of an activation beside the product's own, if no cache helps: 2 to find the maximum, 2 to
-// read and 1 to write forward, the same transposed backward; of a gradient 2, 2, and 1 for each of its two
-// layouts. For GPT-2 that is 124 C bytes a token and layer, against 72 C^2 FLOPs: a matrix has to be large
-// for 8 bits to pay.
+// read and 1 to write forward, 2 and 1 transposed backward, which has the maximum from the forward; of a
+// gradient 2, 2, and 1 for each of its two layouts. For GPT-2 that is 110 C bytes a token and layer, against
+// 72 C^2 FLOPs: a matrix has to be large for 8 bits to pay.
 #pragma once
 #include <cuda_fp8.h>
 
@@ -45,17 +45,24 @@ struct Fp8Buffers {
     uint8_t* a = nullptr;        // the weight, the transposed weight or the transposed inp
     uint8_t* b = nullptr;        // inp or dout
     uint8_t* b_t = nullptr;      // the transposed dout
-    Fp8Scale* scales = nullptr;  // [2] of a, and of b and b_t
+    Fp8Scale* scales = nullptr;  // [1 + 2 layers] of dout; of each linear layer's weight and inp
+    int layer = 0;               // which of them
+
+    // A layer's forward finds the scales of its weight and inp, and its backward uses them again.
+    Fp8Buffers of_layer(int l) const { return {a, b, b_t, scales, l}; }
+    Fp8Scale* dout_scale() const { return scales; }
+    Fp8Scale* weight_scale() const { return scales + 1 + 2 * layer; }
+    Fp8Scale* inp_scale() const { return scales + 2 + 2 * layer; }
 };
 
-// Room for the operands of any linear layer of a model with C channels and `rows` rows.
-inline Fp8Buffers lay_out_fp8(Arena& arena, size_t rows, size_t C) {
+// Room for the operands of any of `layers` linear layers of a model with C channels and `rows` rows.
+inline Fp8Buffers lay_out_fp8(Arena& arena, size_t rows, size_t C, size_t layers) {
     const size_t activation = rows * 4 * C, weight = 4 * C * C;
     Fp8Buffers f;
     f.a = arena.take<uint8_t>(activation > weight ? activation : weight);
     f.b = arena.take<uint8_t>(activation);
     f.b_t = arena.take<uint8_t>(activation);
-    f.scales = arena.take<Fp8Scale>(2);
+    f.scales = arena.take<Fp8Scale>(1 + 2 * layers);
     return f;
 }
 
@@ -142,11 +149,20 @@ __global__ void __launch_bounds__(256)
     store_pack(q_t + (size_t)(first_column + c) * R + first_row + r0, column);
 }
 
-// Rounds inp [R,C] to q [R,C] and q_t [C,R] (either may be null), all on the device.
+// Rounds inp [R,C] to q [R,C] and q_t [C,R] (either may be null) with a scale that was found before.
+template <__nv_fp8_interpretation_t FORMAT>
+void fp8_round_again(const Context& ctx, uint8_t* q, uint8_t* q_t, Fp8Scale* scale, const __nv_bfloat16* inp,
+                     int R, int C) {
+    assert(R % kFp8Multiple == 0 && C % kFp8Multiple == 0);
+    fp8_round_kernel<FORMAT><<<dim3(ceil_div(C, kFp8Tile), ceil_div(R, kFp8Tile)), 256, 0, ctx.stream>>>(
+        q, q_t, scale, inp, R, C);
+    CUDA_CHECK(cudaGetLastError());
+}
+
+// Finds inp's scale and rounds it, all on the device.
 template <__nv_fp8_interpretation_t FORMAT>
 void fp8_round(const Context& ctx, uint8_t* q, uint8_t* q_t, Fp8Scale* scale, const __nv_bfloat16* inp, int R,
                int C) {
-    assert(R % kFp8Multiple == 0 && C % kFp8Multiple == 0);
     CUDA_CHECK(cudaMemsetAsync(scale, 0, sizeof *scale, ctx.stream));
     const size_t num_packs = (size_t)R * C / 8;
     const unsigned block = ctx.row_lanes == 1 ? 1 : 256;
@@ -154,15 +170,13 @@ void fp8_round(const Context& ctx, uint8_t* q, uint8_t* q_t, Fp8Scale* scale, co
     fp8_max_kernel<<<(unsigned)(wanted < most ? wanted : most), block, 0, ctx.stream>>>(&scale->max_bits, inp,
                                                                                         num_packs);
     CUDA_CHECK(cudaGetLastError());
-    fp8_round_kernel<FORMAT><<<dim3(ceil_div(C, kFp8Tile), ceil_div(R, kFp8Tile)), 256, 0, ctx.stream>>>(
-        q, q_t, scale, inp, R, C);
-    CUDA_CHECK(cudaGetLastError());
+    fp8_round_again<FORMAT>(ctx, q, q_t, scale, inp, R, C);
 }
 
 // D (m x n) = A^T B of FP8 operands that lie with the summed index k along memory.
-inline void fp8_product(const Context& ctx, const Fp8Buffers& f, cudaDataType_t b_type, const uint8_t* b,
-                        cudaDataType_t d_type, void* d, const void* bias, int m, int n, int k,
-                        bool accumulate) {
+inline void fp8_product(const Context& ctx, const uint8_t* a, const Fp8Scale* a_scale, cudaDataType_t b_type,
+                        const uint8_t* b, const Fp8Scale* b_scale, cudaDataType_t d_type, void* d,
+                        const void* bias, int m, int n, int k, bool accumulate) {
     const Product product{CUDA_R_8F_E4M3,
                           b_type,
                           d_type,
@@ -173,9 +187,9 @@ inline void fp8_product(const Context& ctx, const Fp8Buffers& f, cudaDataType_t 
                           k,
                           accumulate,
                           bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
-    Operands o{f.a, b, d, bias};
-    o.a_scale = &f.scales[0].inverse;
-    o.b_scale = &f.scales[1].inverse;
+    Operands o{a, b, d, bias};
+    o.a_scale = &a_scale->inverse;
+    o.b_scale = &b_scale->inverse;
     run_product(ctx, product, o);
 }
 
@@ -191,9 +205,10 @@ void linear_forward(const Context& ctx, const Fp8Buffers& f, Float* out, const F
                     const Float* weight, const Float* bias, int rows, int IC, int OC) {
     if constexpr (sizeof(Float) == 2) {
         if (in_fp8<Float>(f, rows)) {
-            fp8_round<__NV_E4M3>(ctx, f.a, nullptr, &f.scales[0], weight, OC, IC);
-            fp8_round<__NV_E4M3>(ctx, f.b, nullptr, &f.scales[1], inp, rows, IC);
-            return fp8_product(ctx, f, CUDA_R_8F_E4M3, f.b, CUDA_R_16BF, out, bias, OC, rows, IC, false);
+            fp8_round<__NV_E4M3>(ctx, f.a, nullptr, f.weight_scale(), weight, OC, IC);
+            fp8_round<__NV_E4M3>(ctx, f.b, nullptr, f.inp_scale(), inp, rows, IC);
+            return fp8_product(ctx, f.a, f.weight_scale(), CUDA_R_8F_E4M3, f.b, f.inp_scale(), CUDA_R_16BF,
+                               out, bias, OC, rows, IC, false);
         }
     }
     matmul_forward(ctx, out, inp, weight, bias, rows, IC, OC);
@@ -209,18 +224,20 @@ void linear_gelu_forward(const Context& ctx, const Fp8Buffers& f, Float* out, Fl
     gelu_forward(ctx, out, pre_gelu, (size_t)rows * OC);
 }
 
-// matmul_backward(), in FP8 where f says so.
+// matmul_backward(), in FP8 where f says so; then linear_forward() has had the same inp and weight.
 template <class Float>
 void linear_backward(const Context& ctx, const Fp8Buffers& f, Float* dinp, float* dweight, float* dbias,
                      float* scratch, const Float* dout, const Float* inp, const Float* weight, int rows,
                      int IC, int OC) {
     if constexpr (sizeof(Float) == 2) {
         if (in_fp8<Float>(f, rows)) {
-            fp8_round<__NV_E5M2>(ctx, f.b, f.b_t, &f.scales[1], dout, rows, OC);
-            fp8_round<__NV_E4M3>(ctx, nullptr, f.a, &f.scales[0], weight, OC, IC);
-            fp8_product(ctx, f, CUDA_R_8F_E5M2, f.b, CUDA_R_16BF, dinp, nullptr, IC, rows, OC, false);
-            fp8_round<__NV_E4M3>(ctx, nullptr, f.a, &f.scales[0], inp, rows, IC);
-            fp8_product(ctx, f, CUDA_R_8F_E5M2, f.b_t, CUDA_R_32F, dweight, nullptr, IC, OC, rows, true);
+            fp8_round<__NV_E5M2>(ctx, f.b, f.b_t, f.dout_scale(), dout, rows, OC);
+            fp8_round_again<__NV_E4M3>(ctx, nullptr, f.a, f.weight_scale(), weight, OC, IC);
+            fp8_product(ctx, f.a, f.weight_scale(), CUDA_R_8F_E5M2, f.b, f.dout_scale(), CUDA_R_16BF, dinp,
+                        nullptr, IC, rows, OC, false);
+            fp8_round_again<__NV_E4M3>(ctx, nullptr, f.a, f.inp_scale(), inp, rows, IC);
+            fp8_product(ctx, f.a, f.inp_scale(), CUDA_R_8F_E5M2, f.b_t, f.dout_scale(), CUDA_R_32F, dweight,
+                        nullptr, IC, OC, rows, true);
             return bias_backward(ctx, dbias, scratch, dout, rows, OC);
         }
     }

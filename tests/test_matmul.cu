@@ -283,7 +283,7 @@ struct Rounded {
 // Device memory of the operands in 8 bits.
 struct Fp8Memory {
     DeviceArray<uint8_t> a, b, b_t;
-    DeviceArray<Fp8Scale> scales{2};
+    DeviceArray<Fp8Scale> scales{3};
     explicit Fp8Memory(size_t n) : a(n), b(n), b_t(n) {}
     operator Fp8Buffers() { return {a, b, b_t, scales}; }
 };
@@ -404,6 +404,38 @@ TEST_CASE("a linear layer in 8 bits is the product of what its operands were rou
             CHECK(relative_error(db.get(), unrounded_b) < tolerance<float>());
         }
     }
+}
+
+TEST_CASE("8 bits: each layer's backward uses the scales that its own forward found") {
+    const Context ctx = make_context();
+    const int rows = 48, IC = 80, OC = 32;
+    Layer<bf16> first(rows, IC, OC);
+    Fp8Memory memory((size_t)rows * IC + (size_t)IC * OC);
+    DeviceArray<Fp8Scale> scales(1 + 2 * 2);
+    Fp8Buffers two = memory;
+    two.scales = scales;
+    std::vector<bf16> larger_inp, larger_w;
+    for (bf16 x : first.inp) larger_inp.push_back((bf16)(1024.0f * (float)x));
+    for (bf16 x : first.w) larger_w.push_back((bf16)(64.0f * (float)x));
+    DeviceArray<bf16> d_larger_inp(larger_inp), d_larger_w(larger_w), out((size_t)rows * OC);
+    const auto forward = [&](const Fp8Buffers& f, bool larger) {
+        linear_forward<bf16>(ctx, f, out, larger ? d_larger_inp : first.d_inp,
+                             larger ? d_larger_w : first.d_w, first.d_b, rows, IC, OC);
+    };
+    const auto backward = [&](const Fp8Buffers& f) {
+        DeviceArray<bf16> dinp((size_t)rows * IC);
+        DeviceArray<float> dw(first.start_w), db(first.start_b), scratch(column_sum_scratch(ctx, OC));
+        linear_backward<bf16>(ctx, f, dinp, dw, db, scratch, first.d_dout, first.d_inp, first.d_w, rows, IC,
+                              OC);
+        return std::pair(dinp.get(), dw.get());
+    };
+    forward(memory, false);
+    const auto alone = backward(memory);
+    forward(two.of_layer(0), false);
+    forward(two.of_layer(1), true);
+    const auto after_another = backward(two.of_layer(0));
+    CHECK(same_bits(after_another.first, alone.first));
+    CHECK(same_bits(after_another.second, alone.second));
 }
 
 TEST_CASE("8 bits: the same product twice gives the same bits") {

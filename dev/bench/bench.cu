@@ -318,7 +318,7 @@ void bench_linear(KernelTable& k, const Linear& l, int B, int T) {
     if (!ctx.has_fp8 || !l.bias || rows % kFp8Multiple) return;
     const DeviceArray<uint8_t> a(std::max(inp.size(), weight.size())), b(std::max(inp.size(), out.size())),
         b_t(out.size());
-    const DeviceArray<Fp8Scale> scales(2);
+    const DeviceArray<Fp8Scale> scales(3);
     const DeviceArray<bf16> dinp(inp.size());
     const Fp8Buffers f{a, b, b_t, scales};
     k.row(name + " forward, bias, fp8", 0, {inp_bytes + 2 * weights + out_bytes, flops},

@@ -190,7 +190,8 @@ def calibrate(out, plan, programs):
         "validation_s": update_s * tokens / facts["tokens_per_update"] / 3,  # a forward pass is a third of an update
         "report_s": report_s + (eval_s if kinds else 0), "figures_s": 30.0,
         "speed_s": 4 * plan["rounds"] * (start_s + SPEED_UPDATES * alone)
-        + plan["rounds"] * (100 if plan["gpu"] else 10)}  # and a guess for decoding
+        # and a guess for decoding: three models, three ways, one and 32 texts of a thousand tokens
+        + plan["rounds"] * (18 * (start_s + 1.5) if plan["gpu"] else 10)}
     shutil.rmtree(folder)
     return facts
 

@@ -73,6 +73,8 @@ def pareto(results, out):
             axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8,
                       markerfacecolor="white")
         axis.set_xscale("log")
+        for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")  # 0.2, not 2 x 10^-1
         axis.set_title(f"k = {k}", loc="left")
     # What a cut costs the plain run may be many times all else: the other points set the scale.
     every = [(k, c) for k, found in panels.items() for cells in found.values() for c in cells]

@@ -63,7 +63,8 @@ run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128 --json "$work/eval.json
 check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first_recent" "$work/out" &&
     [ "$(json "$work/eval.json" "len(d[\"eval\"][\"cuts\"])")" = 24 ]'
 check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/eval.json" "all(abs(c[\"loss\"] - d[\"eval\"][\"dense\"][\"loss\"]) < 1e-5 for c in d[\"eval\"][\"cuts\"] if c[\"k\"] == 128)")" = True ]'
-check "the top 2 keep more than 2 at random, and lose less" '[ "$(json "$work/eval.json" "(lambda c: c[\"topk\"][\"kept\"] > c[\"random\"][\"kept\"] and c[\"topk\"][\"loss\"] < c[\"random\"][\"loss\"])({x[\"cut\"]: x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == 2 and x[\"renormalized\"]})")" = True ]'
+# By definition; that they also lose less is no more than likely of a model that has hardly been trained.
+check "the top k keep more of the mass than any other k keys" '[ "$(json "$work/eval.json" "all(max(c, key=lambda x: x[\"kept\"])[\"cut\"] == \"topk\" for c in [[x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == k and x[\"renormalized\"]] for k in (2, 8)])")" = True ]'
 run "${model[@]}" --eval "$work/text.txt" -m 1 -b 1 --cuts 8 --cut-kinds topk,recent --json "$work/kinds.json"
 check "--cut-kinds keeps to some" '[ "$(json "$work/kinds.json" "[(c[\"cut\"], c[\"renormalized\"]) for c in d[\"eval\"][\"cuts\"]] == [(\"topk\", True), (\"recent\", True)]")" = True ]'
 check "--eval takes text, too" '[ $? = 0 ] && grep -q "dense attention: loss" "$work/out"'

@@ -288,6 +288,8 @@ struct Acts {
     float* scratch;      // column sums, the sums of frequent tokens, the gradient norm's parts
     StepStats* stats;
     size_t* tensor_begin;  // [tensors + 1] offsets of the parameters
+
+    Fp8Buffers fp8_of(int l, LinearLayer which) const { return fp8.of_layer(kLinearLayers * l + which); }
 };
 
 template <class Float>
@@ -532,17 +534,16 @@ void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Fl
                    int topk) {
     const LayerParams<Float>& p = model.params.layers[l];
     const LayerActs<Float>& a = model.acts.layers[l];
-    const auto fp8 = [&](LinearLayer which) { return model.acts.fp8.of_layer(kLinearLayers * l + which); };
-    Float* branch = model.acts.branch;
+    const Acts<Float>& s = model.acts;
     const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
 
-    linear_forward(ctx, fp8(kQkv), a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
+    linear_forward(ctx, s.fp8_of(l, kQkv), a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
     attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, hs, topk);
-    linear_forward(ctx, fp8(kAttproj), branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
-    layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, branch, p.ln2_w,
+    linear_forward(ctx, s.fp8_of(l, kAttproj), s.branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
+    layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, s.branch, p.ln2_w,
                              p.ln2_b, BT, C);
-    linear_gelu_forward(ctx, fp8(kFc), a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
-    linear_forward(ctx, fp8(kFcproj), branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
+    linear_gelu_forward(ctx, s.fp8_of(l, kFc), a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
+    linear_forward(ctx, s.fp8_of(l, kFcproj), s.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
 }
 
 // The residual stream that layer l reads: [B,T,C].
@@ -595,7 +596,6 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
     const LayerParams<float>& g = model.grads.layers[l];
     const LayerActs<Float>& a = model.acts.layers[l];
     const Acts<Float>& s = model.acts;
-    const auto fp8 = [&](LinearLayer which) { return s.fp8.of_layer(kLinearLayers * l + which); };
     const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
 
     if (model.recompute >= 1)
@@ -611,18 +611,19 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
 
     // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
     // MLP
-    linear_gelu_backward(ctx, fp8(kFcproj), s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual,
+    linear_gelu_backward(ctx, s.fp8_of(l, kFcproj), s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual,
                          a.fch_gelu, a.fch, p.fcproj_w, BT, 4 * C, C);
-    linear_backward(ctx, fp8(kFc), s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C, 4 * C);
+    linear_backward(ctx, s.fp8_of(l, kFc), s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C,
+                    4 * C);
     layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, s.scratch, s.dbranch, a.residual_mid, p.ln2_w,
                        a.ln2_mean, a.ln2_rstd, BT, C);
     // mid = inp + attproj(attention(qkv(ln1(inp))))
-    linear_backward(ctx, fp8(kAttproj), s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual, a.att,
-                    p.attproj_w, BT, C, C);
+    linear_backward(ctx, s.fp8_of(l, kAttproj), s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual,
+                    a.att, p.attproj_w, BT, C, C);
     attention_backward(ctx, s.dqkv, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight, B, T, NH,
                        hs, topk);
-    linear_backward(ctx, fp8(kQkv), s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w, BT, C,
-                    3 * C);
+    linear_backward(ctx, s.fp8_of(l, kQkv), s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w,
+                    BT, C, 3 * C);
     layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, s.scratch, s.dbranch, inp, p.ln1_w, a.ln1_mean,
                        a.ln1_rstd, BT, C);
 }

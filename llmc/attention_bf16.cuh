@@ -176,9 +176,30 @@ __device__ __forceinline__ void merge_into_list(float (&list)[LIST], float (&fre
     }
     sort_bitonic<LIST>(list);
 }
+// The same with what a thread has of row g + 8 h of the scores for 64 keys.
+template <int LIST>
+__device__ __forceinline__ void merge_into_list(float (&list)[LIST], const float (&s)[8][4], int h) {
+    float fresh[16];
+#pragma unroll
+    for (int i = 0; i < 16; i++) fresh[i] = s[i / 2][2 * h + i % 2];
+    merge_into_list(list, fresh);
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // forward
+
+// Calls body with the length of a thread's lists for this k; 0: no lists.
+template <class Body>
+void with_list(int topk, Body body) {
+    if (topk == 0 || topk > kMaxListed)
+        body(std::integral_constant<int, 0>());
+    else if (topk <= 8)
+        body(std::integral_constant<int, 8>());
+    else if (topk <= 32)
+        body(std::integral_constant<int, 16>());
+    else
+        body(std::integral_constant<int, 32>());
+}
 
 // rows.tie of a row that the select kernel must do again.
 inline constexpr float kRowMarked = -1.0f;
@@ -223,10 +244,8 @@ __device__ __forceinline__ void finish_row(const AttentionRows& rows, size_t row
         }
     } else {  // one after another: of the lanes that have the largest, the first gives it up
 #pragma unroll 1
-        for (int place = 0; place <= topk; place++) {
-            next = quad_max(list[0]);
-            if (place == topk) break;
-            kth = next;
+        for (int place = 0; place < topk; place++) {
+            kth = quad_max(list[0]);
             mass += fast_exp2((kth - lse) * kLog2e);
             const unsigned holders = __ballot_sync(0xffffffffu, list[0] == kth) & quad;
             const bool mine = __ffs(holders) - 1 == lane;
@@ -234,6 +253,7 @@ __device__ __forceinline__ void finish_row(const AttentionRows& rows, size_t row
             for (int i = 0; i < LIST - 1; i++) list[i] = mine ? list[i + 1] : list[i];
             list[LIST - 1] = mine ? -INFINITY : list[LIST - 1];
         }
+        next = quad_max(list[0]);
     }
     const bool proven = (__ballot_sync(0xffffffffu, last >= next) & quad) == 0 && kth > next;
     if (!writes) return;
@@ -337,12 +357,7 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
 
 #pragma unroll
         for (int h = 0; h < 2; h++) {  // rows g and g + 8
-            if constexpr (LIST > 0) {
-                float fresh[16];
-#pragma unroll
-                for (int i = 0; i < 16; i++) fresh[i] = s[i / 2][2 * h + i % 2];
-                merge_into_list(list[h], fresh);
-            }
+            if constexpr (LIST > 0) merge_into_list(list[h], s, h);
             float tile_max = s[0][2 * h];
 #pragma unroll
             for (int i = 1; i < 16; i++) tile_max = fmaxf(tile_max, s[i / 2][2 * h + i % 2]);
@@ -771,14 +786,9 @@ void launch_attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, Atten
 
 inline void attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
                                    const __nv_bfloat16* qkv, int B, int T, int num_heads, int hs, int topk) {
-    if (topk == 0 || topk > kMaxListed)
-        launch_attention_forward_bf16<0>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
-    else if (topk <= 8)
-        launch_attention_forward_bf16<8>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
-    else if (topk <= 32)
-        launch_attention_forward_bf16<16>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
-    else
-        launch_attention_forward_bf16<32>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
+    with_list(topk, [&](auto list) {
+        launch_attention_forward_bf16<list>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
+    });
     if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, hs, topk, topk > kMaxListed);
 }
 
@@ -813,12 +823,6 @@ inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, flo
                              kBackwardWarps * 32, shared, dqkv, dq_sum, flags, dout, qkv,
                              (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads, hs);
         };
-        const Pull pull = pull_of(reg, weight);
-        if (pull == Pull::topk)
-            launch(attention_backward_bf16_kernel<HS, Pull::topk>);
-        else if (pull == Pull::entropy)
-            launch(attention_backward_bf16_kernel<HS, Pull::entropy>);
-        else
-            launch(attention_backward_bf16_kernel<HS, Pull::none>);
+        with_pull(reg, weight, [&](auto pull) { launch(attention_backward_bf16_kernel<HS, pull>); });
     });
 }

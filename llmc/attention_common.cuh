@@ -18,8 +18,15 @@ struct AttentionRows {
 
 // What the regularizer adds to a score's gradient: nothing; c_i if the key is in the top k; c_i s_ij.
 enum class Pull { none, topk, entropy };
-inline Pull pull_of(Reg reg, bool regularized) {
-    return !regularized ? Pull::none : reg == Reg::entropy ? Pull::entropy : Pull::topk;
+// Calls body with the one that a layer's kernels need, as a compile-time constant.
+template <class Body>
+void with_pull(Reg reg, bool regularized, Body body) {
+    if (!regularized)
+        body(std::integral_constant<Pull, Pull::none>());
+    else if (reg == Reg::entropy)
+        body(std::integral_constant<Pull, Pull::entropy>());
+    else
+        body(std::integral_constant<Pull, Pull::topk>());
 }
 
 // Halfway between the k-th and the (k+1)-th largest score, kth > next: the result is in [next, kth).

@@ -18,6 +18,42 @@ inline constexpr float kHopperScale = 0.125f;  // of a head of 64
 inline constexpr int kTileElements = 64 * 64;
 inline constexpr size_t kTileBytes = kTileElements * sizeof(__nv_bfloat16);
 
+// Where a block's head lies.
+struct HeadPlace {
+    int C, b, head;
+    size_t stride;                   // from one row of q, k or v to the next
+    const __nv_bfloat16 *q, *k, *v;  // row 0
+
+    __device__ __forceinline__ HeadPlace(const __nv_bfloat16* qkv, int T, int num_heads)
+        : C(num_heads * 64),
+          b(blockIdx.y / num_heads),
+          head(blockIdx.y % num_heads),
+          stride(3 * (size_t)C),
+          q(qkv + (size_t)b * T * stride + head * 64),
+          k(q + C),
+          v(k + C) {}
+    // Row i of this head in x [B,T,C].
+    template <class X>
+    __device__ __forceinline__ X* row(X* x, int T, int i) const {
+        return x + ((size_t)b * T + i) * C + head * 64;
+    }
+};
+
+// Starts the copy of 64 rows of x, from row first on, to a tile; rows from T on become zero.
+__device__ __forceinline__ void copy_tile_async(__nv_bfloat16* tile, const __nv_bfloat16* x, size_t stride,
+                                                int first, int T) {
+    copy_rows_async<64, 64, 128>(tile, x + first * stride, stride, T - first, 64);
+}
+
+// x = value where a row of the tile on the diagonal does not see the column.
+__device__ __forceinline__ void hide_later_keys(Accumulator& x, float value) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        for (int e = 0; e < 4; e++)
+            if (8 * n + 2 * t + e % 2 > 16 * warp + g + e / 2 * 8) x[n][e] = value;
+}
+
 // The A fragments of a product with P or dS: its sums, rounded to bf16.
 __device__ __forceinline__ void round_to_fragments(AFragment (&a)[4], const Accumulator& x) {
 #pragma unroll
@@ -46,21 +82,15 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
     __nv_bfloat16* k_tiles = q_tile + kTileElements;       // [2][TILE][HS]
     __nv_bfloat16* v_tiles = k_tiles + 2 * kTileElements;  // [2][TILE][HS]
 
-    const int C = num_heads * HS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
-              t = lane % 4;
-    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const HeadPlace at(qkv, T, num_heads);
     const int last_tile = gridDim.x - 1 - blockIdx.x;  // the longest rows start first
     const int first_query = last_tile * TILE, warp_query = first_query + 16 * warp;
-    const size_t stride = 3 * (size_t)C;
-    const __nv_bfloat16* q = qkv + (size_t)b * T * stride + head * HS;
-    const __nv_bfloat16 *k = q + C, *v = q + 2 * C;
 
-    copy_rows_async<HS, TILE, 128>(q_tile, q + first_query * stride, stride, T - first_query, HS);
+    copy_tile_async(q_tile, at.q, at.stride, first_query, T);
     const auto copy_keys = [&](int tile) {
-        const size_t first = (size_t)tile * TILE * stride;
-        const int valid = T - tile * TILE, at = tile % 2 * kTileElements;
-        copy_rows_async<HS, TILE, 128>(k_tiles + at, k + first, stride, valid, HS);
-        copy_rows_async<HS, TILE, 128>(v_tiles + at, v + first, stride, valid, HS);
+        copy_tile_async(k_tiles + tile % 2 * kTileElements, at.k, at.stride, tile * TILE, T);
+        copy_tile_async(v_tiles + tile % 2 * kTileElements, at.v, at.stride, tile * TILE, T);
         cp_async_commit();
     };
     copy_keys(0);
@@ -83,23 +113,13 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
         begin_products();
         set_product_turned(s, describe_tile(q_tile), describe_tile(k_tiles + buffer));
         commit_products();
-        wait_products<0>(s);
-        if (tile == last_tile) {
-#pragma unroll
-            for (int n = 0; n < 8; n++)
-                for (int e = 0; e < 4; e++)
-                    if (8 * n + 2 * t + e % 2 > 16 * warp + g + e / 2 * 8) s[n][e] = -INFINITY;
-        }
+        wait_products(s);
+        if (tile == last_tile) hide_later_keys(s, -INFINITY);
 
         constexpr float unit = kHopperScale * kLog2e;
 #pragma unroll
         for (int h = 0; h < 2; h++) {  // rows g and g + 8
-            if constexpr (LIST > 0) {
-                float fresh[16];
-#pragma unroll
-                for (int i = 0; i < 16; i++) fresh[i] = s[i / 2][2 * h + i % 2];
-                merge_into_list(list[h], fresh);
-            }
+            if constexpr (LIST > 0) merge_into_list(list[h], s, h);
             float tile_max = LIST > 0 ? list[h][0] : s[0][2 * h];
             if constexpr (LIST == 0) {
 #pragma unroll
@@ -132,7 +152,7 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
         begin_products();
         add_product(o, p, describe_tile(v_tiles + buffer));
         commit_products();
-        wait_products<0>(o);
+        wait_products(o);
     }
 
     float inverse[2];
@@ -152,8 +172,8 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
         }
     }
     __syncthreads();  // all four warps' products have read q_tile
-    store_rows<HS>(out + ((size_t)b * T + warp_query) * C + head * HS, C, T - warp_query, HS, q_tile,
-                   16 * warp, o, inverse[0], inverse[1]);
+    store_rows<HS>(at.row(out, T, warp_query), at.C, T - warp_query, HS, q_tile, 16 * warp, o, inverse[0],
+                   inverse[1]);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -186,28 +206,23 @@ __global__ void __launch_bounds__(128, 3)
     __nv_bfloat16* do_tiles = q_tiles + 2 * kTileElements;                // [2][TILE][HS]
     RowNumbers* row_tiles = (RowNumbers*)(do_tiles + 2 * kTileElements);  // [2][TILE]
 
-    const int C = num_heads * HS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
-              t = lane % 4;
-    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const HeadPlace at(qkv, T, num_heads);
     const int first_tile = blockIdx.x, first_key = first_tile * TILE;  // the most queries start first
     const int num_tiles = gridDim.x;
-    const size_t stride = 3 * (size_t)C, head_rows = (size_t)blockIdx.y * T;
-    const __nv_bfloat16* q = qkv + (size_t)b * T * stride + head * HS;
-    const __nv_bfloat16 *k = q + C, *v = q + 2 * C;
-    const __nv_bfloat16* dout_head = dout + (size_t)b * T * C + head * HS;
+    const size_t head_rows = (size_t)blockIdx.y * T;
+    const __nv_bfloat16* dout_head = at.row(dout, T, 0);
 
-    copy_rows_async<HS, TILE, 128>(k_tile, k + first_key * stride, stride, T - first_key, HS);
-    copy_rows_async<HS, TILE, 128>(v_tile, v + first_key * stride, stride, T - first_key, HS);
+    copy_tile_async(k_tile, at.k, at.stride, first_key, T);
+    copy_tile_async(v_tile, at.v, at.stride, first_key, T);
     const auto copy_queries = [&](int tile) {
-        const int first = tile * TILE, at = tile % 2;
-        copy_rows_async<HS, TILE, 128>(q_tiles + at * kTileElements, q + first * stride, stride, T - first,
-                                       HS);
-        copy_rows_async<HS, TILE, 128>(do_tiles + at * kTileElements, dout_head + (size_t)first * C, C,
-                                       T - first, HS);
+        const int first = tile * TILE, buffer = tile % 2;
+        copy_tile_async(q_tiles + buffer * kTileElements, at.q, at.stride, first, T);
+        copy_tile_async(do_tiles + buffer * kTileElements, dout_head, at.C, first, T);
         // Rows from T on are zero throughout: p = 1, but dout = 0 and delta = 0, so they add nothing.
         if (threadIdx.x < TILE) {
             const int i = first + threadIdx.x;
-            cp_async_16(shared_address(row_tiles + at * TILE + threadIdx.x),
+            cp_async_16(shared_address(row_tiles + buffer * TILE + threadIdx.x),
                         numbers + head_rows + min(i, T - 1), i < T);
         }
         cp_async_commit();
@@ -233,7 +248,7 @@ __global__ void __launch_bounds__(128, 3)
         // Rows whose k-th score is tied are rare: only a tile that has one looks for the keys.
         const bool ties = PULL == Pull::topk &&
                           __any_sync(0xffffffffu, is_tied(row_tile[lane]) || is_tied(row_tile[lane + 32]));
-        wait_products<0>(s, dp);
+        wait_products(s, dp);
         if (ties) {
 #pragma unroll
             for (int n = 0; n < 8; n++)
@@ -265,14 +280,14 @@ __global__ void __launch_bounds__(128, 3)
         add_product(dv, p, describe_tile(do_tile));
         add_product(dk, ds, describe_tile(q_tile));
         commit_products();
-        wait_products<0>(dv, dk);
+        wait_products(dv, dk);
     }
 
     __syncthreads();  // all four warps' products have read the keys and values
     const int warp_key = first_key + 16 * warp;
-    __nv_bfloat16* dk_head = dqkv + ((size_t)b * T + warp_key) * stride + C + head * HS;
-    store_rows<HS>(dk_head, stride, T - warp_key, HS, k_tile, 16 * warp, dk, kHopperScale, kHopperScale);
-    store_rows<HS>(dk_head + C, stride, T - warp_key, HS, v_tile, 16 * warp, dv, 1.0f, 1.0f);
+    __nv_bfloat16* dk_rows = dqkv + (at.k - qkv) + warp_key * at.stride;  // dqkv is laid out as qkv is
+    store_rows<HS>(dk_rows, at.stride, T - warp_key, HS, k_tile, 16 * warp, dk, kHopperScale, kHopperScale);
+    store_rows<HS>(dk_rows + at.C, at.stride, T - warp_key, HS, v_tile, 16 * warp, dv, 1.0f, 1.0f);
 }
 
 inline constexpr size_t kHopperQueriesShared = 6 * kTileBytes;
@@ -290,23 +305,18 @@ __global__ void __launch_bounds__(128, 4)
     __nv_bfloat16* k_tiles = do_tile + kTileElements;      // [2][TILE][HS]
     __nv_bfloat16* v_tiles = k_tiles + 2 * kTileElements;  // [2][TILE][HS]
 
-    const int C = num_heads * HS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4,
-              t = lane % 4;
-    const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4;
+    const HeadPlace at(qkv, T, num_heads);
     const int last_tile = gridDim.x - 1 - blockIdx.x;  // the longest rows start first
     const int first_query = last_tile * TILE, warp_query = first_query + 16 * warp;
-    const size_t stride = 3 * (size_t)C, head_rows = (size_t)blockIdx.y * T;
-    const __nv_bfloat16* q = qkv + (size_t)b * T * stride + head * HS;
-    const __nv_bfloat16 *k = q + C, *v = q + 2 * C;
-    const __nv_bfloat16* dout_head = dout + (size_t)b * T * C + head * HS;
+    const size_t head_rows = (size_t)blockIdx.y * T;
+    const __nv_bfloat16* dout_head = at.row(dout, T, 0);
 
-    copy_rows_async<HS, TILE, 128>(q_tile, q + first_query * stride, stride, T - first_query, HS);
-    copy_rows_async<HS, TILE, 128>(do_tile, dout_head + (size_t)first_query * C, C, T - first_query, HS);
+    copy_tile_async(q_tile, at.q, at.stride, first_query, T);
+    copy_tile_async(do_tile, dout_head, at.C, first_query, T);
     const auto copy_keys = [&](int tile) {
-        const size_t first = (size_t)tile * TILE * stride;
-        const int valid = T - tile * TILE, at = tile % 2 * kTileElements;
-        copy_rows_async<HS, TILE, 128>(k_tiles + at, k + first, stride, valid, HS);
-        copy_rows_async<HS, TILE, 128>(v_tiles + at, v + first, stride, valid, HS);
+        copy_tile_async(k_tiles + tile % 2 * kTileElements, at.k, at.stride, tile * TILE, T);
+        copy_tile_async(v_tiles + tile % 2 * kTileElements, at.v, at.stride, tile * TILE, T);
         cp_async_commit();
     };
     copy_keys(0);
@@ -329,7 +339,7 @@ __global__ void __launch_bounds__(128, 4)
         set_product_turned(s, describe_tile(q_tile), describe_tile(k_tile));
         set_product_turned(dp, describe_tile(do_tile), describe_tile(v_tile));
         commit_products();
-        wait_products<0>(s, dp);
+        wait_products(s, dp);
         if (ties) {
 #pragma unroll
             for (int n = 0; n < 8; n++)
@@ -341,23 +351,18 @@ __global__ void __launch_bounds__(128, 4)
         for (int n = 0; n < 8; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) score_gradient<PULL>(s[n][e], dp[n][e], r[e / 2]);
-        if (tile == last_tile) {
-#pragma unroll
-            for (int n = 0; n < 8; n++)
-                for (int e = 0; e < 4; e++)
-                    if (8 * n + 2 * t + e % 2 > 16 * warp + g + e / 2 * 8) dp[n][e] = 0.0f;
-        }
+        if (tile == last_tile) hide_later_keys(dp, 0.0f);
         AFragment ds[4];
         round_to_fragments(ds, dp);
         begin_products();
         add_product(dq, ds, describe_tile(k_tile));
         commit_products();
-        wait_products<0>(dq);
+        wait_products(dq);
     }
 
     __syncthreads();  // all four warps' products have read q_tile
-    store_rows<HS>(dqkv + ((size_t)b * T + warp_query) * stride + head * HS, stride, T - warp_query, HS,
-                   q_tile, 16 * warp, dq, kHopperScale, kHopperScale);
+    store_rows<HS>(dqkv + (at.q - qkv) + warp_query * at.stride, at.stride, T - warp_query, HS, q_tile,
+                   16 * warp, dq, kHopperScale, kHopperScale);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -369,18 +374,10 @@ inline bool use_hopper(const Context& ctx, int hs) {
 
 inline void attention_forward_hopper(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
                                      const __nv_bfloat16* qkv, int B, int T, int num_heads, int topk) {
-    const auto launch = [&](auto kernel) {
-        launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, 5 * kTileBytes, out, rows,
-                         qkv, T, num_heads, topk);
-    };
-    if (topk == 0 || topk > kMaxListed)
-        launch(attention_forward_hopper_kernel<0>);
-    else if (topk <= 8)
-        launch(attention_forward_hopper_kernel<8>);
-    else if (topk <= 32)
-        launch(attention_forward_hopper_kernel<16>);
-    else
-        launch(attention_forward_hopper_kernel<32>);
+    with_list(topk, [&](auto list) {
+        launch_attention(ctx, attention_forward_hopper_kernel<list>, dim3(ceil_div(T, 64), B * num_heads),
+                         128, 5 * kTileBytes, out, rows, qkv, T, num_heads, topk);
+    });
     if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, 64, topk, topk > kMaxListed);
 }
 
@@ -396,18 +393,8 @@ inline void attention_backward_hopper(const Context& ctx, __nv_bfloat16* dqkv, f
         launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, shared, dqkv, dout, qkv,
                          (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads);
     };
-    const auto launch_both = [&](auto keys, auto queries) {
-        launch(keys, kHopperKeysShared);
-        launch(queries, kHopperQueriesShared);
-    };
-    const Pull pull = pull_of(reg, weight);
-    if (pull == Pull::topk)
-        launch_both(attention_backward_keys_hopper_kernel<Pull::topk>,
-                    attention_backward_queries_hopper_kernel<Pull::topk>);
-    else if (pull == Pull::entropy)
-        launch_both(attention_backward_keys_hopper_kernel<Pull::entropy>,
-                    attention_backward_queries_hopper_kernel<Pull::entropy>);
-    else
-        launch_both(attention_backward_keys_hopper_kernel<Pull::none>,
-                    attention_backward_queries_hopper_kernel<Pull::none>);
+    with_pull(reg, weight, [&](auto pull) {
+        launch(attention_backward_keys_hopper_kernel<pull>, kHopperKeysShared);
+        launch(attention_backward_queries_hopper_kernel<pull>, kHopperQueriesShared);
+    });
 }

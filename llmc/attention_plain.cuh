@@ -468,15 +468,9 @@ void attention_backward_plain(const Context& ctx, Float* dqkv, float* scratch, c
             launch_attention(ctx, key_kernel, grid, kAttentionThreads, attention_shared<HS>(4, 2, 5), dqkv,
                              dout, qkv, rows, delta, slope, T, num_heads, hs);
         };
-        const Pull pull = pull_of(reg, weight);
-        if (pull == Pull::topk)
-            launch_both(attention_backward_query_kernel<Float, HS, Pull::topk>,
-                        attention_backward_key_kernel<Float, HS, Pull::topk>);
-        else if (pull == Pull::entropy)
-            launch_both(attention_backward_query_kernel<Float, HS, Pull::entropy>,
-                        attention_backward_key_kernel<Float, HS, Pull::entropy>);
-        else
-            launch_both(attention_backward_query_kernel<Float, HS, Pull::none>,
-                        attention_backward_key_kernel<Float, HS, Pull::none>);
+        with_pull(reg, weight, [&](auto pull) {
+            launch_both(attention_backward_query_kernel<Float, HS, pull>,
+                        attention_backward_key_kernel<Float, HS, pull>);
+        });
     });
 }

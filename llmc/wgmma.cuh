@@ -10,10 +10,9 @@
 //   add_product:         d += a b     d[i][j] += sum_k a[i][k] b[k][j], a in registers, b a tile
 //
 // They run while the warps go on. begin_products() comes before the first, and after registers that they use
-// were written; commit_products() closes a group of them; wait_products<N>(d) waits until at most N groups
-// are under way, and only then d may be read, or A's registers and the tiles overwritten. What ordinary
-// instructions and cp.async wrote to a tile is seen after fence_tiles() by the thread that wrote, and a
-// barrier.
+// were written; commit_products() closes a group of them; wait_products(d) waits for all, and only then d may
+// be read, or A's registers and the tiles overwritten. What ordinary instructions and cp.async wrote to a
+// tile is seen after fence_tiles() by the thread that wrote, and a barrier.
 //
 // On the CPU backend the same products are made of the emulated mma, at once.
 #pragma once
@@ -24,7 +23,7 @@ inline constexpr int kWgmmaAlignment = 1024;  // bytes
 using Accumulator = float[8][4];  // a thread's part of 64 x 64 sums
 using AFragment = uint32_t[4];    // of 64 x 16
 
-// Code for other devices than compute capability 9.0 compiles, but is never launched: see Context::has_wgmma.
+// Code for other devices than compute capability 9.0 compiles, but is never launched: see Context::use_wgmma.
 #if defined(CUDA_CPU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 inline constexpr bool kHasWgmma = true;
 #else
@@ -43,7 +42,7 @@ __device__ inline Tile describe_tile(const __nv_bfloat16* tile) {
 inline void begin_products() {}
 inline void commit_products() {}
 inline void fence_tiles() {}
-template <int N, class... D>
+template <class... D>
 void wait_products(D&...) {}
 
 inline void set_product_turned(Accumulator& d, Tile a, Tile b) {
@@ -100,9 +99,9 @@ __device__ __forceinline__ void changes_here(Accumulator& d) {
     for (int n = 0; n < 8; n++)
         asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
-template <int N, class... D>
+template <class... D>
 __device__ __forceinline__ void wait_products(D&... d) {
-    if constexpr (kHasWgmma) asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+    if constexpr (kHasWgmma) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     (changes_here(d), ...);
 }
 

@@ -21,7 +21,8 @@ CUT_STYLE = {"topk": {"marker": "o"}, "recent": {"linestyle": "--", "linewidth":
              "first_recent": {"linestyle": "-.", "linewidth": 1}, "random": {"linestyle": ":", "linewidth": 1}}
 FLOOR = 1e-4  # a cost of a cut on these few tokens is no more exact than that
 SCHEDULE_COLOURS = {("0", ""): pictures.BLUE, ("50%", ""): pictures.SKY, ("70%", ""): pictures.GREEN,
-                    ("90%", ""): pictures.ORANGE, ("70%", "no0"): pictures.PURPLE}
+                    ("90%", ""): pictures.ORANGE, ("70%", "no0"): pictures.PURPLE,
+                    ("70%", "0x10"): pictures.VERMILION}
 
 
 def series(folder):

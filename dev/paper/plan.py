@@ -5,7 +5,8 @@ A cell is one training run and what is measured of it. It has a name, which is i
     family   scratch, or continued: from OpenAI's weights
     group    plain, column, schedule, chosen, baseline, target, other k
     wave     1: what every table needs; 2: what fills the tables if there is time
-    reg k lambda rise layers seed     as the trainer's flags have them; rise is --lambda-warmup
+    reg k lambda rise seed     as the trainer's flags have them; rise is --lambda-warmup
+    layers   the factor on lambda in layer 0, beside 1 in the others: a name of LAYER0; "": 1
 
 What is run first answers the main question: plain, then lambda at k = 8, then lambda's schedules, the chosen cells'
 other seeds, the baselines, a few cells at other k; the second wave is the rest of the grid.
@@ -19,6 +20,7 @@ SEEDS = (1337, 1338, 1339)
 RISE = "70%"
 K = 8  # the k of the column, the schedules, the chosen cells and the bars
 SCHEDULE_LAMBDAS = (0.3, 0.1)  # the first in wave 1
+LAYER0 = {"no0": 0, "0x10": 10}  # it is the one that condenses least
 ENTROPY_LAMBDAS = (0.01, 0.03, 0.1)
 TARGET_MARGINS = (0.01, 0.02)
 TARGET_START = 0.03  # what lambda is adjusted from: too much of it early cannot be taken back
@@ -66,7 +68,7 @@ def name_of(cell):
 
 def rise_name(cell):
     rise = "const" if cell["rise"] == "0" else "rise" + cell["rise"].rstrip("%")
-    return rise + ("-no0" if cell["layers"] == "no0" else "")
+    return rise + (f"-{cell['layers']}" if cell["layers"] else "")
 
 
 def with_seed(chosen, planned):
@@ -91,7 +93,7 @@ def all_cells(can, continued):
     for wave, lam in enumerate(SCHEDULE_LAMBDAS, 1):
         for reg in REGS:
             cells += [cell("schedule", wave, lam, reg, rise=rise) for rise in ("0", "50%", "90%")]
-            cells.append(cell("schedule", wave, lam, reg, layers="no0"))
+            cells += [cell("schedule", wave, lam, reg, layers=layers) for layers in LAYER0]
     cells += [cell("chosen", 1, 1, seed=s, pick=reg) for reg in REGS for s in SEEDS[1:]]
     if "entropy" in can:
         cells += [cell("baseline", 1, lam, "entropy") for lam in ENTROPY_LAMBDAS]

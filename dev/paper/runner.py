@@ -21,7 +21,7 @@ import subprocess
 import time
 
 from common import ROOT, Bad, duration, from_root, median, read_json, read_metrics, write_json
-from plan import K, SEEDS, cell_seconds, final_seconds, with_seed
+from plan import K, LAYER0, SEEDS, cell_seconds, final_seconds, with_seed
 from tables import candidates, chosen_cells, top_loss
 
 CUTS = "1,2,4,8,16,32,64"
@@ -83,7 +83,9 @@ def eval_batch(rows):
 def train_command(plan, programs, cell, folder):
     updates = plan["updates"]
     lam, reg = cell["lambda"], cell["reg"]
-    layers = {"": [], "no0": ["--lambda-layers", ",".join(["0"] + ["1"] * (plan["layers"] - 1))]}[cell["layers"]]
+    layers = []
+    if cell["layers"]:
+        layers = ["--lambda-layers", ",".join([str(LAYER0[cell["layers"]])] + ["1"] * (plan["layers"] - 1))]
     margin = []
     if "margin" in cell:
         plain = os.path.join(os.path.dirname(folder), f"plain-s{cell['seed']}", "metrics.jsonl")

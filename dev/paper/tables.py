@@ -286,7 +286,7 @@ def column_table(results, family):
 
 def schedule(cell):
     rise = "constant" if cell["rise"] == "0" else f"rising over {cell['rise']}"
-    return rise + (", not layer 0" if cell["layers"] else "")
+    return rise + {"": "", "no0": ", not layer 0", "0x10": ", layer 0 tenfold"}[cell["layers"]]
 
 
 def schedule_order(cell):

@@ -339,7 +339,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.dbranch = arena.take<Float>(BT * C);
     a.dqkv = arena.take<Float>(BT * 3 * C);
     const int hs = config.channels / config.num_heads;
-    size_t att_scratch = attention_backward_scratch<Float>(B, T, config.num_heads, hs);
+    size_t att_scratch = attention_backward_scratch<Float>(ctx, B, T, config.num_heads, hs);
     if constexpr (sizeof(Float) == 2 && kUseCudnn)
         att_scratch = std::max(att_scratch, prepare_attention_cudnn(ctx, B, T, config.num_heads, hs));
     a.att_scratch =
@@ -587,8 +587,17 @@ void logits_forward(const Context& ctx, const GPT2<Float>& model, int first, int
 // ---------------------------------------------------------------------------------------------------------
 // backward
 
+// The gradient of the bias that was the last to be added to the stream in front of layer l, fcproj's of the
+// layer below it; null if that is the embedding. Like attproj's it is the sum of dresidual's rows, which the
+// layernorm adds up when it writes them.
+template <class Float>
+float* fcproj_bias_below(const GPT2<Float>& model, int l) {
+    return l == 0 ? nullptr : model.grads.layers[l - 1].fcproj_b;
+}
+
 // dresidual holds the gradient of the layer's output and leaves with that of its input; the layer's parameter
-// gradients are added to. reg_weight: lambda / N of this layer, on the device; null: it is not regularized.
+// gradients are added to, but for fcproj's bias, and that of the layer below is. reg_weight: lambda / N of
+// this layer, on the device; null: it is not regularized.
 template <class Float>
 void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
                     int topk, Reg reg, const float* reg_weight) {
@@ -611,21 +620,21 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
 
     // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
     // MLP
-    linear_gelu_backward(ctx, s.fp8_of(l, kFcproj), s.dfch, g.fcproj_w, g.fcproj_b, s.scratch, s.dresidual,
+    linear_gelu_backward(ctx, s.fp8_of(l, kFcproj), s.dfch, g.fcproj_w, nullptr, s.scratch, s.dresidual,
                          a.fch_gelu, a.fch, p.fcproj_w, BT, 4 * C, C);
     linear_backward(ctx, s.fp8_of(l, kFc), s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C,
                     4 * C);
-    layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, s.scratch, s.dbranch, a.residual_mid, p.ln2_w,
-                       a.ln2_mean, a.ln2_rstd, BT, C);
+    layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, g.attproj_b, s.scratch, s.dbranch, a.residual_mid,
+                       p.ln2_w, a.ln2_mean, a.ln2_rstd, BT, C);
     // mid = inp + attproj(attention(qkv(ln1(inp))))
-    linear_backward(ctx, s.fp8_of(l, kAttproj), s.dbranch, g.attproj_w, g.attproj_b, s.scratch, s.dresidual,
+    linear_backward(ctx, s.fp8_of(l, kAttproj), s.dbranch, g.attproj_w, nullptr, s.scratch, s.dresidual,
                     a.att, p.attproj_w, BT, C, C);
-    attention_backward(ctx, s.dqkv, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight, B, T, NH,
-                       hs, topk);
-    linear_backward(ctx, s.fp8_of(l, kQkv), s.dbranch, g.qkv_w, g.qkv_b, s.scratch, s.dqkv, a.ln1, p.qkv_w,
+    attention_backward(ctx, s.dqkv, g.qkv_b, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight,
+                       B, T, NH, hs, topk);
+    linear_backward(ctx, s.fp8_of(l, kQkv), s.dbranch, g.qkv_w, nullptr, s.scratch, s.dqkv, a.ln1, p.qkv_w,
                     BT, C, 3 * C);
-    layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, s.scratch, s.dbranch, inp, p.ln1_w, a.ln1_mean,
-                       a.ln1_rstd, BT, C);
+    layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, fcproj_bias_below(model, l), s.scratch, s.dbranch,
+                       inp, p.ln1_w, a.ln1_mean, a.ln1_rstd, BT, C);
 }
 
 // From acts.logits, which hold their gradient, to every parameter's gradient, which is added to. Layers that
@@ -638,8 +647,9 @@ void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int to
     const int C = model.config.channels, L = model.config.num_layers, BT = B * T;
     matmul_backward<Float>(ctx, a.dbranch, model.grads.wte, nullptr, nullptr, a.logits, a.lnf,
                            model.params.wte, BT, C, model.config.padded_vocab_size);
-    layernorm_backward(ctx, a.dresidual, model.grads.lnf_w, model.grads.lnf_b, a.scratch, a.dbranch,
-                       a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean, a.lnf_rstd, BT, C, false);
+    layernorm_backward(ctx, a.dresidual, model.grads.lnf_w, model.grads.lnf_b, fcproj_bias_below(model, L),
+                       a.scratch, a.dbranch, a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean,
+                       a.lnf_rstd, BT, C, false);
     for (int l = L - 1; l >= 0; l--)
         layer_backward(ctx, model, l, layer_input(model, l), B, T, topk, reg,
                        regularized[l] ? a.reg_weight + l : nullptr);

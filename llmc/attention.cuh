@@ -31,6 +31,7 @@
 #include "attention_entropy.cuh"
 #include "attention_hopper.cuh"
 #include "attention_plain.cuh"
+#include "bias.cuh"
 
 // What a layer's heads did, summed over the rows of one (batch row, head) each: sums[B*NH][2] = {M, f(M)},
 // for entropy {M, H}, over the queries with more than k keys.
@@ -112,40 +113,44 @@ void attention_forward(const Context& ctx, Float* out, AttentionRows rows, const
 
 // Floats of scratch that attention_backward needs, and more where prepare_attention_cudnn() says so.
 template <class Float>
-size_t attention_backward_scratch(int B, int T, int num_heads, int hs) {
+size_t attention_backward_scratch(const Context& ctx, int B, int T, int num_heads, int hs) {
     const size_t rows = (size_t)B * num_heads * T;
-    if (sizeof(Float) == 4) return 2 * rows;
-    size_t floats = 0;
-    with_mma_head_size(hs, [&](auto size) {
-        floats = rows * (4 + size) + attention_backward_flags(B, T, num_heads, kBackwardQueries<size>);
-    });
-    return floats;
+    size_t floats = 2 * rows;
+    if (sizeof(Float) == 2 && use_hopper(ctx, hs))
+        floats = attention_backward_hopper_scratch(B, T, num_heads);
+    else if (sizeof(Float) == 2)
+        with_mma_head_size(hs, [&](auto size) {
+            floats = rows * (4 + size) + attention_backward_flags(B, T, num_heads, kBackwardQueries<size>);
+        });
+    return std::max(floats, column_sum_scratch(ctx, (size_t)3 * num_heads * hs));
 }
 
-// dqkv [B,T,3C] is overwritten. dout, out [B,T,C]; rows as the forward saved them for the same topk, with
-// attention_mean_scores() where the regularizer is entropy.
-// weight: lambda / N of this layer, on the device, so that it may change under a recorded launch; null: no
-// regularizer, and kernels without its code. scratch: attention_backward_scratch floats, 16-byte aligned.
+// dqkv [B,T,3C] is overwritten; dbias [3C] is added the sum of its rows, the gradient of qkv's bias. dout,
+// out [B,T,C]; rows as the forward saved them for the same topk, with attention_mean_scores() where the
+// regularizer is entropy. weight: lambda / N of this layer, on the device, so that it may change under a
+// recorded launch; null: no regularizer, and kernels without its code. scratch: attention_backward_scratch
+// floats, 16-byte aligned.
 template <class Float>
-void attention_backward(const Context& ctx, Float* dqkv, float* scratch, const Float* dout, const Float* out,
-                        const Float* qkv, AttentionRows rows, Reg reg, const float* weight, int B, int T,
-                        int num_heads, int hs, int topk) {
+void attention_backward(const Context& ctx, Float* dqkv, float* dbias, float* scratch, const Float* dout,
+                        const Float* out, const Float* qkv, AttentionRows rows, Reg reg, const float* weight,
+                        int B, int T, int num_heads, int hs, int topk) {
     assert(B > 0 && T > 0 && (!weight || topk > 0) && B * num_heads <= 65535);
     assert(!weight || reg != Reg::entropy || rows.mean_score);
-    if constexpr (sizeof(Float) == 2 && kUseCudnn)
-        if (!weight &&
-            attention_backward_cudnn(ctx, dqkv, scratch, dout, out, qkv, rows.lse, B, T, num_heads, hs))
-            return;
+    bool done = false;
     if constexpr (sizeof(Float) == 2) {
-        if (use_hopper(ctx, hs))
-            attention_backward_hopper(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads,
-                                      topk);
-        else
+        if (kUseCudnn && !weight)
+            done =
+                attention_backward_cudnn(ctx, dqkv, scratch, dout, out, qkv, rows.lse, B, T, num_heads, hs);
+        if (!done && use_hopper(ctx, hs))
+            return attention_backward_hopper(ctx, dqkv, dbias, scratch, dout, out, qkv, rows, reg, weight, B,
+                                             T, num_heads, topk);
+        if (!done)
             attention_backward_bf16(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads,
                                     hs, topk);
     } else
         attention_backward_plain(ctx, dqkv, scratch, dout, out, qkv, rows, reg, weight, B, T, num_heads, hs,
                                  topk);
+    bias_backward(ctx, dbias, scratch, dqkv, B * T, 3 * num_heads * hs);
 }
 
 // sums [B*NH][2], see attention_mass_sums_kernel; rows as the forward, and for entropy

@@ -6,7 +6,8 @@
 //
 // The backward is two kernels: one owns keys and sums dk and dv over the queries, the other owns queries and
 // sums dq over the keys. Scores and dp are computed in both, 7 products in place of 5; but every sum stays in
-// one block's registers, so there is nothing to add up in memory, and no order to wait for.
+// one block's registers, so there is nothing to add up in memory, and no order to wait for. While they are
+// there, the block also adds up its rows of them, for the gradient of qkv's bias.
 //
 // Scores stay unscaled: 1/sqrt(64) is a power of two, which changes no bit but the exponent, so it goes into
 // the constants that scores are multiplied by or compared with.
@@ -32,6 +33,10 @@ struct HeadPlace {
           q(qkv + (size_t)b * T * stride + head * 64),
           k(q + C),
           v(k + C) {}
+    // Where this head's columns of q begin in sums over tiles of rows, [B][tiles][3C].
+    __device__ __forceinline__ size_t tile_columns(int tile) const {
+        return ((size_t)b * gridDim.x + tile) * 3 * C + head * 64;
+    }
     // Row i of this head in x [B,T,C].
     template <class X>
     __device__ __forceinline__ X* row(X* x, int T, int i) const {
@@ -190,12 +195,32 @@ __device__ __forceinline__ void score_gradient(float& s, float& dp, const RowNum
     dp = p * gradient;
 }
 
+// sums[c] = the sum of column c of the tile's first `valid` rows, times factor; shared: [4][64] floats that
+// nobody else uses.
+__device__ __forceinline__ void store_column_sums(float* sums, float* shared, const Accumulator& x, int valid,
+                                                  float factor) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const bool upper = 16 * warp + g < valid, lower = 16 * warp + g + 8 < valid;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            float sum = (upper ? x[n][e] : 0.0f) + (lower ? x[n][2 + e] : 0.0f);
+            for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+            if (g == 0) shared[warp * 64 + 8 * n + 2 * t + e] = sum;
+        }
+    __syncthreads();
+    if (threadIdx.x >= 64) return;
+    const float* column = shared + threadIdx.x;
+    sums[threadIdx.x] = (column[0] + column[64] + column[128] + column[192]) * factor;
+}
+
 inline constexpr size_t kHopperKeysShared = 6 * kTileBytes + 2 * 64 * sizeof(RowNumbers);
 
 // One block: dk and dv of 64 keys of one head, over the queries that see them.
 template <Pull PULL>
 __global__ void __launch_bounds__(128, 3)
-    attention_backward_keys_hopper_kernel(__nv_bfloat16* dqkv, const __nv_bfloat16* dout,
+    attention_backward_keys_hopper_kernel(__nv_bfloat16* dqkv, float* bias_sums, const __nv_bfloat16* dout,
                                           const __nv_bfloat16* qkv, const RowNumbers* numbers,
                                           const float* tie, int T, int num_heads) {
     constexpr int HS = 64, TILE = 64;
@@ -288,6 +313,9 @@ __global__ void __launch_bounds__(128, 3)
     __nv_bfloat16* dk_rows = dqkv + (at.k - qkv) + warp_key * at.stride;  // dqkv is laid out as qkv is
     store_rows<HS>(dk_rows, at.stride, T - warp_key, HS, k_tile, 16 * warp, dk, kHopperScale, kHopperScale);
     store_rows<HS>(dk_rows + at.C, at.stride, T - warp_key, HS, v_tile, 16 * warp, dv, 1.0f, 1.0f);
+    float* dk_sums = bias_sums + at.tile_columns(blockIdx.x) + at.C;
+    store_column_sums(dk_sums, (float*)q_tiles, dk, T - first_key, kHopperScale);
+    store_column_sums(dk_sums + at.C, (float*)do_tiles, dv, T - first_key, 1.0f);
 }
 
 inline constexpr size_t kHopperQueriesShared = 6 * kTileBytes;
@@ -295,7 +323,7 @@ inline constexpr size_t kHopperQueriesShared = 6 * kTileBytes;
 // One block: dq of 64 queries of one head, over the keys that they see.
 template <Pull PULL>
 __global__ void __launch_bounds__(128, 4)
-    attention_backward_queries_hopper_kernel(__nv_bfloat16* dqkv, const __nv_bfloat16* dout,
+    attention_backward_queries_hopper_kernel(__nv_bfloat16* dqkv, float* bias_sums, const __nv_bfloat16* dout,
                                              const __nv_bfloat16* qkv, const RowNumbers* numbers,
                                              const float* tie, int T, int num_heads) {
     constexpr int HS = 64, TILE = 64;
@@ -363,6 +391,8 @@ __global__ void __launch_bounds__(128, 4)
     __syncthreads();  // all four warps' products have read q_tile
     store_rows<HS>(dqkv + (at.q - qkv) + warp_query * at.stride, at.stride, T - warp_query, HS, q_tile,
                    16 * warp, dq, kHopperScale, kHopperScale);
+    store_column_sums(bias_sums + at.tile_columns(last_tile), (float*)k_tiles, dq, T - first_query,
+                      kHopperScale);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -381,20 +411,26 @@ inline void attention_forward_hopper(const Context& ctx, __nv_bfloat16* out, Att
     if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, 64, topk, topk > kMaxListed);
 }
 
-// scratch: 4 floats a row.
-inline void attention_backward_hopper(const Context& ctx, __nv_bfloat16* dqkv, float* scratch,
+// Floats of scratch: the rows' numbers, then sums over tiles.
+inline size_t attention_backward_hopper_scratch(int B, int T, int num_heads) {
+    return (size_t)B * num_heads * (4 * T + ceil_div(T, 64) * 3 * 64);
+}
+
+inline void attention_backward_hopper(const Context& ctx, __nv_bfloat16* dqkv, float* dbias, float* scratch,
                                       const __nv_bfloat16* dout, const __nv_bfloat16* out,
                                       const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
                                       const float* weight, int B, int T, int num_heads, int topk) {
     RowNumbers* numbers = (RowNumbers*)scratch;
+    float* bias_sums = scratch + (size_t)B * num_heads * T * 4;
     attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, 64, topk,
                           1.0f / kHopperScale);
     const auto launch = [&](auto kernel, size_t shared) {
-        launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, shared, dqkv, dout, qkv,
-                         (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads);
+        launch_attention(ctx, kernel, dim3(ceil_div(T, 64), B * num_heads), 128, shared, dqkv, bias_sums,
+                         dout, qkv, (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads);
     };
     with_pull(reg, weight, [&](auto pull) {
         launch(attention_backward_keys_hopper_kernel<pull>, kHopperKeysShared);
         launch(attention_backward_queries_hopper_kernel<pull>, kHopperQueriesShared);
     });
+    add_partial_sums(ctx, dbias, bias_sums, B * ceil_div(T, 64), (size_t)3 * num_heads * 64);
 }

@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "context.h"
 
@@ -40,6 +41,42 @@ __device__ Pack<T> load_pack_if(bool inside, const T* p) {
     Pack<T> x = {};
     if (inside) x = load_pack(p);
     return x;
+}
+
+// Two floats rounded to bf16 in one register, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+}
+
+// A pack as floats, and floats as a pack: two of bf16 at a time, in half the instructions that one by one
+// take.
+template <class T>
+__device__ __forceinline__ void unpack(float (&x)[Pack<T>::size], const Pack<T>& pack) {
+    if constexpr (sizeof(T) == 2) {
+        uint32_t pairs[4];
+        memcpy(pairs, &pack, sizeof pairs);
+        for (int i = 0; i < 4; i++) {
+            x[2 * i] = __uint_as_float(pairs[i] << 16);
+            x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+        }
+    } else {
+        for (int k = 0; k < Pack<T>::size; k++) x[k] = (float)pack[k];
+    }
+}
+template <class T>
+__device__ __forceinline__ Pack<T> pack_floats(const float (&x)[Pack<T>::size]) {
+    Pack<T> pack;
+    if constexpr (sizeof(T) == 2) {
+        uint32_t pairs[4];
+        for (int i = 0; i < 4; i++) pairs[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+        memcpy(&pack, pairs, sizeof pack);
+    } else {
+        for (int k = 0; k < Pack<T>::size; k++) pack[k] = (T)x[k];
+    }
+    return pack;
 }
 
 // Where a pack of bf16 is used twice with much in between, a compiler may unpack it once and hold it as

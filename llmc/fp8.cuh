@@ -224,7 +224,8 @@ void linear_gelu_forward(const Context& ctx, const Fp8Buffers& f, Float* out, Fl
     gelu_forward(ctx, out, pre_gelu, (size_t)rows * OC);
 }
 
-// matmul_backward(), in FP8 where f says so; then linear_forward() has had the same inp and weight.
+// matmul_backward(), in FP8 where f says so; then linear_forward() has had the same inp and weight. dbias may
+// be null.
 template <class Float>
 void linear_backward(const Context& ctx, const Fp8Buffers& f, Float* dinp, float* dweight, float* dbias,
                      float* scratch, const Float* dout, const Float* inp, const Float* weight, int rows,
@@ -238,7 +239,8 @@ void linear_backward(const Context& ctx, const Fp8Buffers& f, Float* dinp, float
             fp8_round_again<__NV_E4M3>(ctx, nullptr, f.a, f.inp_scale(), inp, rows, IC);
             fp8_product(ctx, f.a, f.inp_scale(), CUDA_R_8F_E5M2, f.b_t, f.dout_scale(), CUDA_R_32F, dweight,
                         nullptr, IC, OC, rows, true);
-            return bias_backward(ctx, dbias, scratch, dout, rows, OC);
+            if (dbias) bias_backward(ctx, dbias, scratch, dout, rows, OC);
+            return;
         }
     }
     matmul_backward(ctx, dinp, dweight, dbias, scratch, dout, inp, weight, rows, IC, OC);

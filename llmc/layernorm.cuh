@@ -15,7 +15,8 @@
 #pragma once
 #include <type_traits>
 
-#include "cuda_common.cuh"
+#include "bias.cuh"
+#include "mma.cuh"
 
 inline constexpr float kLayerNormEpsilon = 1e-5f;
 
@@ -145,91 +146,132 @@ __global__ void layernorm_forward_wide_kernel(Float* out, float* mean, float* rs
     }
 }
 
-// Warps of a block of the backward below: with 8 PACKS Pack::size registers of sums and rows to a lane, these
-// many have room in an SM's registers.
+// Warps of a block of the backward below: with 12 PACKS Pack::size bytes of sums to a lane, these many have
+// room in an SM's registers.
 template <class Float, int PACKS>
 constexpr __host__ __device__ int layernorm_backward_warps() {
     constexpr int channels = PACKS * Pack<Float>::size;
     return channels <= 24 ? 16 : channels <= 32 ? 12 : 8;
 }
 
-// One block to an SM, which goes through the rows in strides of the grid, a warp a row. A lane has the same
-// channels in all of its warp's rows and adds up their dweight and dbias in registers; at the end the block's
-// sums go to partial[block][2][C]: dweight, then dbias. Every row is always in the same warp's turn, so the
-// sums repeat bit for bit.
+// Shared memory of a block: the weight, and for each warp a row of dout, x and dinp, and the next row's,
+// which are on their way meanwhile.
+inline constexpr int kLayerNormStages = 2;
 template <class Float, int PACKS>
+constexpr size_t layernorm_backward_shared(int warps) {
+    return (1 + warps * kLayerNormStages * 3) * PACKS * 32 * sizeof(Pack<Float>);
+}
+
+// One block to an SM, which goes through the rows in strides of the grid, a warp a row. A lane has the same
+// channels in all of its warp's rows and adds up their dweight and dbias (SUM: and dinp) in registers; at the
+// end the block's sums go to partial[block][2][C], dweight, then dbias, and behind them all, dinp's to
+// [block][C]. Every row is always in the same warp's turn, so the sums repeat bit for bit.
+template <class Float, int PACKS, bool SUM>
 __global__ void __launch_bounds__(32 * layernorm_backward_warps<Float, PACKS>(), 1)
     layernorm_backward_kernel(Float* dinp, float* partial, const Float* dout, const Float* inp,
                               const Float* weight, const float* mean, const float* rstd, int rows, int C,
                               bool add) {
-    constexpr int N = Pack<Float>::size;
-    constexpr int WARPS = layernorm_backward_warps<Float, PACKS>();
-    constexpr bool EARLY = sizeof(Float) == 2;  // does dinp have room in the registers from the start?
-    extern __shared__ float warp_sums[];        // [WARPS][C]
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    constexpr int N = Pack<Float>::size, ROW = PACKS * 32 * N, STAGE = 3 * ROW;
+    extern __shared__ __align__(16) unsigned char shared[];
+    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int step = gridDim.x * warps, first = blockIdx.x * warps + warp;
+    const int own = lane * N;               // first of the lane's channels; 32 N further on are the next
+    Float* const weights = (Float*)shared;  // [ROW]
+    Float* const stages = weights + ROW + warp * (kLayerNormStages * STAGE) + own;  // [stages][3][ROW]
 
-    float dw[PACKS][N] = {}, db[PACKS][N] = {};
-    for (int row = blockIdx.x * WARPS + warp; row < rows; row += gridDim.x * WARPS) {
-        const size_t base = (size_t)row * C;
-        const float m = mean[row], s = rstd[row];
-        Pack<Float> d[PACKS], x[PACKS], dx[PACKS];
+    // A lane copies what it reads itself, so that it waits for nothing but its own copies. Channels from C on
+    // are zeros, which add nothing to any sum; behind the last row there are only those.
+    const auto copy_row = [&](int row, int turn) {
+        const SharedAddress to = shared_address(stages + turn * STAGE);
+        const size_t from = (size_t)row * C + own;
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
-            const int c = (p * 32 + lane) * N;
-            if (c >= C) continue;
-            d[p] = load_pack(dout + base + c);
-            x[p] = load_pack(inp + base + c);
-            if (EARLY && add) dx[p] = load_pack(dinp + base + c);
+            const bool inside = row < rows && own + p * 32 * N < C;
+            const auto copy = [&](int which, const Float* x, bool wanted) {
+                cp_async_16(to + (which * ROW + p * 32 * N) * (int)sizeof(Float), x + from + p * 32 * N,
+                            wanted);
+            };
+            copy(0, dout, inside);
+            copy(1, inp, inside);
+            copy(2, dinp, inside && add);
         }
-        float mean_g = 0.0f, mean_gx = 0.0f;
+        cp_async_commit();
+    };
+    copy_row(first, 0);
+    float next_mean = first < rows ? mean[first] : 0.0f, next_rstd = first < rows ? rstd[first] : 0.0f;
+    for (int c = threadIdx.x * N; c < ROW; c += blockDim.x * N)
+        store_pack(weights + c, load_pack_if(c < C, weight + c));
+    __syncthreads();
+    const float inverse_C = 1.0f / C;
+
+    float dw[PACKS][N] = {}, db[PACKS][N] = {}, sum[SUM ? PACKS : 1][N] = {};
+    int turn = 0;
+    for (int row = first; row < rows; row += step, turn ^= 1) {
+        const Float* d_row = stages + turn * STAGE;
+        copy_row(row + step, turn ^ 1);
+        const float m = next_mean, s = next_rstd;
+        if (row + step < rows) {
+            next_mean = mean[row + step];
+            next_rstd = rstd[row + step];
+        }
+        cp_async_wait<1>();
+
+        float mean_g = 0.0f, mean_gx = 0.0f, d[N], x[N], w[N], dx[N];
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
-            const int c = (p * 32 + lane) * N;
-            if (c >= C) continue;
-            const Pack<Float> w = load_pack(weight + c);
+            unpack(d, load_pack(d_row + p * 32 * N));
+            unpack(x, load_pack(d_row + ROW + p * 32 * N));
+            unpack(w, load_pack(weights + own + p * 32 * N));
             float sum_g = 0.0f, sum_gx = 0.0f;
             for (int k = 0; k < N; k++) {
-                const float g = (float)d[p][k] * (float)w[k], xhat = ((float)x[p][k] - m) * s;
+                const float g = d[k] * w[k], xhat = (x[k] - m) * s;
                 sum_g += g;
-                sum_gx += g * xhat;
-                dw[p][k] += (float)d[p][k] * xhat;
-                db[p][k] += (float)d[p][k];
+                sum_gx = fmaf(g, xhat, sum_gx);
+                dw[p][k] = fmaf(d[k], xhat, dw[p][k]);
+                db[p][k] += d[k];
             }
             mean_g += sum_g;
             mean_gx += sum_gx;
         }
-        mean_g = row_sum<32>(mean_g) / C;
-        mean_gx = row_sum<32>(mean_gx) / C;
+        mean_g = row_sum<32>(mean_g) * inverse_C;
+        mean_gx = row_sum<32>(mean_gx) * inverse_C;
+        __syncwarp();  // so that the compiler reads the row again, for which it has no registers
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
-            const int c = (p * 32 + lane) * N;
-            if (c >= C) continue;
-            stay_packed(d[p]);
-            stay_packed(x[p]);
-            if (!EARLY && add) dx[p] = load_pack(dinp + base + c);
-            const Pack<Float> w = load_pack(weight + c);
+            unpack(d, load_pack(d_row + p * 32 * N));
+            unpack(x, load_pack(d_row + ROW + p * 32 * N));
+            unpack(dx, load_pack(d_row + 2 * ROW + p * 32 * N));
+            unpack(w, load_pack(weights + own + p * 32 * N));
             for (int k = 0; k < N; k++) {
-                const float xhat = ((float)x[p][k] - m) * s;
-                const float v = s * ((float)d[p][k] * (float)w[k] - mean_g - xhat * mean_gx);
-                dx[p][k] = (Float)(add ? (float)dx[p][k] + v : v);
+                const float xhat = (x[k] - m) * s;
+                dx[k] = fmaf(s, fmaf(-mean_gx, xhat, fmaf(d[k], w[k], -mean_g)), dx[k]);
             }
-            store_pack(dinp + base + c, dx[p]);
+            if constexpr (SUM)
+                for (int k = 0; k < N; k++) sum[p][k] += dx[k];
+            if (own + p * 32 * N < C)
+                store_pack(dinp + (size_t)row * C + own + p * 32 * N, pack_floats<Float>(dx));
         }
     }
 
+    float* warp_sums = (float*)shared;  // [warps][C]
 #pragma unroll
-    for (int part = 0; part < 2; part++) {
-        if (part == 1) __syncthreads();  // dweight's sums have been used
+    for (int part = 0; part < (SUM ? 3 : 2); part++) {
+        __syncthreads();  // nobody uses any longer what was there
 #pragma unroll
         for (int p = 0; p < PACKS; p++) {
             const int c = (p * 32 + lane) * N;
-            if (c < C) store_floats(warp_sums + warp * C + c, part == 0 ? dw[p] : db[p]);
+            if (c < C)
+                store_floats(warp_sums + warp * C + c, part == 0   ? dw[p]
+                                                       : part == 1 ? db[p]
+                                                                   : sum[SUM ? p : 0]);
         }
         __syncthreads();
-        for (int c = threadIdx.x; c < C; c += 32 * WARPS) {
-            float sum = 0.0f;
-            for (int w = 0; w < WARPS; w++) sum += warp_sums[w * C + c];
-            partial[((size_t)blockIdx.x * 2 + part) * C + c] = sum;
+        float* out = part < 2 ? partial + ((size_t)blockIdx.x * 2 + part) * C
+                              : partial + ((size_t)gridDim.x * 2 + blockIdx.x) * C;
+        for (int c = threadIdx.x; c < C; c += blockDim.x) {
+            float total = 0.0f;
+            for (int w = 0; w < warps; w++) total += warp_sums[w * C + c];
+            out[c] = total;
         }
     }
 }
@@ -328,23 +370,30 @@ void layernorm_forward(const Context& ctx, Float* out, float* mean, float* rstd,
 
 // dinp [rows,C] is added to (the residual stream's gradient passes around the layer), or overwritten if !add;
 // dweight, dbias [C] are neighbours, dbias = dweight + C, and are added to. inp: the x that was normalized.
-// scratch: column_sum_scratch(ctx, 2 * C) floats.
+// dinp_sum [C], unless it is null, is added the sum of dinp's rows as they are then: the bias gradient of the
+// linear layer whose output was the last to be added to x. scratch: column_sum_scratch(ctx, 2 * C) floats.
 template <class Float>
-void layernorm_backward(const Context& ctx, Float* dinp, float* dweight, float* dbias, float* scratch,
-                        const Float* dout, const Float* inp, const Float* weight, const float* mean,
-                        const float* rstd, int rows, int C, bool add = true) {
+void layernorm_backward(const Context& ctx, Float* dinp, float* dweight, float* dbias, float* dinp_sum,
+                        float* scratch, const Float* dout, const Float* inp, const Float* weight,
+                        const float* mean, const float* rstd, int rows, int C, bool add = true) {
     assert(C % 8 == 0 && dbias == dweight + C);
     (void)dbias;
     int chunks = 0;
     auto launch_warps = [&](auto packs) {
-        constexpr int WARPS = layernorm_backward_warps<Float, packs()>();
-        auto kernel = layernorm_backward_kernel<Float, packs()>;
-        const size_t shared = WARPS * C * sizeof(float);
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-        const int most = ceil_div(rows, WARPS);
-        chunks = ctx.num_sms < most ? ctx.num_sms : most;
-        kernel<<<chunks, 32 * WARPS, shared, ctx.stream>>>(dinp, scratch, dout, inp, weight, mean, rstd, rows,
-                                                           C, add);
+        int warps = layernorm_backward_warps<Float, packs()>();
+        while (layernorm_backward_shared<Float, packs()>(warps) > ctx.max_shared) warps--;
+        const size_t shared = layernorm_backward_shared<Float, packs()>(warps);
+        const int wanted = ceil_div(rows, warps);
+        chunks = ctx.num_sms < wanted ? ctx.num_sms : wanted;
+        const auto launch = [&](auto kernel) {
+            CUDA_CHECK(
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+            kernel<<<chunks, 32 * warps, shared, ctx.stream>>>(dinp, scratch, dout, inp, weight, mean, rstd,
+                                                               rows, C, add);
+        };
+        dinp_sum ? launch(layernorm_backward_kernel<Float, packs(), true>)
+                 : launch(layernorm_backward_kernel<Float, packs(), false>);
+        if (dinp_sum) add_partial_sums(ctx, dinp_sum, scratch + (size_t)chunks * 2 * C, chunks, C);
     };
     if (ctx.row_lanes == 1 || !with_packs_per_lane<Float>(C, launch_warps)) {
         const int block = 128, packs = C / Pack<Float>::size;
@@ -359,6 +408,7 @@ void layernorm_backward(const Context& ctx, Float* dinp, float* dweight, float* 
             add ? launch_input(layernorm_backward_wide_input_kernel<Float, 32, true>)
                 : launch_input(layernorm_backward_wide_input_kernel<Float, 32, false>);
         CUDA_CHECK(cudaGetLastError());
+        if (dinp_sum) bias_backward(ctx, dinp_sum, scratch, dinp, rows, C);
         chunks = column_sum_chunks(ctx, rows, packs, block);
         layernorm_backward_wide_params_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(
             scratch, dout, inp, mean, rstd, rows, C, ceil_div(rows, chunks));

@@ -18,49 +18,21 @@
 // micro-step of 65,536 tokens takes some 100 ms):
 //   GELU_AUX_BIAS  the GELU kernel's read of x and write of gelu(x), 147,456, of which the write remains
 //   DGELU          a read and a write of the gradient, 147,456 of 221,184; the read of x remains
-//   BGRADB         reading every dout once more for its column sums, 165,888
+//   BGRADB         reading fc's dout once more for its column sums, 73,728 (the other biases: bias.cuh)
 //   BIAS           a read and a write of every out, 331,776
-// Bias gradients are not taken from DGELU_BGRAD, which would save the most: it rounds them to bf16.
+// It is not taken from DGELU_BGRAD, which would save more: that rounds it to bf16.
 //
 // Activations and weights are Float, weight gradients always float: they are sums over many micro-batches.
 // An epilogue that this GPU does not have, or has only slowly, is replaced by separate kernels:
 // matmul_plans.h finds that out, and matmul_report() says it.
 #pragma once
-#include "cuda_common.cuh"
+#include "bias.cuh"
 #include "gelu.cuh"
 #include "matmul_plans.h"
 
 template <class T>
 constexpr cudaDataType_t data_type() {
     return sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F;
-}
-
-// blockIdx.y: a chunk of rows; threads: packs of columns. Writes the chunk's sums to partial[chunk][OC].
-template <class Float>
-__global__ void bias_backward_kernel(float* partial, const Float* dout, int rows, int OC,
-                                     int rows_per_chunk) {
-    constexpr int N = Pack<Float>::size;
-    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-    if (c >= OC) return;
-    const int begin = blockIdx.y * rows_per_chunk;
-    const int end = begin + rows_per_chunk < rows ? begin + rows_per_chunk : rows;
-    float sum[N] = {};
-    for (int row = begin; row < end; row++) {
-        const Pack<Float> d = load_pack(dout + (size_t)row * OC + c);
-        for (int k = 0; k < N; k++) sum[k] += (float)d[k];
-    }
-    for (int k = 0; k < N; k++) partial[(size_t)blockIdx.y * OC + c + k] = sum[k];
-}
-
-// dbias [OC] += the sum of dout's rows. scratch: column_sum_scratch(ctx, OC) floats.
-template <class Float>
-void bias_backward(const Context& ctx, float* dbias, float* scratch, const Float* dout, int rows, int OC) {
-    const int block = 128, packs = OC / Pack<Float>::size;
-    const int chunks = column_sum_chunks(ctx, rows, packs, block), rows_per_chunk = ceil_div(rows, chunks);
-    bias_backward_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(scratch, dout, rows,
-                                                                                         OC, rows_per_chunk);
-    CUDA_CHECK(cudaGetLastError());
-    add_partial_sums(ctx, dbias, scratch, chunks, OC);
 }
 
 // out [rows,OC] = inp [rows,IC] weight^T + bias; bias may be null. IC and OC are multiples of 8.

@@ -97,14 +97,6 @@ __device__ __forceinline__ void add_pair_in_l2(float* p, float a, float b) {
 
 #endif
 
-// Two floats rounded to bf16 in one register, the first in the lower half.
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &pair, sizeof bits);
-    return bits;
-}
-
 // A tile of rows of COLS bf16 (32, 64 or 128) in shared memory, as the fragments' loads want it: the 16-byte
 // chunks of a row are permuted by the row's number, so that the 8 rows of one column of chunks, which an 8 x
 // 8 matrix is, lie in 8 different groups of banks. Element offset of (row, chunk); a tile starts at a

@@ -24,7 +24,7 @@ struct Attention {
     Shape s;
     std::vector<bf16> dout;
     DeviceArray<bf16> qkv, d_dout, out, dqkv;
-    DeviceArray<float> lse, theta, mass, tie, weight;
+    DeviceArray<float> lse, theta, mass, tie, weight, dbias;
     AttentionRows rows{lse, theta, mass, tie};
 
     Attention(Shape shape, double scale = 1.0)
@@ -38,18 +38,19 @@ struct Attention {
           theta(s.rows()),
           mass(s.rows()),
           tie(s.rows()),
-          weight(std::vector<float>{0.5f}) {}
+          weight(std::vector<float>{0.5f}),
+          dbias(3 * s.C()) {}
 
     void forward(const Context& ctx, int topk = 0) {
         attention_forward<bf16>(ctx, out, rows, qkv, s.B, s.T, s.NH, s.hs, topk);
     }
     void backward(const Context& ctx, float* scratch, int topk = 0, bool regularized = false) {
-        attention_backward<bf16>(ctx, dqkv, scratch, d_dout, out, qkv, rows, Reg::tail,
+        attention_backward<bf16>(ctx, dqkv, dbias, scratch, d_dout, out, qkv, rows, Reg::tail,
                                  regularized ? (const float*)weight : nullptr, s.B, s.T, s.NH, s.hs, topk);
     }
     size_t scratch(const Context& ctx) const {
         return std::max(prepare_attention_cudnn(ctx, s.B, s.T, s.NH, s.hs),
-                        attention_backward_scratch<bf16>(s.B, s.T, s.NH, s.hs));
+                        attention_backward_scratch<bf16>(ctx, s.B, s.T, s.NH, s.hs));
     }
     void check() {
         CAPTURE(s.T);
@@ -96,7 +97,7 @@ TEST_CASE("cuDNN: only shapes that were prepared, and only without the regulariz
     const Context ctx = make_context();
     const Shape s{2, 100, 2, 64};
     Attention ours(s), cudnn(s);
-    DeviceArray<float> own_scratch(attention_backward_scratch<bf16>(s.B, s.T, s.NH, s.hs));
+    DeviceArray<float> own_scratch(attention_backward_scratch<bf16>(ctx, s.B, s.T, s.NH, s.hs));
     const auto results = [](Attention& a) { return std::tuple(a.out.get(), a.dqkv.get(), a.lse.get()); };
     const auto run = [&](Attention& a, float* scratch, int topk, bool regularized) {
         a.forward(ctx, topk);

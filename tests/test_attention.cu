@@ -28,10 +28,15 @@ std::vector<Context> contexts() {
 template <class Float>
 struct Run {
     std::vector<Float> out, dqkv;
-    std::vector<float> lse, theta, mass, tie, mean_score;
+    std::vector<float> dbias, lse, theta, mass, tie, mean_score;
 
     double entropy(size_t row) const { return (double)lse[row] - (double)mean_score[row]; }
 };
+
+// What the gradient of qkv's bias is before the backward adds to it.
+std::vector<float> bias_gradient_before(Shape s) {
+    return normal_values<float>((size_t)3 * s.NH * s.hs, 98);
+}
 
 template <class Float>
 Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vector<Float>& dout, Shape s,
@@ -39,14 +44,15 @@ Run<Float> run(const Context& ctx, const std::vector<Float>& qkv, const std::vec
     const int C = s.NH * s.hs, rows = s.B * s.NH * s.T;
     DeviceArray<Float> d_qkv(qkv), d_dout(dout), out((size_t)s.B * s.T * C), dqkv((size_t)s.B * s.T * 3 * C);
     DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), mean_score(rows);
-    DeviceArray<float> scratch(attention_backward_scratch<Float>(s.B, s.T, s.NH, s.hs));
-    DeviceArray<float> d_weight(std::vector<float>{weight});
+    DeviceArray<float> scratch(attention_backward_scratch<Float>(ctx, s.B, s.T, s.NH, s.hs));
+    DeviceArray<float> d_weight(std::vector<float>{weight}), dbias(bias_gradient_before(s));
     const AttentionRows saved{lse, theta, mass, tie, mean_score};
     attention_forward<Float>(ctx, out, saved, d_qkv, s.B, s.T, s.NH, s.hs, s.k);
     if (reg == Reg::entropy) attention_mean_scores<Float>(ctx, saved, d_qkv, s.B, s.T, s.NH, s.hs);
-    attention_backward<Float>(ctx, dqkv, scratch, d_dout, out, d_qkv, saved, reg,
+    attention_backward<Float>(ctx, dqkv, dbias, scratch, d_dout, out, d_qkv, saved, reg,
                               weight != 0.0f ? (float*)d_weight : nullptr, s.B, s.T, s.NH, s.hs, s.k);
-    return {out.get(), dqkv.get(), lse.get(), theta.get(), mass.get(), tie.get(), mean_score.get()};
+    return {out.get(),   dqkv.get(), dbias.get(), lse.get(),
+            theta.get(), mass.get(), tie.get(),   mean_score.get()};
 }
 
 template <class Float>
@@ -88,6 +94,10 @@ void check_against_reference(const Context& ctx, const std::vector<Float>& qkv, 
         CAPTURE(which);
         CHECK(relative_error(part(got.dqkv, which, C), part(want_d, which, C)) < tolerance<Float>());
     }
+    // Not for each of q, k and v: that of k is zero, for a row's ds add up to zero.
+    std::vector<double> dbias = to_double(bias_gradient_before(s));
+    for (size_t i = 0; i < want_d.size(); i++) dbias[i % (3 * C)] += want_d[i];
+    CHECK(relative_error(got.dbias, dbias) < tolerance<Float>());
 }
 
 TEST_CASE_TEMPLATE("awkward sizes, all kinds of regularizer", Float, float, bf16) {

@@ -233,7 +233,7 @@ void bench_layernorm(KernelTable& k, const GPT2Config& config, int B, int T) {
     const double row_bytes = 2.0 * rows * C;
     const DeviceArray<bf16> inp((size_t)rows * C), residual(inp.size()), sum(inp.size()), out(inp.size()),
         weight(C), bias(C);
-    const DeviceArray<float> mean(rows), rstd(rows), dweight(2 * C), scratch(column_sum_scratch(ctx, 4 * C));
+    const DeviceArray<float> mean(rows), rstd(rows), dweight(3 * C), scratch(column_sum_scratch(ctx, 4 * C));
     fill(ctx, inp, 1);
     fill(ctx, residual, 2);
     fill(ctx, weight, 3);
@@ -247,10 +247,10 @@ void bench_layernorm(KernelTable& k, const GPT2Config& config, int B, int T) {
     // residual, in, sum, out; mean and rstd
     k.row("residual + layernorm forward", 2 * L, {4 * row_bytes + 8.0 * rows, 0},
           [&] { layernorm_forward<bf16>(ctx, out, mean, rstd, sum, residual, inp, weight, bias, rows, C); });
-    // dout, in, dinp read and written; mean and rstd
-    k.row("layernorm backward", 2 * L + 1, {4 * row_bytes + 8.0 * rows, 0}, [&] {
-        layernorm_backward<bf16>(ctx, out, dweight, dweight + C, scratch, residual, inp, weight, mean, rstd,
-                                 rows, C);
+    // dout, in, dinp read and written; mean and rstd. With the gradient of the bias in front of it.
+    k.row("layernorm backward, bias", 2 * L + 1, {4 * row_bytes + 8.0 * rows, 0}, [&] {
+        layernorm_backward<bf16>(ctx, out, dweight, dweight + C, dweight + 2 * C, scratch, residual, inp,
+                                 weight, mean, rstd, rows, C);
     });
 }
 
@@ -280,7 +280,8 @@ void bench_linear(KernelTable& k, const Linear& l, int B, int T) {
     fill(ctx, dweight, 6);
     fill(ctx, dbias, 7);
     bf16* const bias_or_none = l.bias ? (bf16*)bias : nullptr;
-    float* const dbias_or_none = l.bias ? (float*)dbias : nullptr;
+    // the other layers' come from layernorm's and attention's backward
+    float* const dbias_or_none = l.gelu_after ? (float*)dbias : nullptr;
     const std::string name = l.name;
 
     // in, weight; out, and with GELU its argument
@@ -295,7 +296,7 @@ void bench_linear(KernelTable& k, const Linear& l, int B, int T) {
 
     // dout, in; dweight, a float, read and written
     const Cost parameters{out_bytes + inp_bytes + 8 * weights, flops};
-    const char* parameters_name = l.bias ? " backward, weights and bias" : " backward, weights";
+    const char* parameters_name = dbias_or_none ? " backward, weights and bias" : " backward, weights";
     if (l.gelu_before) {
         // dout, weight, GELU's argument; dinp; and the weights' part
         k.row(name + " backward, all, with GELU's", l.calls,
@@ -324,7 +325,8 @@ void bench_linear(KernelTable& k, const Linear& l, int B, int T) {
     k.row(name + " forward, bias, fp8", 0, {inp_bytes + 2 * weights + out_bytes, flops},
           [&] { linear_forward<bf16>(ctx, f, out, inp, weight, bias, rows, l.IC, l.OC); });
     k.row(name + " backward, all, fp8", 0, {2 * out_bytes + 2 * inp_bytes + 10 * weights, 2 * flops}, [&] {
-        linear_backward<bf16>(ctx, f, dinp, dweight, dbias, scratch, out, inp, weight, rows, l.IC, l.OC);
+        linear_backward<bf16>(ctx, f, dinp, dweight, dbias_or_none, scratch, out, inp, weight, rows, l.IC,
+                              l.OC);
     });
 }
 
@@ -366,17 +368,18 @@ void bench_optimizer(KernelTable& k, const GPT2Config& config) {
 // What attention computes with, and its results; T is the context, the rows are B times T.
 struct AttentionBuffers {
     DeviceArray<bf16> qkv, out, dout, dqkv;
-    DeviceArray<float> row_values, scratch, weight;
+    DeviceArray<float> row_values, scratch, weight, dbias;
 
-    AttentionBuffers(const GPT2Config& c, int B, int T, size_t least_scratch = 0)
+    AttentionBuffers(const Context& ctx, const GPT2Config& c, int B, int T, size_t least_scratch = 0)
         : qkv((size_t)B * T * 3 * c.channels),
           out((size_t)B * T * c.channels),
           dout(out.size()),
           dqkv(qkv.size()),
           row_values(4 * (size_t)B * T * c.num_heads),
-          scratch(std::max(attention_backward_scratch<bf16>(B, T, c.num_heads, c.channels / c.num_heads),
+          scratch(std::max(attention_backward_scratch<bf16>(ctx, B, T, c.num_heads, c.channels / c.num_heads),
                            least_scratch)),
-          weight(1) {
+          weight(1),
+          dbias(3 * c.channels) {
         const float lambda_over_rows =
             0.1f / ((float)B * (float)T * (float)c.num_heads * (float)c.num_layers);
         to_device<float>(weight, &lambda_over_rows, 1);
@@ -406,7 +409,7 @@ void run_attention_forward(const Context& ctx, const AttentionBuffers& a, const 
 void run_attention_backward(const Context& ctx, const AttentionBuffers& a, const GPT2Config& c, int B, int T,
                             int topk) {
     const bool regularized = topk > 0 && topk < T;
-    attention_backward<bf16>(ctx, a.dqkv, a.scratch, a.dout, a.out, a.qkv, a.rows(), Reg::tail,
+    attention_backward<bf16>(ctx, a.dqkv, a.dbias, a.scratch, a.dout, a.out, a.qkv, a.rows(), Reg::tail,
                              regularized ? (const float*)a.weight : nullptr, B, T, c.num_heads,
                              c.channels / c.num_heads, topk);
 }
@@ -440,7 +443,7 @@ void bench_kernels(Bench& b, int B, int T) {
                                        {"logits", C, config.padded_vocab_size, 1, false, false, false}})
         k.attempt(l.name, [&] { bench_linear(k, l, B, T); });
     k.attempt("attention", [&] {
-        const AttentionBuffers a(config, B, T);
+        const AttentionBuffers a(b.ctx, config, B, T);
         fill(b.ctx, a.qkv, 1);
         fill(b.ctx, a.dout, 2);
         const AttentionCost cost = attention_cost(config, B, T, 0);
@@ -510,7 +513,7 @@ void bench_attention(Bench& b, int B, int T) {
                     cudnn_scratch = prepare_attention_cudnn(b.ctx, c.B, c.T, config.num_heads,
                                                             config.channels / config.num_heads);
             if (c.cudnn && cudnn_scratch == 0) return;  // it has said why
-            const AttentionBuffers a(config, c.B, c.T, cudnn_scratch);
+            const AttentionBuffers a(b.ctx, config, c.B, c.T, cudnn_scratch);
             if (c.rising) {
                 fill_rising_kernel<<<(unsigned)ceil_div(a.qkv.size(), 256), 256, 0, b.ctx.stream>>>(
                     a.qkv, a.qkv.size(), c.T, config.channels, 1);

@@ -172,11 +172,11 @@ __global__ void __launch_bounds__(32 * layernorm_backward_warps<Float, PACKS>(),
                               const Float* weight, const float* mean, const float* rstd, int rows, int C,
                               bool add) {
     constexpr int N = Pack<Float>::size, ROW = PACKS * 32 * N, STAGE = 3 * ROW;
-    extern __shared__ __align__(16) unsigned char shared[];
+    extern __shared__ __align__(16) unsigned char layernorm_rows[];
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int step = gridDim.x * warps, first = blockIdx.x * warps + warp;
     const int own = lane * N;               // first of the lane's channels; 32 N further on are the next
-    Float* const weights = (Float*)shared;  // [ROW]
+    Float* const weights = (Float*)layernorm_rows;  // [ROW]
     Float* const stages = weights + ROW + warp * (kLayerNormStages * STAGE) + own;  // [stages][3][ROW]
 
     // A lane copies what it reads itself, so that it waits for nothing but its own copies. Channels from C on
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(32 * layernorm_backward_warps<Float, PACKS>(),
         }
     }
 
-    float* warp_sums = (float*)shared;  // [warps][C]
+    float* warp_sums = (float*)layernorm_rows;  // [warps][C]
 #pragma unroll
     for (int part = 0; part < (SUM ? 3 : 2); part++) {
         __syncthreads();  // nobody uses any longer what was there

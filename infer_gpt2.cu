@@ -445,7 +445,6 @@ void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a
                  DecodeHow how, Sampling sampling) {
     const int B = d.B, C = m.config.channels, NH = m.config.num_heads, Vp = m.config.padded_vocab_size;
     const auto attend = [&](int l) {
-        kv_append(ctx, d.cache[l], a.qkv, B, 1, NH, m.hs(), d.positions, nullptr);
         attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * B * NH : nullptr, d.attention, a.qkv,
                          d.cache[l], d.positions, B, NH, m.hs(), how);
     };

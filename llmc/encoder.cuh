@@ -12,7 +12,7 @@
 #pragma once
 #include <vector>
 
-#include "cuda_common.cuh"
+#include "overlap.cuh"
 
 // LANES threads a row. Row r is at position r % T, or positions[r] where these are given.
 template <class Float, int LANES>
@@ -20,6 +20,8 @@ __global__ void encoder_forward_kernel(Float* out, const int* tokens, const Floa
                                        int rows, int T, int C, const int* positions) {
     constexpr int N = Pack<Float>::size;
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
+    wait_for_previous_kernel();
+    start_next_kernel();  // not before: the layers rely on it that the token's position is there
     if (row >= rows) return;
     const Float* token = wte + (size_t)tokens[row] * C;
     const Float* position = wpe + (size_t)(positions ? positions[row] : row % T) * C;
@@ -145,11 +147,18 @@ template <class Float>
 void encoder_forward(const Context& ctx, Float* out, const int* tokens, const Float* wte, const Float* wpe,
                      int B, int T, int C, const int* positions = nullptr) {
     assert(C % 8 == 0);
-    const int rows = B * T, block = 256;
-    auto kernel = ctx.row_lanes == 1 ? encoder_forward_kernel<Float, 1> : encoder_forward_kernel<Float, 32>;
-    kernel<<<(unsigned)ceil_div((size_t)rows * ctx.row_lanes, block), block, 0, ctx.stream>>>(
-        out, tokens, wte, wpe, rows, T, C, positions);
-    CUDA_CHECK(cudaGetLastError());
+    constexpr int kBlock = 256;
+    const int rows = B * T;
+    const auto launch = [&](auto kernel, int lanes) {
+        launch_early(ctx, kernel, (unsigned)ceil_div((size_t)rows * lanes, kBlock), kBlock, 0, out, tokens,
+                     wte, wpe, rows, T, C, positions);
+    };
+    if (ctx.row_lanes == 1)
+        launch(encoder_forward_kernel<Float, 1>, 1);
+    else if (rows <= ctx.num_sms)  // a token of each of a few sequences: every thread has one load to wait for
+        launch(encoder_forward_kernel<Float, kBlock>, kBlock);
+    else
+        launch(encoder_forward_kernel<Float, 32>, 32);
 }
 
 // Floats of scratch for encoder_backward of n positions.

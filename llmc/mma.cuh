@@ -85,6 +85,14 @@ __device__ __forceinline__ void release_store(int* p, int x) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 
+// Adds 1 to a counter between blocks and returns what it was: who arrives later sees what the block of an
+// earlier one wrote before the barrier that it arrived behind, if it reads it behind such a barrier.
+__device__ __forceinline__ int arrive(int* counter) {
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
 // p[0] += a, p[1] += b in the L2 cache, without reading them here; p is 8-byte aligned.
 __device__ __forceinline__ void add_pair_in_l2(float* p, float a, float b) {
 #if __CUDA_ARCH__ >= 900

@@ -85,7 +85,7 @@ Decoded<Float> decode(const Context& ctx, Cache<Float>& cache, const std::vector
     DeviceArray<Float> row(rows_at(tokens, s, positions)), out((size_t)s.B * s.C());
     DeviceArray<int> where(positions);
     DeviceArray<DecodeStats> stats(std::vector<DecodeStats>(s.B * s.NH));
-    DeviceArray<float> scratch(decode_scratch(s.B, s.NH, s.hs, s.capacity));
+    DeviceArray<float> scratch(std::vector<float>(decode_scratch(s.B, s.NH, s.hs, s.capacity)));
     attention_decode<Float>(ctx, out, stats, scratch, row, cache.get(), where, s.B, s.NH, s.hs, how);
     return {out.get(), stats.get()};
 }
@@ -97,9 +97,10 @@ TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf
             const auto tokens = normal_values<Float>((size_t)s.B * s.capacity * 3 * s.C(), 11, 1.5);
             Cache<Float> cache(s);
             DeviceArray<Float> all(tokens);
-            kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr);
-            for (int n : {1, 2, 15, 16, 17, 47, 255, 256, 257, 513, 700}) {
+            for (int n : {1, 2, 15, 16, 17, 47, 63, 64, 65, 255, 256, 257, 513, 700}) {
                 if (n > s.capacity) continue;
+                // anew: the page of the newest token knows of none behind it
+                kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr);
                 CAPTURE(n);
                 CAPTURE(s.hs);
                 std::vector<int> positions(s.B, n - 1);
@@ -284,9 +285,9 @@ TEST_CASE("a million rows, random and adversarial: what was left out is never mo
     for (double& share : read) share /= calls / 8;
     for (int kind = 0; kind < 8; kind++)
         MESSAGE("kind " << kind << ": share of the pages read " << read[kind]);
-    // Flat rows can only be read nearly whole (a last page of one token of 17 may stay unread at epsilon
-    // 0.1); where pages differ, some are left out.
-    CHECK(read[1] > 0.999);
+    // Flat rows can only be read nearly whole (a last page of a few tokens may stay unread at epsilon 0.1);
+    // where pages differ, some are left out.
+    CHECK(read[1] > 0.99);
     CHECK(read[2] < 0.9);
     CHECK(read[7] < 0.9);
 }

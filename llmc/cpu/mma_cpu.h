@@ -186,6 +186,14 @@ inline void release_store(int* p, int x) {
     __atomic_store_n(p, x, __ATOMIC_RELEASE);
 }
 
+// atom.acq_rel.gpu.global.add.s32
+inline int arrive(int* counter) {
+    cuda_cpu::race_release(counter);
+    const int before = __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
+    cuda_cpu::race_acquire(counter);
+    return before;
+}
+
 // red.relaxed.gpu.global.add.v2.f32
 inline void add_pair_in_l2(float* p, float a, float b) {
     atomicAdd(p, a);

@@ -38,6 +38,7 @@
 #include "llmc/matmul.cuh"
 #include "llmc/matvec.cuh"
 #include "llmc/metrics.h"
+#include "llmc/overlap.cuh"
 #include "llmc/params.h"
 #include "llmc/sampler.cuh"
 #include "llmc/startup.h"
@@ -405,6 +406,7 @@ Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, 
 
 // The token that was drawn takes its place; a sequence that has come to the end stays there.
 static __global__ void advance_kernel(int* positions, int B, int most_used) {
+    wait_for_previous_kernel();
     for (int b = threadIdx.x; b < B; b += blockDim.x) positions[b] = min(positions[b] + 1, most_used - 1);
 }
 
@@ -413,8 +415,7 @@ template <class Float>
 void draw_tokens(const Context& ctx, const Model<Float>& m, const Decoding<Float>& d, Sampling how) {
     sample_tokens(ctx, d.tokens, d.logits, d.sampler, d.B, m.config.vocab_size, m.config.padded_vocab_size,
                   how, d.streams, d.positions);
-    advance_kernel<<<1, 32, 0, ctx.stream>>>(d.positions, d.B, d.most_used);
-    CUDA_CHECK(cudaGetLastError());
+    launch_early(ctx, advance_kernel, 1, 32, 0, d.positions, d.B, d.most_used);
 }
 
 // The prompts, all in one pass: a.inputs [B,T], of which d.lengths [B] tokens count. Fills the cache and
@@ -438,7 +439,8 @@ void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, co
 }
 
 // One step for all sequences: d.tokens at d.positions to the next ones. a has room for B tokens. With few
-// sequences the step is as long as it takes to read the weights once, five launches a layer; with many it is
+// sequences the step is as long as it takes to read the weights once: five launches a layer, each of which
+// fetches its weights while those in front of it work; with many it is
 // the forward above, for one token of each.
 template <class Float>
 void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d,

@@ -396,8 +396,8 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     using Slice = HeadSlice<Float, HS, LANES>;
     using Packed = typename Slice::Packed;
     constexpr int COUNT = Groups<LANES>::COUNT, THREADS = Groups<LANES>::THREADS;
-    constexpr int KEYS = kDecodeChunk / COUNT;            // of a group
-    constexpr int AHEAD = LANES == 1 ? 1 : KEYS;          // that it fetches before it needs them
+    constexpr int KEYS = kDecodeChunk / COUNT;              // of a group
+    constexpr int AHEAD = LANES == 1 ? 1 : KEYS;            // that it fetches before it needs them
     constexpr int PARTS = THREADS < HS ? 1 : THREADS / HS;  // the last block's threads of a dimension
     extern __shared__ float decode_shared[];
     __shared__ Share<HS> shares[Groups<LANES>::WARPS > PARTS ? Groups<LANES>::WARPS : PARTS];
@@ -423,9 +423,10 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
             for (int i = 0; i < KEYS; i++)
                 v[i] = Slice::fetch(key_of(i) < n - 1, h.v + (size_t)key_of(i) * hs, g.lane, hs);
     }
+    const float scale = 1.0f / sqrtf((float)hs);
     wait_for_previous_kernel();
     Slice q;
-    q.load(h.q, g.lane, hs, 1.0f / sqrtf((float)hs));
+    q.load(h.q, g.lane, hs, scale);
     // A key or value of a token that is there.
     const auto fetch_of = [&](const Float* old, const Float* newest, int j) {
         return Slice::fetch(j < n, j < n - 1 ? old + (size_t)j * hs : newest, g.lane, hs);
@@ -466,8 +467,10 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     } else {
         WarpShare<Float, HS, LANES> mine;
         mine.take(score, [&](int i) {
-            if constexpr (LANES == 1) return fetch_of(h.v, h.new_v, key_of(i));
-            else return v[i];
+            if constexpr (LANES == 1)
+                return fetch_of(h.v, h.new_v, key_of(i));
+            else
+                return v[i];
         });
         mine.store(shares[tid / 32]);
     }
@@ -541,7 +544,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     using Packed = typename Slice::Packed;
     constexpr int ROUND = kPagesPerRound * kPageTokens, COUNT = Groups<LANES>::COUNT;
     constexpr int THREADS = Groups<LANES>::THREADS;
-    constexpr int KEYS = ceil_div(ROUND, COUNT);   // of a group, in a round
+    constexpr int KEYS = ceil_div(ROUND, COUNT);  // of a group, in a round
     constexpr int AHEAD = LANES == 1 ? 1 : KEYS;  // that it fetches at once
     extern __shared__ float decode_shared[];
     __shared__ float s[ROUND], scratch[32];

@@ -155,7 +155,8 @@ void encoder_forward(const Context& ctx, Float* out, const int* tokens, const Fl
     };
     if (ctx.row_lanes == 1)
         launch(encoder_forward_kernel<Float, 1>, 1);
-    else if (rows <= ctx.num_sms)  // a token of each of a few sequences: every thread has one load to wait for
+    else if (rows <=
+             ctx.num_sms)  // a token of each of a few sequences: every thread has one load to wait for
         launch(encoder_forward_kernel<Float, kBlock>, kBlock);
     else
         launch(encoder_forward_kernel<Float, 32>, 32);

@@ -5,13 +5,15 @@
 //
 // With up to 8 rows, reading the OC IC weights once is all there is to do. GPT-2 124M has 249 MB of them in
 // bf16, which an H100 reads in 83 us at 3 TB/s, and decoding a token launches 49 of these kernels: 1.7 us for
-// each, so what counts is that every launch asks for its weights at once and early. (Measured on an H200, all
-// launches of a token: 420 us.)
+// each, so what counts is that weights are always on their way. They do not depend on the kernel in front, so
+// a kernel asks for its first ones before it waits for that (overlap.cuh).
 //
-// By Little's law 3 TB/s with 0.7 us of latency means 2.1 MB under way, 16 KB for each of 132 SMs. A warp
-// asks for up to 4 packs a lane (2 KB) at a time, and two or three blocks of 8 warps fit on an SM: 32 or 48
-// KB. A matrix too small for so many blocks has all of its weights under way at once: in a 768 x 3072 matrix
-// of bf16 four warps share an output, and each lane has 3 packs to load.
+// By Little's law 3 TB/s with 0.7 us of latency means 2.1 MB under way, 16 KB for each of 132 SMs. A block of
+// 8 warps asks for up to 3 outputs of 4 packs a lane (48 KB) at a time: what GPT-2 124M's layers have for
+// each SM is one block's, 27, 9, 36 and 36 KB. They go to shared memory, where two more such blocks have room
+// beside it, of the next kernels; in registers there would be no room for a second. From there the input's
+// way to the output is as short as can be: it comes from the L2 cache, a warp normalizes it on the way to
+// shared memory, and what is left is a sum over 3 packs a lane.
 //
 // A row's result does not depend on the number of rows, to the bit: the order of its sums depends on IC
 // alone.
@@ -19,10 +21,11 @@
 #include "gelu.cuh"
 #include "layernorm.cuh"
 #include "mma.cuh"
+#include "overlap.cuh"
 
 inline constexpr int kMaxMatvecRows = 8;
 inline constexpr int kMatvecWarps = 8;  // of a block
-inline constexpr int kMatvecPacks = 4;  // that a lane has under way for one output
+inline constexpr int kMatvecPacks = 4;  // that a lane has under way for one output, at most
 
 // Parameters [IC] of the layernorm before the product; without one, null.
 template <class Float>
@@ -31,58 +34,87 @@ struct Normalize {
     const Float* bias;
 };
 
-// x[row] = layernorm(x[row]) in shared memory, by the LANES threads of its row. gain, shift: shared memory.
+// x = layernorm(inp), by the LANES threads of a row. x, gain, shift: shared memory; share: 1 / C. The first
+// of three passes over the row brings it into the first-level cache, with several loads under way.
 template <int LANES, class Float>
-__device__ void normalize_row(Float* x, const Float* gain, const Float* shift, int C, int lane) {
-    constexpr int N = Pack<Float>::size;
+__device__ void normalize_row(Float* x, const Float* inp, const Float* gain, const Float* shift, int C,
+                              float share, int lane) {
+    constexpr int N = Pack<Float>::size, STEP = LANES * N, AT_ONCE = 4;
+    const auto for_packs = [&](auto work) {
+        for (int first = lane * N; first < C; first += AT_ONCE * STEP) {
+            Pack<Float> p[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                p[i] = load_pack_if(first + i * STEP < C, inp + first + i * STEP);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (first + i * STEP < C) work(p[i], first + i * STEP);
+        }
+    };
     float sum[N] = {}, square[N] = {};
-    for (int c = lane * N; c < C; c += LANES * N) {
-        const Pack<Float> p = load_pack(x + c);
+    for_packs([&](const Pack<Float>& p, int) {
         for (int k = 0; k < N; k++) sum[k] += (float)p[k];
-    }
+    });
     float total = 0.0f;
     for (int k = 0; k < N; k++) total += sum[k];
-    const float m = row_sum<LANES>(total) / C;
+    const float m = row_sum<LANES>(total) * share;
 
-    for (int c = lane * N; c < C; c += LANES * N) {
-        const Pack<Float> p = load_pack(x + c);
+    for_packs([&](const Pack<Float>& p, int) {
         for (int k = 0; k < N; k++) square[k] += ((float)p[k] - m) * ((float)p[k] - m);
-    }
+    });
     total = 0.0f;
     for (int k = 0; k < N; k++) total += square[k];
-    const float s = rsqrtf(row_sum<LANES>(total) / C + kLayerNormEpsilon);
+    const float s = rsqrtf(row_sum<LANES>(total) * share + kLayerNormEpsilon);
 
-    for (int c = lane * N; c < C; c += LANES * N) {
+    for_packs([&](const Pack<Float>& p, int c) {
         const Pack<Float> w = load_pack(gain + c), b = load_pack(shift + c);
-        Pack<Float> p = load_pack(x + c);
-        for (int k = 0; k < N; k++) p[k] = (Float)(((float)p[k] - m) * s * (float)w[k] + (float)b[k]);
-        store_pack(x + c, p);
-    }
+        Pack<Float> y;
+        for (int k = 0; k < N; k++) y[k] = (Float)(((float)p[k] - m) * s * (float)w[k] + (float)b[k]);
+        store_pack(x + c, y);
+    });
 }
 
 // x [ROWS][IC] = what the weights are multiplied with, in shared memory, followed by 2 IC elements for the
-// layernorm's parameters, if there is one. Rows that are not there are zeros. Everything is on its way before
-// anything is waited for, also the parameters: they come from memory, where a row that the last kernel wrote
-// is in the L2 cache. LANES: 32, or 1 for a block of one thread.
-template <int LANES, int ROWS, class Float>
-__device__ void stage_inputs(Float* x, const Float* inp, Normalize<Float> norm, int rows, int IC) {
+// layernorm's parameters, if there is one. Rows that are not there are zeros. Waits for the kernel in front,
+// with the parameters and the weights on their way: they come from memory, where its rows are in the L2
+// cache. load_weights() is one group of asynchronous copies, or none. LANES: 32, or 1 for a block of one
+// thread.
+template <int LANES, int ROWS, class Float, class LoadWeights>
+__device__ void stage_inputs(Float* x, const Float* inp, Normalize<Float> norm, int rows, int IC,
+                             LoadWeights load_weights) {
     constexpr int N = Pack<Float>::size;
     const int row_packs = IC / N, threads = LANES == 1 ? 1 : blockDim.x;
+    if (!norm.weight) {
+        load_weights();
+        wait_for_previous_kernel();
+        for (int i = threadIdx.x; i < ROWS * row_packs; i += threads)
+            cp_async_16(shared_address(x + i * N), i < rows * row_packs ? inp + i * N : inp,
+                        i < rows * row_packs);
+        cp_async_commit();
+        cp_async_wait<0>();
+        if constexpr (LANES > 1) __syncthreads();
+        return;
+    }
     Float *gain = x + ROWS * IC, *shift = gain + IC;
-    for (int i = threadIdx.x; i < ROWS * row_packs; i += threads)
-        cp_async_16(shared_address(x + i * N), i < rows * row_packs ? inp + i * N : inp,
-                    i < rows * row_packs);
-    if (norm.weight)
-        for (int i = threadIdx.x; i < row_packs; i += threads) {
-            cp_async_16(shared_address(gain + i * N), norm.weight + i * N);
-            cp_async_16(shared_address(shift + i * N), norm.bias + i * N);
-        }
+    for (int i = threadIdx.x; i < row_packs; i += threads) {
+        cp_async_16(shared_address(gain + i * N), norm.weight + i * N);
+        cp_async_16(shared_address(shift + i * N), norm.bias + i * N);
+    }
     cp_async_commit();
-    cp_async_wait<0>();
+    load_weights();
+    const float share = 1.0f / IC;
+    cp_async_wait<1>();  // all but the weights
     if constexpr (LANES > 1) __syncthreads();
-    if (!norm.weight) return;
-    for (int row = threadIdx.x / LANES; row < rows; row += threads / LANES)
-        normalize_row<LANES>(x + row * IC, gain, shift, IC, threadIdx.x % LANES);
+    wait_for_previous_kernel();
+#pragma unroll 1
+    for (int row = threadIdx.x / LANES; row < ROWS; row += threads / LANES)
+        if (row < rows)
+            normalize_row<LANES>(x + row * IC, inp + (size_t)row * IC, gain, shift, IC, share,
+                                 threadIdx.x % LANES);
+        else
+#pragma unroll 1
+            for (int i = threadIdx.x % LANES; i < row_packs; i += LANES)
+                store_pack(x + row * IC + i * N, Pack<Float>{});
     if constexpr (LANES > 1) __syncthreads();
 }
 
@@ -113,81 +145,111 @@ __device__ inline float finish_output(float y, float bias, bool gelu, float resi
     return (gelu ? y * gelu_sigmoid(y) : y) + residual;
 }
 
-// Outputs that a warp computes at once: two use what was read from shared memory, and unpacked, twice.
+// Outputs that a warp computes at once, at most.
 template <int ROWS>
-inline constexpr int kMatvecOutputs = ROWS >= 4 ? 2 : 1;
+inline constexpr int kMatvecOutputs = ROWS == 1 ? 3 : 2;
 template <int ROWS>
-inline constexpr int kMatvecBlocks = ROWS >= 4 ? 2 : 3;  // that fit into an SM's registers
+inline constexpr int kMatvecBlocks = ROWS <= 2 ? 3 : 2;  // that fit into an SM's registers
 
-// `slices` warps share an output; the blocks go through the outputs in strides of the grid. A warp asks for
-// its next weights as soon as it has used up the last, before it adds up its sums. ROWS: the number of rows
-// rounded up to a power of two.
+// Packs that a lane has to load for an output, at once.
+template <class Float>
+constexpr __host__ __device__ int matvec_packs(int IC, int slices) {
+    const int all = ceil_div(IC / Pack<Float>::size, 32 * slices);
+    return all < kMatvecPacks ? all : kMatvecPacks;
+}
+
+// `slices` warps share `outs` outputs; the blocks go through the outputs in strides of the grid. A warp asks
+// for its next weights as soon as it has used up the last, before it adds up its sums. Lanes read only what
+// they have copied to shared memory themselves, so no barrier is needed for that. ROWS: the number of rows
+// rounded up to a power of two. Dynamic shared memory: the weights, then the inputs as stage_inputs has them.
 template <class Float, int ROWS>
 __global__ void __launch_bounds__(32 * kMatvecWarps, kMatvecBlocks<ROWS>)
     matvec_kernel(Float* out, const Float* inp, const Float* weight, const Float* bias, Normalize<Float> norm,
-                  const Float* residual, bool gelu, int rows, int IC, int OC, int slices) {
+                  const Float* residual, bool gelu, int rows, int IC, int OC, int slices, int outs) {
     constexpr int N = Pack<Float>::size;
-    constexpr int OUTS = kMatvecOutputs<ROWS>, P = kMatvecPacks / OUTS, VALUES = OUTS * ROWS;
+    constexpr int OUTS = kMatvecOutputs<ROWS>, P = kMatvecPacks;
+    constexpr int VALUES = OUTS == 3 ? 4 * ROWS : OUTS * ROWS;  // a power of two
     extern __shared__ __align__(16) char matvec_shared[];
     __shared__ float partial[2][kMatvecWarps][VALUES];
-    Float* x = reinterpret_cast<Float*>(matvec_shared);
+    start_next_kernel();
     const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
     const int step = 32 * slices * N, first_column = (warp % slices * 32 + lane) * N;
-    const int turn_outputs = kMatvecWarps / slices * OUTS;
+    const int turn_outputs = kMatvecWarps / slices * outs, packs = matvec_packs<Float>(IC, slices);
+    Float* weights = reinterpret_cast<Float*>(matvec_shared);
+    Float* x = weights + kMatvecWarps * outs * packs * 32 * N;
+    Float* w = weights + (warp * outs * packs * 32 + lane) * N;  // pack i of output o: o * packs + i further
 
-    Pack<Float> w[OUTS][P];
-    auto load = [&](int first, int column) {  // of outputs that are OC or more, nothing
-        const int output = first + warp / slices * OUTS;
+    const auto load = [&](int first, int column) {  // of outputs that are not there, zeros
+        const int output = first + warp / slices * outs;
         const Float* from = weight + (size_t)output * IC + column;
 #pragma unroll
-        for (int i = 0; i < P; i++)
+        for (int o = 0; o < OUTS; o++) {
+            if (o >= outs) break;
 #pragma unroll
-            for (int o = 0; o < OUTS; o++)
-                w[o][i] = load_pack_if(output < OC && column + i * step < IC, from + o * IC + i * step);
+            for (int i = 0; i < P; i++)
+                if (column + i * step < IC) {
+                    const bool there = output + o < OC;
+                    cp_async_16(shared_address(w + (o * packs + i) * 32 * N),
+                                there ? from + o * IC + i * step : weight, there);
+                }
+        }
+        cp_async_commit();
+    };
+    // the output that this thread will finish in a turn, and what it needs for that
+    const int row = tid / turn_outputs, own = tid % turn_outputs;
+    const auto finishes = [&](int first) { return row < rows && first + own < OC; };
+    const auto bias_of = [&](int first) { return finishes(first) && bias ? (float)bias[first + own] : 0.0f; };
+    const auto residual_of = [&](int first) {
+        return finishes(first) && residual ? (float)residual[(size_t)row * OC + first + own] : 0.0f;
     };
     int first = blockIdx.x * turn_outputs;
-    load(first, first_column);
-    stage_inputs<32, ROWS>(x, inp, norm, rows, IC);
+    float b = bias_of(first);
+    stage_inputs<32, ROWS>(x, inp, norm, rows, IC, [&] { load(first, first_column); });
+    float r = residual_of(first);
 
 #pragma unroll 1
     for (int turn = 0; first < OC; turn ^= 1) {
-        // the output that this thread will finish; what it needs for that is asked for now
-        const int row = tid / turn_outputs, output = first + tid % turn_outputs;
-        const bool finishes = row < rows && output < OC;
-        const size_t place = (size_t)row * OC + output;
-        const float b = finishes && bias ? (float)bias[output] : 0.0f;
-        const float r = finishes && residual ? (float)residual[place] : 0.0f;
-
         float sum[VALUES] = {};
 #pragma unroll 1
         for (int column = first_column; column < IC;) {
+            cp_async_wait<0>();
 #pragma unroll
             for (int i = 0; i < P; i++) {
                 if (column + i * step >= IC) break;
+                Pack<Float> wi[OUTS];
+#pragma unroll
+                for (int o = 0; o < OUTS; o++)
+                    if (o < outs) wi[o] = load_pack(w + (o * packs + i) * 32 * N);
 #pragma unroll
                 for (int n = 0; n < ROWS; n++) {
                     const Pack<Float> xn = load_pack(x + n * IC + column + i * step);
 #pragma unroll
-                    for (int o = 0; o < OUTS; o++)
+                    for (int o = 0; o < OUTS; o++) {
+                        if (o >= outs) break;
 #pragma unroll
                         for (int k = 0; k < N; k++)
-                            sum[o * ROWS + n] = fmaf((float)w[o][i][k], (float)xn[k], sum[o * ROWS + n]);
+                            sum[o * ROWS + n] = fmaf((float)wi[o][k], (float)xn[k], sum[o * ROWS + n]);
+                    }
                 }
             }
             column += P * step;
             if (column < IC) load(first, column);
         }
-        first += gridDim.x * turn_outputs;
-        load(first, first_column);
+        const int next = first + gridDim.x * turn_outputs;
+        if (next < OC) load(next, first_column);
 
         const float total = sum_each(sum);
         if (lane % (32 / VALUES) == 0) partial[turn][warp][lane / (32 / VALUES)] = total;
         __syncthreads();  // the next turn writes to the other half, so one barrier a turn is enough
-        if (!finishes) continue;
-        const int o = tid % turn_outputs, first_warp = o / OUTS * slices;
-        float y = 0.0f;
-        for (int s = 0; s < slices; s++) y += partial[turn][first_warp + s][o % OUTS * ROWS + row];
-        out[place] = (Float)finish_output(y, b, gelu, r);
+        if (finishes(first)) {
+            const int first_warp = own / outs * slices;
+            float y = 0.0f;
+            for (int s = 0; s < slices; s++) y += partial[turn][first_warp + s][own % outs * ROWS + row];
+            out[(size_t)row * OC + first + own] = (Float)finish_output(y, b, gelu, r);
+        }
+        first = next;
+        b = bias_of(first);
+        r = residual_of(first);
     }
 }
 
@@ -240,8 +302,9 @@ __global__ void matvec_single_kernel(Float* out, const Float* inp, const Float* 
                                      int IC, int OC, int chunk) {
     constexpr int OUTS = ROWS <= 2 ? 4 : 2;
     extern __shared__ __align__(16) char matvec_shared[];
+    start_next_kernel();
     Float* x = reinterpret_cast<Float*>(matvec_shared);
-    stage_inputs<1, ROWS>(x, inp, norm, rows, IC);
+    stage_inputs<1, ROWS>(x, inp, norm, rows, IC, cp_async_commit);
     const int begin = blockIdx.x * chunk, end = begin + chunk < OC ? begin + chunk : OC;
     for (int first = begin; first < end; first += OUTS) {
         float sum[OUTS][ROWS];
@@ -256,41 +319,49 @@ __global__ void matvec_single_kernel(Float* out, const Float* inp, const Float* 
 }
 
 // out [rows,OC], inp [rows,IC], weight [OC,IC], bias [OC] or null, norm: [IC] each or null, residual
-// [rows,OC] or null; out may be residual. rows: 1 to kMaxMatvecRows; IC and OC are multiples of 8; not both
-// gelu and a residual. Rows are staged in shared memory: of fp32 rows with more than 7000 elements 8 take two
-// passes over the weights.
+// [rows,OC] or null; out may be residual. The kernel in front may make inp and residual, but not weight, bias
+// and norm, which are read without waiting for it. rows: 1 to kMaxMatvecRows; IC and OC are multiples of 8;
+// not both gelu and a residual. Rows are staged in shared memory: of fp32 rows with more than 7000 elements 8
+// take two passes over the weights.
 template <class Float>
 void matvec_forward(const Context& ctx, Float* out, const Float* inp, const Float* weight, const Float* bias,
                     Normalize<Float> norm, const Float* residual, bool gelu, int rows, int IC, int OC) {
     assert(rows >= 1 && rows <= kMaxMatvecRows && IC % 8 == 0 && OC % 8 == 0 && !(gelu && residual));
     assert(!norm.weight == !norm.bias);
-    const size_t row_bytes = IC * sizeof(Float), most_shared = ctx.max_shared - 1024;
-    auto shared_bytes = [&](int n) { return (n + (norm.weight ? 2 : 0)) * row_bytes; };
+    int slices = 1;
+    while (slices < kMatvecWarps && ceil_div(IC / Pack<Float>::size, 32) > slices * kMatvecPacks) slices *= 2;
+    const size_t most_shared = ctx.max_shared - 1024;
+    const auto shared_bytes = [&](int n, int outs) {
+        const size_t weights = ctx.row_lanes == 1 ? 0 : kMatvecWarps * outs * matvec_packs<Float>(IC, slices);
+        return weights * 32 * sizeof(Pack<Float>) + (n + (norm.weight ? 2 : 0)) * IC * sizeof(Float);
+    };
     auto launch = [&](auto padded_rows) {
         constexpr int ROWS = padded_rows;
-        const size_t shared = shared_bytes(ROWS);
-        auto launch_kernel = [&](auto kernel, int blocks, int threads, int last) {
+        auto launch_kernel = [&](auto kernel, int blocks, int threads, size_t shared, auto... last) {
             CUDA_CHECK(
                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-            kernel<<<blocks, threads, shared, ctx.stream>>>(out, inp, weight, bias, norm, residual, gelu,
-                                                            rows, IC, OC, last);
-            CUDA_CHECK(cudaGetLastError());
+            launch_early(ctx, kernel, blocks, threads, shared, out, inp, weight, bias, norm, residual, gelu,
+                         rows, IC, OC, last...);
         };
         if (ctx.row_lanes == 1) {
             // blocks enough to share among the threads, few enough that staging is nothing
             const int chunk = ceil_div(OC / 8, 4 * ctx.num_sms < 8 ? 8 : 4 * ctx.num_sms) * 8;
-            launch_kernel(matvec_single_kernel<Float, ROWS>, ceil_div(OC, chunk), 1, chunk);
+            launch_kernel(matvec_single_kernel<Float, ROWS>, ceil_div(OC, chunk), 1, shared_bytes(ROWS, 0),
+                          chunk);
             return;
         }
-        int slices = 1;
-        while (slices < kMatvecWarps && ceil_div(IC / Pack<Float>::size, 32) > slices * kMatvecPacks)
-            slices *= 2;
-        const int turn_outputs = kMatvecWarps / slices * kMatvecOutputs<ROWS>;
-        const int turns = ceil_div(OC, turn_outputs), most = ctx.num_sms * kMatvecBlocks<ROWS>;
-        launch_kernel(matvec_kernel<Float, ROWS>, turns < most ? turns : most, 32 * kMatvecWarps, slices);
+        // as many outputs at once as it takes to be done in one turn with a block on each SM
+        int outs = 1;
+        const auto turns = [&] { return ceil_div(OC, kMatvecWarps / slices * outs); };
+        while (outs < kMatvecOutputs<ROWS> && turns() > ctx.num_sms &&
+               shared_bytes(ROWS, outs + 1) <= most_shared)
+            outs++;
+        const int most = ctx.num_sms * kMatvecBlocks<ROWS>;
+        launch_kernel(matvec_kernel<Float, ROWS>, turns() < most ? turns() : most, 32 * kMatvecWarps,
+                      shared_bytes(ROWS, outs), slices, outs);
     };
     int most_rows = kMaxMatvecRows;
-    while (shared_bytes(most_rows) > most_shared) most_rows /= 2;
+    while (shared_bytes(most_rows, 1) > most_shared) most_rows /= 2;
     assert(most_rows >= 1);
     if (rows > most_rows) {
         matvec_forward(ctx, out, inp, weight, bias, norm, residual, gelu, most_rows, IC, OC);

@@ -10,7 +10,7 @@
 //
 // Weights are integers (sampler.h), so the order of the list and of the sums does not matter.
 #pragma once
-#include "cuda_common.cuh"
+#include "overlap.cuh"
 #include "sampler.h"
 
 inline constexpr int kSamplerThreads = 512;
@@ -73,6 +73,42 @@ __global__ void __launch_bounds__(kSamplerThreads)
     auto barrier = [] {
         if constexpr (LANES > 1) __syncthreads();
     };
+
+    start_next_kernel();
+    wait_for_previous_kernel();
+    // The first of the largest, in one pass over the row. Where none is larger than -infinity, see below.
+    if (how.temperature == 0.0f) {
+        constexpr int AT_ONCE = 4;
+        float best = -INFINITY;
+        int place = 0;  // of the first pack that has it
+        for (int p = tid; p * N < V; p += AT_ONCE * block) {
+            Pack<Float> x[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                x[i] = load_pack_if((p + i * block) * N < V, row + (p + i * block) * N);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int v = (p + i * block) * N;
+                float most = -INFINITY;
+                for (int k = 0; k < N; k++)
+                    if (v + k < V) most = fmaxf(most, (float)x[i][k]);
+                if (most > best) best = most, place = v;
+            }
+        }
+        const unsigned most = block_max<LANES>(logit_key(best), max_scratch[0]);
+        unsigned not_first = 0;
+        if (logit_key(best) == most) {
+            const Pack<Float> x = load_pack(row + place);
+            for (int k = N - 1; k >= 0; k--)
+                if (place + k < V && (float)x[k] == best) not_first = ~(unsigned)(place + k);
+        }
+        not_first = block_max<LANES>(not_first, max_scratch[2]);
+        if (most > logit_key(-INFINITY)) {
+            if (tid == 0) tokens[blockIdx.x] = (int)~not_first;
+            return;
+        }
+        barrier();  // before the next use of max_scratch
+    }
 
     for (int i = tid; i < kSamplerThreads; i += block) pack_max[i] = 0;
     if (tid == 0) listed = 0;
@@ -203,11 +239,8 @@ void sample_tokens(const Context& ctx, int* tokens, const Float* logits, float* 
     assert(V >= 1 && V <= Vp && Vp % 8 == 0 && V <= kSamplerPiece * kSamplerPiece);
     assert(how.temperature >= 0.0f && how.top_k >= 0 && how.top_p > 0.0f);
     const float scale = how.temperature > 0.0f ? weight_scale(how.temperature) : 0.0f;
-    if (ctx.row_lanes == 1)
-        sample_tokens_kernel<Float, 1>
-            <<<B, 1, 0, ctx.stream>>>(tokens, logits, scratch, V, Vp, how, scale, streams, positions);
-    else
-        sample_tokens_kernel<Float, 32><<<B, kSamplerThreads, 0, ctx.stream>>>(
-            tokens, logits, scratch, V, Vp, how, scale, streams, positions);
-    CUDA_CHECK(cudaGetLastError());
+    const bool single = ctx.row_lanes == 1;
+    launch_early(ctx, single ? sample_tokens_kernel<Float, 1> : sample_tokens_kernel<Float, 32>, B,
+                 single ? 1 : kSamplerThreads, 0, tokens, logits, scratch, V, Vp, how, scale, streams,
+                 positions);
 }

@@ -37,6 +37,7 @@
 #include "llmc/layernorm.cuh"
 #include "llmc/matmul.cuh"
 #include "llmc/matvec.cuh"
+#include "llmc/matvec_mma.cuh"
 #include "llmc/metrics.h"
 #include "llmc/overlap.cuh"
 #include "llmc/params.h"
@@ -450,29 +451,36 @@ void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a
         attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * B * NH : nullptr, d.attention, a.qkv,
                          d.cache[l], d.positions, B, NH, m.hs(), how);
     };
-    if (B > kMaxMatvecRows) {
+    const bool few = B <= kMaxMatvecRows;
+    if (!few && !takes_matvec_mma<Float>(ctx, B, C)) {
         CUDA_CHECK(
             cudaMemcpyAsync(a.inputs, d.tokens, B * sizeof(int), cudaMemcpyDeviceToDevice, ctx.stream));
         forward(ctx, m, a, B, 1, d.positions, attend);
         matmul_forward<Float>(ctx, d.logits, a.normed, m.params.wte, nullptr, B, C, Vp);
-    } else {
-        const Normalize<Float> as_it_is = {nullptr, nullptr};
-        Float* x = a.residual;
-        encoder_forward(ctx, x, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
-        for (int l = 0; l < m.config.num_layers; l++) {
-            const LayerParams<Float>& p = m.params.layers[l];
-            matvec_forward<Float>(ctx, a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, B, C,
-                                  3 * C);
-            attend(l);
-            matvec_forward<Float>(ctx, x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, B, C, C);
-            matvec_forward<Float>(ctx, a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, B, C,
-                                  4 * C);
-            matvec_forward<Float>(ctx, x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, B, 4 * C,
-                                  C);
-        }
-        matvec_forward<Float>(ctx, d.logits, x, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b},
-                              nullptr, false, B, C, Vp);
+        draw_tokens(ctx, m, d, sampling);
+        return;
     }
+    const auto linear = [&](Float* out, const Float* inp, const Float* weight, const Float* bias,
+                            Normalize<Float> norm, const Float* residual, bool gelu, int IC, int OC) {
+        if constexpr (sizeof(Float) == 2)
+            if (!few) {
+                matvec_mma_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+                return;
+            }
+        matvec_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+    };
+    const Normalize<Float> as_it_is = {nullptr, nullptr};
+    Float* x = a.residual;
+    encoder_forward(ctx, x, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
+    for (int l = 0; l < m.config.num_layers; l++) {
+        const LayerParams<Float>& p = m.params.layers[l];
+        linear(a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, C, 3 * C);
+        attend(l);
+        linear(x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, C, C);
+        linear(a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, C, 4 * C);
+        linear(x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, 4 * C, C);
+    }
+    linear(d.logits, x, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr, false, C, Vp);
     draw_tokens(ctx, m, d, sampling);
 }
 

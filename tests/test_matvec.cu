@@ -2,6 +2,8 @@
 // sum, every number of rows, both kernels.
 #include "../llmc/matvec.cuh"
 
+#include "../llmc/matvec_mma.cuh"
+
 #include "check.h"
 #include "reference.h"
 
@@ -14,6 +16,7 @@ enum class After { nothing, gelu, residual };
 template <class Float>
 struct Layer {
     int rows, IC, OC;
+    bool by_mma = false;  // by tensor cores
     std::vector<Float> inp, weight, bias, norm_weight, norm_bias, residual;
 
     Layer(int rows_, int IC_, int OC_, double spread = 1.0)
@@ -49,10 +52,17 @@ struct Layer {
         if (after == After::residual)
             out.set(std::vector<Float>(residual.begin(), residual.begin() + (size_t)some * OC));
         const bool norm = before == Before::layernorm;
-        matvec_forward<Float>(ctx, out, d_inp, d_weight, with_bias ? (Float*)d_bias : nullptr,
-                              {norm ? (Float*)d_gain : nullptr, norm ? (Float*)d_shift : nullptr},
-                              after == After::residual ? (Float*)out : nullptr, after == After::gelu, some,
-                              IC, OC);
+        const Normalize<Float> normalize = {norm ? (Float*)d_gain : nullptr,
+                                            norm ? (Float*)d_shift : nullptr};
+        const Float* b = with_bias ? (Float*)d_bias : nullptr;
+        const Float* r = after == After::residual ? (Float*)out : nullptr;
+        if constexpr (sizeof(Float) == 2)
+            if (by_mma) {
+                matvec_mma_forward(ctx, out, d_inp, d_weight, b, normalize, r, after == After::gelu, some, IC,
+                                   OC);
+                return out.get();
+            }
+        matvec_forward<Float>(ctx, out, d_inp, d_weight, b, normalize, r, after == After::gelu, some, IC, OC);
         return out.get();
     }
 };
@@ -127,4 +137,46 @@ TEST_CASE_TEMPLATE("few rows times a matrix: a row has the same bits, however ma
                 }
             }
         }
+}
+
+// One row to all, a group of rows that is not full; a sum shorter than the warps that share it, and longer
+// than they have under way; outputs that are no whole tile; several turns of a block, on one SM.
+TEST_CASE("rows of bf16 times a matrix by tensor cores: sizes, and what is fused before and after") {
+    const Context all = both_lane_counts()[0];
+    Context one = all;
+    one.num_sms = 1;
+    for (const Context& ctx : {all, one})
+        for (const auto& [rows, IC, OC] : std::initializer_list<std::array<int, 3>>{
+                 {1, 32, 8}, {11, 96, 40}, {16, 768, 72}, {32, 256, 136}, {33, 288, 24}, {64, 3104, 16}}) {
+            Layer<bf16> layer(rows, IC, OC);
+            layer.by_mma = true;
+            for (Before before : {Before::nothing, Before::layernorm}) {
+                if (before == Before::layernorm && IC > 2048) continue;
+                for (After after : {After::nothing, After::gelu, After::residual})
+                    for (bool with_bias : {false, true}) {
+                        CAPTURE(ctx.num_sms);
+                        CAPTURE(rows);
+                        CAPTURE(IC);
+                        CAPTURE((int)before);
+                        CAPTURE((int)after);
+                        CHECK(relative_error(layer.got(ctx, before, after, with_bias, rows),
+                                             layer.want(before, after, with_bias)) < tolerance<bf16>());
+                    }
+            }
+        }
+}
+
+TEST_CASE("rows of bf16 times a matrix by tensor cores: a row has the same bits, however many there are") {
+    Context ctx = both_lane_counts()[0];
+    for (const int num_sms : {1, ctx.num_sms}) {
+        ctx.num_sms = num_sms;
+        Layer<bf16> layer(kMaxMmaRows, 768, 24);
+        layer.by_mma = true;
+        for (Before before : {Before::nothing, Before::layernorm}) {
+            const auto all = layer.got(ctx, before, After::residual, true, kMaxMmaRows);
+            for (int some : {1, 9, 17, 40})
+                CHECK(same_bits(layer.got(ctx, before, After::residual, true, some),
+                                std::vector<bf16>(all.begin(), all.begin() + (size_t)some * 24)));
+        }
+    }
 }

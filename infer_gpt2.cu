@@ -439,10 +439,27 @@ void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, co
     draw_tokens(ctx, m, d, sampling);
 }
 
+// Whether B sequences are few enough for the linear layers whose time is that of reading the weights.
+template <class Float>
+bool is_few(const Context& ctx, int B, int C) {
+    return B <= kMaxMatvecRows || takes_matvec_mma<Float>(ctx, B, C);
+}
+// Such a layer, with what comes before and after it: see matvec_forward.
+template <class Float>
+void linear_of_few(const Context& ctx, Float* out, const Float* inp, const Float* weight, const Float* bias,
+                   Normalize<Float> norm, const Float* residual, bool gelu, int B, int IC, int OC) {
+    if constexpr (sizeof(Float) == 2)
+        if (B > kMaxMatvecRows) {
+            matvec_mma_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+            return;
+        }
+    matvec_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+}
+
 // One step for all sequences: d.tokens at d.positions to the next ones. a has room for B tokens. With few
 // sequences the step is as long as it takes to read the weights once: five launches a layer, each of which
-// fetches its weights while those in front of it work; with many it is
-// the forward above, for one token of each.
+// fetches its weights while those in front of it work; with many it is the forward above, for one token of
+// each.
 template <class Float>
 void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d,
                  DecodeHow how, Sampling sampling) {
@@ -451,36 +468,29 @@ void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a
         attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * B * NH : nullptr, d.attention, a.qkv,
                          d.cache[l], d.positions, B, NH, m.hs(), how);
     };
-    const bool few = B <= kMaxMatvecRows;
-    if (!few && !takes_matvec_mma<Float>(ctx, B, C)) {
+    if (is_few<Float>(ctx, B, C)) {
+        const auto linear = [&](Float* out, const Float* inp, const Float* weight, const Float* bias,
+                                Normalize<Float> norm, const Float* residual, bool gelu, int IC, int OC) {
+            linear_of_few(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+        };
+        const Normalize<Float> as_it_is = {nullptr, nullptr};
+        Float* x = a.residual;
+        encoder_forward(ctx, x, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
+        for (int l = 0; l < m.config.num_layers; l++) {
+            const LayerParams<Float>& p = m.params.layers[l];
+            linear(a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, C, 3 * C);
+            attend(l);
+            linear(x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, C, C);
+            linear(a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, C, 4 * C);
+            linear(x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, 4 * C, C);
+        }
+        linear(d.logits, x, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr, false, C, Vp);
+    } else {
         CUDA_CHECK(
             cudaMemcpyAsync(a.inputs, d.tokens, B * sizeof(int), cudaMemcpyDeviceToDevice, ctx.stream));
         forward(ctx, m, a, B, 1, d.positions, attend);
         matmul_forward<Float>(ctx, d.logits, a.normed, m.params.wte, nullptr, B, C, Vp);
-        draw_tokens(ctx, m, d, sampling);
-        return;
     }
-    const auto linear = [&](Float* out, const Float* inp, const Float* weight, const Float* bias,
-                            Normalize<Float> norm, const Float* residual, bool gelu, int IC, int OC) {
-        if constexpr (sizeof(Float) == 2)
-            if (!few) {
-                matvec_mma_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
-                return;
-            }
-        matvec_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
-    };
-    const Normalize<Float> as_it_is = {nullptr, nullptr};
-    Float* x = a.residual;
-    encoder_forward(ctx, x, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
-    for (int l = 0; l < m.config.num_layers; l++) {
-        const LayerParams<Float>& p = m.params.layers[l];
-        linear(a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, C, 3 * C);
-        attend(l);
-        linear(x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, C, C);
-        linear(a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, C, 4 * C);
-        linear(x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, 4 * C, C);
-    }
-    linear(d.logits, x, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr, false, C, Vp);
     draw_tokens(ctx, m, d, sampling);
 }
 

@@ -137,6 +137,63 @@ TEST_CASE_TEMPLATE("token by token gives the logits of the forward over the whol
     CUDA_CHECK(cudaFree(m.memory));
 }
 
+TEST_CASE("token by token with the kernels of a GPU: few rows and more, bf16") {
+    Context ctx = make_context();
+    ctx.row_lanes = 32;
+    GPT2Config config = kSmall;
+    config.channels = 64;  // of which tensor cores take all products
+    Model<bf16> m = make_model<bf16>(config);
+    REQUIRE(is_few<bf16>(ctx, 11, config.channels));
+    for (const int B : {1, 11}) {
+        check_decoding(ctx, m, B, {DecodeMode::dense}, {}, 2e-2);
+        check_decoding(ctx, m, B, {DecodeMode::pages, 0, 0.0f}, {}, 2e-2);
+    }
+    CUDA_CHECK(cudaFree(m.memory));
+}
+
+// What may overlap must not change a bit of what comes out; where nothing does, this compares equal runs.
+TEST_CASE("kernels that start early compute what they compute one after another") {
+    Context ctx = make_context();
+    GPT2Config config = kSmall;
+    config.channels = 64;
+    Model<bf16> m = make_model<bf16>(config);
+    const auto logits = [&](int B, DecodeHow how, bool overlap) {
+        Context with = ctx;
+        with.overlap_kernels = ctx.overlap_kernels && overlap;
+        Acts<bf16> a, one;
+        Decoding<bf16> d;
+        const DeviceMemory memory(with, "test", [&](Arena& arena) {
+            a = lay_out_acts<bf16>(arena, config, B, 2);
+            one = lay_out_acts<bf16>(arena, config, B, 1);
+            d = lay_out_decoding<bf16>(arena, config, B, 48, 40, false);
+        });
+        std::vector<int> inputs, streams(B);
+        for (int b = 0; b < B; b++) {
+            streams[b] = b;
+            for (const uint16_t token : random_tokens(2, 50 + b)) inputs.push_back(token);
+        }
+        const std::vector<int> lengths(B, 2), positions(B, 1);
+        to_device(a.inputs, inputs.data(), inputs.size());
+        to_device(d.lengths, lengths.data(), lengths.size());
+        to_device(d.positions, positions.data(), positions.size());
+        to_device(d.streams, streams.data(), streams.size());
+        prefill(with, m, a, d, 2, lengths, how, {});
+        Graph graph;
+        std::vector<bf16> all;
+        for (int step = 0; step < 37; step++) {
+            graph.run(with, [&] { decode_step(with, m, one, d, how, {}); });
+            const std::vector<bf16> now = to_host(with, d.logits, (size_t)B * config.padded_vocab_size);
+            all.insert(all.end(), now.begin(), now.end());
+        }
+        return all;
+    };
+    for (const int B : {1, 5, 11})
+        for (const DecodeHow how : {DecodeHow{DecodeMode::dense}, DecodeHow{DecodeMode::topk, 4},
+                                    DecodeHow{DecodeMode::pages, 0, 0.1f}})
+            CHECK(same_bits(logits(B, how, true), logits(B, how, false)));
+    CUDA_CHECK(cudaFree(m.memory));
+}
+
 TEST_CASE("losses are the reference's") {
     const Context ctx = make_context();
     Model<float> m = make_model<float>(kSmall);

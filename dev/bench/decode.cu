@@ -1,5 +1,6 @@
 // Measures decoding: how long one token takes for B sequences with T tokens in the cache, with each way of
-// reading the cache, against the bytes that cannot be avoided; attention alone; and drawing the token.
+// reading the cache, against the bytes that cannot be avoided; attention alone; each of the other kernels
+// alone; and drawing the token.
 // README.md beside this says how to run it and how each figure is counted.
 //
 // The step is infer_gpt2's own, recorded as a graph as there. Weights and caches are random, so no files are
@@ -22,7 +23,7 @@ struct DecodeBenchConfig {
     int topk = 8;
     std::string out;
     double budget = 0;  // seconds; 0: no limit
-    bool quick = false;
+    bool quick = false, serial = false;
 };
 
 std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
@@ -42,6 +43,8 @@ std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
          [&c](auto& v) { c.budget = parse_float("--budget", v, 1, 1e6); }},
         {0, "quick", "", "", "fewer repetitions, and only the cases of one and of many sequences at 1024",
          [&c](auto&) { c.quick = true; }},
+        {0, "serial", "", "", "let no kernel start before the one in front has ended",
+         [&c](auto&) { c.serial = true; }},
         {'h', "help", "", "", "show this table and exit",
          [&c](auto&) {
              fputs(
@@ -342,6 +345,81 @@ void bench_decode_steps(DecodeBench& b, const std::vector<Shape>& shapes, const 
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// the kernels of a step, each kind alone
+
+void bench_kernels(DecodeBench& b, const std::vector<int>& batches) {
+    const Context& ctx = b.ctx;
+    const Model<Float>& m = b.model;
+    const int C = m.config.channels, Vp = m.config.padded_vocab_size, L = b.L();
+    b.report.print(
+        "\n## Kernels of a step, each kind alone\n\n"
+        "All layers' launches of a kind as one graph, nothing in the L2 cache before it, divided by their number: "
+        "between two launches of a graph of its own the device is idle, so that a kind with one launch takes longer "
+        "here than in a step. Floor: the weights.\n\n");
+    Table table(b.report,
+                {{"kernel", 9}, {"B", 3}, {"launches", 8}, {"us", 7}, {"floor us", 8}, {"ratio", 6}});
+    nlohmann::ordered_json& rows = b.report.json["kernels"] = nlohmann::ordered_json::array();
+    const Normalize<Float> as_it_is = {nullptr, nullptr};
+    for (const int B : batches) {
+        if (!is_few<Float>(ctx, B, C)) continue;  // of many sequences the products are cuBLASLt's
+        const Sequences s(b, {B, 16});
+        const Acts<Float>& a = s.one;
+        fill(ctx, a.residual, (size_t)B * C, 5, 0.0f, 1.0f);
+        fill(ctx, a.att, (size_t)B * C, 6, 0.0f, 0.1f);
+        fill(ctx, a.fch_gelu, (size_t)B * 4 * C, 7, 0.0f, 0.1f);
+        // launch(l) for all layers, or once; weights: that one launch reads
+        const auto kind = [&](const char* name, int launches, double weights, auto launch) {
+            attempt(b, table, format("%s, B = %d", name, B), rows, kOnCpu ? 0.2 : 0.5, [&] {
+                Graph graph;
+                const Timing t = time_work(b, [&] {
+                    graph.run(ctx, [&] {
+                        for (int l = 0; l < launches; l++) launch(l);
+                    });
+                });
+                const double ms = t.ms / launches, floor = b.floor_ms(weights * sizeof(Float));
+                table.row({name, std::to_string(B), std::to_string(launches), format("%.2f", 1e3 * ms),
+                           format("%.2f", 1e3 * floor), floor > 0 ? format("%.2f", ms / floor) : ""});
+                rows.push_back({{"name", name},
+                                {"B", B},
+                                {"launches", launches},
+                                {"ms", ms},
+                                {"least_ms", t.least_ms / launches},
+                                {"runs", t.runs},
+                                {"floor_ms", floor}});
+            });
+        };
+        const auto linear = [&](Float* out, const Float* inp, const Float* weight, const Float* bias,
+                                Normalize<Float> norm, const Float* residual, bool gelu, int IC, int OC) {
+            linear_of_few(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+        };
+        const std::vector<LayerParams<Float>>& layers = m.params.layers;
+        kind("embedding", 1, 0, [&](int) {
+            encoder_forward(ctx, a.normed, s.d.tokens, m.params.wte, m.params.wpe, B, 1, C, s.d.positions);
+        });
+        kind("qkv", L, 3.0 * C * C, [&](int l) {
+            const LayerParams<Float>& p = layers[l];
+            linear(a.qkv, a.residual, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, C, 3 * C);
+        });
+        kind("attproj", L, 1.0 * C * C, [&](int l) {
+            const LayerParams<Float>& p = layers[l];
+            linear(a.branch, a.att, p.attproj_w, p.attproj_b, as_it_is, a.residual, false, C, C);
+        });
+        kind("fc", L, 4.0 * C * C, [&](int l) {
+            const LayerParams<Float>& p = layers[l];
+            linear(a.fch, a.residual, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, C, 4 * C);
+        });
+        kind("fcproj", L, 4.0 * C * C, [&](int l) {
+            const LayerParams<Float>& p = layers[l];
+            linear(a.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, a.residual, false, 4 * C, C);
+        });
+        kind("logits", 1, 1.0 * Vp * C, [&](int) {
+            linear(s.d.logits, a.residual, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr,
+                   false, C, Vp);
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // drawing tokens
 
 // How many of a row's most likely tokens reach probability p together.
@@ -417,6 +495,7 @@ void run(const DecodeBenchConfig& config) {
     b.budget = config.budget;
     b.ctx = make_context();
     b.ctx.tune_matmuls = false;  // as infer_gpt2cu
+    if (config.serial) b.ctx.overlap_kernels = false;
     const std::vector<Shape> shapes = shapes_of(config);
     int longest = 16;
     std::vector<int> batches;
@@ -433,7 +512,9 @@ void run(const DecodeBenchConfig& config) {
         b.report.json["size"] = config.size;
         b.report.json["precision"] = kOnCpu ? "fp32" : "bf16";
         b.report.json["weight_bytes"] = b.weight_bytes;
+        b.report.json["overlap_kernels"] = b.ctx.overlap_kernels;
         bench_decode_steps(b, shapes, batches);
+        bench_kernels(b, batches);
         bench_sampling(b, batches);
     });
 }

@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, kMatvecBlocks<ROWS>)
                 Pack<Float> wi[OUTS];
 #pragma unroll
                 for (int o = 0; o < OUTS; o++)
-                    if (o < outs) wi[o] = load_pack(w + (o * packs + i) * 32 * N);
+                    wi[o] = load_pack_if(o < outs, w + (o * packs + i) * 32 * N);
 #pragma unroll
                 for (int n = 0; n < ROWS; n++) {
                     const Pack<Float> xn = load_pack(x + n * IC + column + i * step);

@@ -218,8 +218,7 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, kMatvecBlocks<ROWS>)
                 if (column + i * step >= IC) break;
                 Pack<Float> wi[OUTS];
 #pragma unroll
-                for (int o = 0; o < OUTS; o++)
-                    wi[o] = load_pack_if(o < outs, w + (o * packs + i) * 32 * N);
+                for (int o = 0; o < OUTS; o++) wi[o] = load_pack_if(o < outs, w + (o * packs + i) * 32 * N);
 #pragma unroll
                 for (int n = 0; n < ROWS; n++) {
                     const Pack<Float> xn = load_pack(x + n * IC + column + i * step);

@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(32 * layernorm_backward_warps<Float, PACKS>(),
     extern __shared__ __align__(16) unsigned char layernorm_rows[];
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int step = gridDim.x * warps, first = blockIdx.x * warps + warp;
-    const int own = lane * N;               // first of the lane's channels; 32 N further on are the next
-    Float* const weights = (Float*)layernorm_rows;  // [ROW]
+    const int own = lane * N;  // first of the lane's channels; 32 N further on are the next
+    Float* const weights = (Float*)layernorm_rows;                                  // [ROW]
     Float* const stages = weights + ROW + warp * (kLayerNormStages * STAGE) + own;  // [stages][3][ROW]
 
     // A lane copies what it reads itself, so that it waits for nothing but its own copies. Channels from C on

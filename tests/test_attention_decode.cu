@@ -262,13 +262,12 @@ TEST_CASE("a million rows, random and adversarial: what was left out is never mo
     // Sanitizers and the race checker look at the accesses, for which fewer rows do; so do whole warps on the
     // CPU backend, whose lanes are slow.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    const int calls = 16, calls_by_warps = 8, heads_by_warps = 32;
+    const int calls = 16, heads = 512, calls_by_warps = 8, heads_by_warps = 32;
 #else
     const bool another_schedule = getenv("CUDA_CPU_SCHEDULE");
-    const int calls = another_schedule ? 16 : 488;
+    const int calls = another_schedule ? 16 : 488, heads = 2050;
     const int calls_by_warps = kOnCpu ? 16 : 488, heads_by_warps = kOnCpu ? 256 : 2050;
 #endif
-    const int heads = kSanitized ? 512 : 2050;
     int64_t rows = 0;
     double read[8] = {}, read_by_warps[8] = {};
     const auto check = [&](const Context& ctx, int call, int heads, double* share) {

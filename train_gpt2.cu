@@ -53,7 +53,7 @@ struct TrainConfig {
     float lambda = 0.1f;
     int topk = 8;
     Reg reg = Reg::tail;
-    std::string lambda_warmup = "70%";
+    std::string lambda_start = "0", lambda_warmup = "70%";
     std::string lambda_layers = "1";
     TargetLossFlag target_loss;
 
@@ -79,7 +79,7 @@ struct TrainConfig {
     std::string debug_state, export_to;
 
     // filled in by resolve_defaults()
-    int64_t warmup_updates = 0, lambda_warmup_updates = 0;
+    int64_t warmup_updates = 0, lambda_start_updates = 0, lambda_warmup_updates = 0;
     std::vector<float> layer_lambda;  // each layer's factor on lambda
 };
 
@@ -103,8 +103,11 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& v) {
              c.reg = (Reg)parse_choice("--reg", v, {"tail", "kl", "entropy"});
          }},
+        {0, "lambda-start", "N|P%", c.lambda_start,
+         "updates, or share of the run, before lambda begins to rise",
+         [&c](auto& v) { parse_updates("--lambda-start", c.lambda_start = v, 1); }},
         {0, "lambda-warmup", "N|P%", c.lambda_warmup,
-         "updates, or share of the run, over which lambda rises linearly from 0",
+         "updates, or share of the run, over which lambda rises linearly from 0 (with --lambda-start: until which)",
          [&c](auto& v) { parse_updates("--lambda-warmup", c.lambda_warmup = v, 1); }},
         {0, "lambda-layers", "X[,X...]", c.lambda_layers,
          "factor on lambda for all layers, or one for each (0,1,1,1 leaves layer 0 alone)",
@@ -858,6 +861,8 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
                                                 const DataLoader& train, const char* precision) {
     std::string layers;
     for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + format("%g", f);
+    const std::string rise =
+        c.lambda_start_updates > 0 ? std::to_string(c.lambda_start_updates) + " to " : std::string();
     return {{"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers,
                              config.num_heads, config.channels, config.vocab_size)},
             {"training data",
@@ -865,7 +870,7 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
             {"lambda", format("%g", c.lambda)},
             {"topk", std::to_string(c.topk)},
             {"reg", reg_name(c.reg)},
-            {"lambda-warmup", std::to_string(c.lambda_warmup_updates) + " updates"},
+            {"lambda-warmup", rise + std::to_string(c.lambda_warmup_updates) + " updates"},
             {"lambda-layers", layers},
             {"batch", std::to_string(c.B)},
             {"context", std::to_string(c.T)},
@@ -1092,6 +1097,11 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
     c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
     c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
+    c.lambda_start_updates = parse_updates("--lambda-start", c.lambda_start, c.updates);
+    if (c.lambda_start_updates > c.lambda_warmup_updates)
+        fail(
+            "--lambda-start (update %lld) lies behind the end of lambda's rise, --lambda-warmup (%lld): give an earlier one",
+            (long long)c.lambda_start_updates, (long long)c.lambda_warmup_updates);
     c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
     if (!c.target_loss.path.empty() && c.lambda == 0)
         fail("--target-loss adjusts lambda from -l on: give an -l greater than 0");
@@ -1119,24 +1129,24 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
     bool cudnn = false;
     if constexpr (kUseCudnn)
         cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
+    std::string rise, limit;
+    if (c.lambda > 0 && c.lambda_start_updates > 0)
+        rise = format(" (rising from update %lld to %lld)", (long long)c.lambda_start_updates,
+                      (long long)c.lambda_warmup_updates);
+    else if (c.lambda > 0 && c.lambda_warmup_updates > 0)
+        rise = format(" (rising over %lld updates)", (long long)c.lambda_warmup_updates);
+    if (!c.target_loss.path.empty())
+        limit = format(" (to begin with; loss within %g of %s)", c.target_loss.margin,
+                       c.target_loss.path.c_str());
     return {
         {"device",
          ctx.device_name + ", " + precision + (cudnn ? ", cuDNN's attention where lambda is 0" : "")},
         {"model", format("%s: %d layers, %d heads, %d channels, vocabulary %d, %s parameters", c.from.c_str(),
                          config.num_layers, config.num_heads, config.channels, config.vocab_size,
                          pretty_count((double)num_parameters(config)).c_str())},
-        {"regularizer",
-         c.topk == 0
-             ? "off, and not measured"
-             : format("%s, lambda %g%s%s, top %d keys", reg_name(c.reg), c.lambda,
-                      c.lambda > 0 && c.lambda_warmup_updates > 0
-                          ? format(" (rising over %lld updates)", (long long)c.lambda_warmup_updates).c_str()
-                          : "",
-                      !c.target_loss.path.empty() ? format(" (to begin with; loss within %g of %s)",
-                                                           c.target_loss.margin, c.target_loss.path.c_str())
-                                                        .c_str()
-                                                  : "",
-                      c.topk)},
+        {"regularizer", c.topk == 0 ? "off, and not measured"
+                                    : format("%s, lambda %g%s%s, top %d keys", reg_name(c.reg), c.lambda,
+                                             rise.c_str(), limit.c_str(), c.topk)},
         {"data",
          format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train.num_tokens()).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
@@ -1280,8 +1290,8 @@ void train(TrainConfig c) {
     int64_t saved = step;
     while (step < c.updates && !g_interrupted) {
         const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
-        const float lambda =
-            lambda_at(step, c.lambda, c.lambda_warmup_updates) * (target ? target->factor(step + 1) : 1.0f);
+        const float lambda = lambda_at(step, c.lambda, c.lambda_start_updates, c.lambda_warmup_updates) *
+                             (target ? target->factor(step + 1) : 1.0f);
 
         CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
         reset_stats(ctx, model);

@@ -68,9 +68,11 @@ inline int64_t parse_updates(const std::string& flag, const std::string& text, i
                    : static_cast<int64_t>(value);
 }
 
-// lambda at update `step` (from 0): rising linearly from 0 to its full value over the first `warmup` updates.
-// Learn first, condense later: a model that is pressed from the first update pays for it in loss.
-inline float lambda_at(int64_t step, float lambda, int64_t warmup) {
+// lambda at update `step` (from 0): 0 in the first `start` updates, then rising linearly to its full value,
+// which it has from update `warmup` on. Learn first, condense later: a model that is pressed from the first
+// update pays for it in loss.
+inline float lambda_at(int64_t step, float lambda, int64_t start, int64_t warmup) {
     if (step >= warmup) return lambda;
-    return lambda * static_cast<float>(step + 1) / static_cast<float>(warmup + 1);
+    if (step < start) return 0.0f;
+    return lambda * static_cast<float>(step + 1 - start) / static_cast<float>(warmup + 1 - start);
 }

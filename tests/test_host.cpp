@@ -31,11 +31,18 @@ TEST_CASE("learning rate: the warm-up ends at the peak, the decay at its fractio
 }
 
 TEST_CASE("lambda rises linearly and then stays") {
-    CHECK(lambda_at(0, 0.5f, 0) == 0.5f);
-    CHECK(lambda_at(0, 1.0f, 9) == doctest::Approx(0.1));
-    CHECK(lambda_at(8, 1.0f, 9) == doctest::Approx(0.9));
-    CHECK(lambda_at(9, 1.0f, 9) == 1.0f);
-    CHECK(lambda_at(1000, 1.0f, 9) == 1.0f);
+    CHECK(lambda_at(0, 0.5f, 0, 0) == 0.5f);
+    CHECK(lambda_at(0, 1.0f, 0, 9) == doctest::Approx(0.1));
+    CHECK(lambda_at(8, 1.0f, 0, 9) == doctest::Approx(0.9));
+    CHECK(lambda_at(9, 1.0f, 0, 9) == 1.0f);
+    CHECK(lambda_at(1000, 1.0f, 0, 9) == 1.0f);
+    // from update 5 on, and at once
+    CHECK(lambda_at(4, 1.0f, 5, 14) == 0.0f);
+    CHECK(lambda_at(5, 1.0f, 5, 14) == doctest::Approx(0.1));
+    CHECK(lambda_at(13, 1.0f, 5, 14) == doctest::Approx(0.9));
+    CHECK(lambda_at(14, 1.0f, 5, 14) == 1.0f);
+    CHECK(lambda_at(4, 1.0f, 5, 5) == 0.0f);
+    CHECK(lambda_at(5, 1.0f, 5, 5) == 1.0f);
     CHECK(parse_updates("-u", "70%", 1000) == 700);
     CHECK(parse_updates("-u", "0%", 1000) == 0);
     CHECK(parse_updates("-u", "250", 1000) == 250);

@@ -130,6 +130,8 @@ refuse "-l (--lambda)" -l -1
 refuse "-l (--lambda)" -l nan
 refuse "--reg takes tail, kl or entropy" --reg sum
 refuse "--lambda-warmup" "${quick[@]}" --lambda-warmup 700%
+refuse "--lambda-start" "${quick[@]}" --lambda-start -1
+refuse "behind the end of lambda's rise" "${quick[@]}" --lambda-start 80%
 refuse "--target-loss takes a plain run" --target-loss log/run1
 refuse "no/such" "${common[@]}" --target-loss no/such:0.1
 refuse "its lambda is 0.1" "${common[@]}" --target-loss "$work/straight:0.1"

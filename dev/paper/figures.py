@@ -11,7 +11,7 @@ import pictures
 import report
 
 import tables
-from plan import K, KS, LAMBDAS, REGS, RISE, SEEDS
+from plan import K, KS, LAMBDAS, REGS, RISE, SEEDS, start_of
 
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
 MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION)
@@ -216,7 +216,9 @@ def mass_in_training(results, out):
             if c["group"] in ("column", "schedule")]
     if len(same) > 1:
         for c in sorted(same, key=tables.schedule_order):
-            draw_run(last, c, color=SCHEDULE_COLOURS[(c["rise"], c["layers"])], label=tables.schedule(c), linewidth=1.2)
+            late = {"linestyle": ":"} if start_of(c) != "0" else {}
+            draw_run(last, c, color=SCHEDULE_COLOURS[(c["rise"], c["layers"])], label=tables.schedule(c), linewidth=1.2,
+                     **late)
         last.set_title(f"kl, k = {K}, λ = 0.3: schedules", loc="left")
     last.legend(loc="lower right")
     axes[0][0].set_ylabel(f"top-{K} mass of the training batch")

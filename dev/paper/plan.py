@@ -5,7 +5,7 @@ A cell is one training run and what is measured of it. It has a name, which is i
     family   scratch, or continued: from OpenAI's weights
     group    plain, column, schedule, chosen, baseline, target, other k
     wave     1: what every table needs; 2: what fills the tables if there is time
-    reg k lambda rise seed     as the trainer's flags have them; rise is --lambda-warmup
+    reg k lambda start rise seed     as the trainer's flags have them: --lambda-start, --lambda-warmup
     layers   the factor on lambda in layer 0, beside 1 in the others: a name of LAYER0; "": 1
 
 What is run first answers the main question: plain, then lambda at k = 8, then lambda's schedules, the chosen cells'
@@ -18,6 +18,7 @@ KS = (4, 8, 16, 32)
 REGS = ("tail", "kl")
 SEEDS = (1337, 1338, 1339)
 RISE = "70%"
+START = "35%"  # of the schedule in which lambda begins late
 K = 8  # the k of the column, the schedules, the chosen cells and the bars
 SCHEDULE_LAMBDAS = (0.3, 0.1)  # the first in wave 1
 LAYER0 = {"no0": 0, "0x10": 10}  # it is the one that condenses least
@@ -66,8 +67,14 @@ def name_of(cell):
     return f"{start}k{cell['k']}-{cell['reg']}-{what}{seed}"
 
 
+def start_of(cell):
+    return cell.get("start", "0")  # plans from before there was a choice do not have it
+
+
 def rise_name(cell):
     rise = "const" if cell["rise"] == "0" else "rise" + cell["rise"].rstrip("%")
+    if start_of(cell) != "0":
+        rise = f"rise{start_of(cell).rstrip('%')}to{cell['rise'].rstrip('%')}"
     return rise + (f"-{cell['layers']}" if cell["layers"] else "")
 
 
@@ -94,6 +101,7 @@ def all_cells(can, continued):
         for reg in REGS:
             cells += [cell("schedule", wave, lam, reg, rise=rise) for rise in ("0", "50%", "90%")]
             cells += [cell("schedule", wave, lam, reg, layers=layers) for layers in LAYER0]
+            cells.append(cell("schedule", wave, lam, reg, start=START))
     cells += [cell("chosen", 1, 1, seed=s, pick=reg) for reg in REGS for s in SEEDS[1:]]
     if "entropy" in can:
         cells += [cell("baseline", 1, lam, "entropy") for lam in ENTROPY_LAMBDAS]

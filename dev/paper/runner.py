@@ -21,7 +21,7 @@ import subprocess
 import time
 
 from common import ROOT, Bad, duration, from_root, median, read_json, read_metrics, write_json
-from plan import K, LAYER0, SEEDS, cell_seconds, final_seconds, with_seed
+from plan import K, LAYER0, SEEDS, cell_seconds, final_seconds, start_of, with_seed
 from tables import candidates, chosen_cells, top_loss
 
 CUTS = "1,2,4,8,16,32,64"
@@ -86,6 +86,7 @@ def train_command(plan, programs, cell, folder):
     layers = []
     if cell["layers"]:
         layers = ["--lambda-layers", ",".join([str(LAYER0[cell["layers"]])] + ["1"] * (plan["layers"] - 1))]
+    start = ["--lambda-start", start_of(cell)] if start_of(cell) != "0" else []
     margin = []
     if "margin" in cell:
         plain = os.path.join(os.path.dirname(folder), f"plain-s{cell['seed']}", "metrics.jsonl")
@@ -95,7 +96,7 @@ def train_command(plan, programs, cell, folder):
             "-i", plan["train_data"], "-j", plan["val_data"], "-x", str(updates), "-n", str(every), "-v", str(every),
             "-m", str(val_rows(plan) // plan["batch"]), "-s", "0", "-b", str(plan["batch"]),
             "-t", str(plan["context"]), "-d", str(plan["tokens_per_update"]), "-l", f"{lam:g}", "-k", str(cell["k"]),
-            "--reg", reg, "--lambda-warmup", cell["rise"], *layers, *margin, "--seed", str(cell["seed"])]
+            "--reg", reg, *start, "--lambda-warmup", cell["rise"], *layers, *margin, "--seed", str(cell["seed"])]
 
 
 def eval_command(plan, programs, model, json, kinds):

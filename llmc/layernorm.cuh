@@ -11,7 +11,8 @@
 //
 // All of it is limited by memory: the forward has to read x and write out (with the residual: read two, write
 // two), the backward to read dout, x and dinp and to write dinp. In bf16 that is 2C bytes each. So up to 1600
-// channels a warp keeps its row in registers; wider rows, and rows on the CPU backend, are read again.
+// channels a warp keeps its row, in registers forward, in shared memory backward; wider rows, and rows on the
+// CPU backend, are read again.
 #pragma once
 #include <type_traits>
 

@@ -43,6 +43,7 @@ struct Context {
     size_t max_shared = 0;   // bytes of shared memory that one block may ask for
     bool has_fp8 = false;    // can it multiply 8-bit floats?
     bool use_wgmma = false;  // attention by Hopper's own instructions; the CPU backend can, but is slower so
+    bool has_clusters = false;     // can blocks run in clusters? (cluster.cuh)
     bool overlap_kernels = false;  // may a kernel start before the one in front has ended? (overlap.cuh)
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
@@ -58,7 +59,9 @@ inline Context make_context(int device = 0) {
     ctx.num_sms = prop.multiProcessorCount;
     ctx.max_shared = prop.sharedMemPerBlockOptin;
     ctx.has_fp8 = kOnCpu || prop.major * 10 + prop.minor >= 89;
+    ctx.has_clusters = kOnCpu;
 #ifdef COMPILED_FOR_SM_90A
+    ctx.has_clusters = prop.major >= 9;
     ctx.use_wgmma = prop.major == 9 && prop.minor == 0;
 #endif
     // Graphs can record it since CUDA 12.3. Code that was compiled for older devices would not wait.

@@ -37,7 +37,6 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 template <class... Params, class... Args>
 void launch_early(const Context& ctx, void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
                   Args... args) {
-#ifndef CUDA_CPU
     if (ctx.overlap_kernels) {
         cudaLaunchAttribute early = {};
         early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -52,7 +51,6 @@ void launch_early(const Context& ctx, void (*kernel)(Params...), dim3 grid, int 
         CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, (Params)args...));
         return;
     }
-#endif
     kernel<<<grid, threads, shared, ctx.stream>>>(args...);
     CUDA_CHECK(cudaGetLastError());
 }

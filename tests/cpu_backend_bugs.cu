@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../llmc/cpu/mma_cpu.h"
+#include "../llmc/cluster.cuh"
 
 // ---------------------------------------------------------------- barriers and collectives
 
@@ -291,6 +291,80 @@ void use_after_free(float* out) {
 
 // ---------------------------------------------------------------- main
 
+// ---------------------------------------------------------------- clusters
+
+// Each block's threads write to their neighbour's memory.
+template <bool BUG>
+__global__ void missing_cluster_barrier(float* out) {
+    extern __shared__ float s[];
+    cluster_arrive();
+    cluster_wait();
+    store_to_block(s + threadIdx.x, 1 - cluster_rank(), 1.0f);
+    if (!BUG) {
+        cluster_arrive();
+        cluster_wait();
+    }
+    __syncthreads();
+    if (cluster_rank() == 0) out[threadIdx.x] = s[threadIdx.x];
+}
+
+// Reads what a neighbour may overwrite already: a barrier of the block does not keep another block back.
+template <bool BUG>
+__global__ void missing_cluster_barrier_after_read(float* out) {
+    extern __shared__ float s[];
+    s[threadIdx.x] = 1;
+    cluster_arrive();
+    cluster_wait();
+    const float x = s[(threadIdx.x + 1) % 64];
+    if (BUG) {
+        __syncthreads();
+    } else {
+        cluster_arrive();
+        cluster_wait();
+    }
+    store_to_block(s + threadIdx.x, 1 - cluster_rank(), 2.0f);
+    cluster_arrive();
+    cluster_wait();
+    if (cluster_rank() == 0) out[threadIdx.x] = x;
+}
+
+template <bool BUG>
+__global__ void wait_without_arriving(float* out) {
+    if (!BUG || threadIdx.x < 32) cluster_arrive();
+    cluster_wait();
+    if (cluster_rank() == 0) out[threadIdx.x] = 1;
+}
+
+template <bool BUG>
+__global__ void arrives_twice(float* out) {
+    cluster_arrive();
+    if (!BUG) cluster_wait();
+    cluster_arrive();
+    cluster_wait();
+    if (cluster_rank() == 0) out[threadIdx.x] = 1;
+}
+
+template <bool BUG>
+__global__ void static_in_cluster(float* out) {
+    if (BUG) {
+        __shared__ float s[64];
+        s[threadIdx.x] = 1;
+        out[threadIdx.x] = s[threadIdx.x];
+    } else {
+        if (cluster_rank() == 0) out[threadIdx.x] = 1;
+    }
+}
+
+template <bool BUG>
+__global__ void cluster_barrier_without_cluster(float* out) {
+    if (BUG) cluster_arrive();
+    out[threadIdx.x] = 1;
+}
+
+static void launch_pair(void (*kernel)(float*), float* out) {
+    launch_clusters(Context(), kernel, 1, 2, 64, 256, out);
+}
+
 struct Case {
     const char* name;
     void (*bug)(float*);
@@ -302,6 +376,10 @@ struct Case {
     {                                                                  \
 #name, [](float* p) { name<true><<<blocks, 64, shared>>>(p); },      \
             [](float* p) { name<false><<<blocks, 64, shared>>>(p); } \
+    }
+#define CLUSTER(name)                                                                                      \
+    {                                                                                                      \
+#name, [](float* p) { launch_pair(name<true>, p); }, [](float* p) { launch_pair(name<false>, p); } \
     }
 static const Case cases[] = {
     KERNEL(barrier_after_exit, 1, 0),
@@ -327,6 +405,12 @@ static const Case cases[] = {
     KERNEL(missing_barrier_after_wait, 1, 0),
     KERNEL(blocks_race, 64, 0),
     KERNEL(atomic_meets_plain, 1, 0),
+    CLUSTER(missing_cluster_barrier),
+    CLUSTER(missing_cluster_barrier_after_read),
+    CLUSTER(wait_without_arriving),
+    CLUSTER(arrives_twice),
+    CLUSTER(static_in_cluster),
+    KERNEL(cluster_barrier_without_cluster, 1, 0),
     KERNEL(global_overrun, 1, 0),
     KERNEL(dynamic_overrun, 1, 256),
     KERNEL(static_overrun, 1, 0),

@@ -13,11 +13,10 @@
 #include <set>
 #include <thread>
 
+#include "../llmc/cluster.cuh"
 #include "check.h"
 #ifdef CUDA_CPU
 #include <sys/resource.h>
-
-#include "../llmc/cpu/mma_cpu.h"
 #endif
 
 using bf16 = __nv_bfloat16;
@@ -452,6 +451,82 @@ TEST_CASE("constant memory is filled with cudaMemcpyToSymbol") {
     constant_kernel<<<1, 8>>>(out);
     CHECK(out.get() == std::vector<float>{1, 2, 3, 1, 1, 2, 3, 1});
 }
+
+// ---------------------------------------------------------------- clusters
+
+// Each block tells all blocks of its cluster `rounds` numbers, one a round, and sums up what it is told:
+// out[block] = sum over rounds and blocks b of the cluster of (b + 1) (round + 1), b counted over the grid.
+// Meanwhile block r of a cluster meets in r barriers of its own, so that no block waits for another's.
+__global__ void tell_cluster_kernel(float* out, int cluster, int rounds) {
+    extern __shared__ float4 told[];  // [cluster] vectors
+    float* all = (float*)(told + cluster);
+    cluster_arrive();
+    const int rank = cluster_rank(), tid = threadIdx.x;
+    for (int i = 0; i < rank; i++) __syncthreads();
+    float sum = 0;
+    cluster_wait();
+    for (int round = 0; round < rounds; round++) {
+        if (tid < cluster) {
+            const float x = (float)((blockIdx.x + 1) * (round + 1));
+            store_to_block(told + rank, tid, make_float4(x, 0, 0, 1));
+            store_to_block(all + rank, tid, 2 * x);
+        }
+        cluster_arrive();
+        for (int i = 0; i < rank; i++) __syncthreads();
+        cluster_wait();
+        for (int b = 0; b < cluster; b++) sum += told[b].x * told[b].w + all[b];
+        cluster_arrive();
+        cluster_wait();
+    }
+    if (tid == 0) out[blockIdx.x] = sum;
+}
+
+TEST_CASE("the blocks of a cluster run together and write to each other's shared memory") {
+    const Context ctx = make_context();
+    if (!ctx.has_clusters) return;
+    for_all_schedules([&] {
+        for (const auto [clusters, cluster, threads] : {std::array{1, 2, 32}, {5, 8, 128}, {3, 4, 96}}) {
+            const int rounds = 3;
+            DeviceArray<float> out(clusters * cluster);
+            launch_clusters(ctx, tell_cluster_kernel, clusters, cluster, threads,
+                            cluster * (sizeof(float4) + sizeof(float)), (float*)out, cluster, rounds);
+            const std::vector<float> got = out.get();
+            for (int b = 0; b < clusters * cluster; b++) {
+                const int first = b / cluster * cluster;  // of its cluster
+                float of_blocks = 0;
+                for (int i = 0; i < cluster; i++) of_blocks += (float)(first + i + 1);
+                CHECK(got[b] == 3 * of_blocks * rounds * (rounds + 1) / 2);
+            }
+        }
+    });
+}
+
+#ifdef CUDA_CPU
+TEST_CASE("clusters that cannot be launched") {
+    const Context ctx = make_context();
+    DeviceArray<float> out(8);
+    cudaLaunchAttribute attribute = {cudaLaunchAttributeClusterDimension, {{4, 1, 1}, 0}};
+    cudaLaunchConfig_t config;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    config.dynamicSmemBytes = 1024;
+    const auto launch = [&](dim3 grid, dim3 block, uint3 cluster) {
+        config.gridDim = grid;
+        config.blockDim = block;
+        attribute.val.clusterDim = cluster;
+        const cudaError_t error =
+            cudaLaunchKernelEx(&config, tell_cluster_kernel, (float*)out, (int)cluster.x, 1);
+        CHECK(cudaGetLastError() == error);
+        return error;
+    };
+    CHECK(launch(8, 32, {4, 1, 1}) == cudaSuccess);
+    CHECK(launch(6, 32, {4, 1, 1}) == cudaErrorInvalidConfiguration);   // no whole clusters
+    CHECK(launch(8, 48, {4, 1, 1}) == cudaErrorInvalidConfiguration);   // no whole warps
+    CHECK(launch(8, 512, {4, 1, 1}) == cudaErrorInvalidConfiguration);  // more than 1024 threads
+    CHECK(launch(16, 32, {16, 1, 1}) == cudaErrorInvalidConfiguration);
+    CHECK(launch(8, 32, {4, 2, 1}) == cudaErrorInvalidConfiguration);
+}
+#endif
 
 // ---------------------------------------------------------------- ways to write a launch
 

@@ -2,8 +2,9 @@
 // is tested, sanitized and used on machines without a GPU. cpu_nvcc includes this file ahead of every source
 // and has launch.pl rewrite the syntax that is not C++'s, such as K<<<...>>>(...).
 //
-// Blocks run in parallel over OpenMP threads. The threads of one block are fibers of one OS thread, switched
-// only where they must wait: __syncthreads and the warp collectives.
+// Blocks run in parallel over OpenMP threads. The threads of one block, or of a cluster's blocks, are fibers
+// of one OS thread, switched only where they must wait: __syncthreads, the warp collectives, a cluster's
+// barrier.
 //
 //   types.h       dim3, float4, threadIdx, ...         intrinsics.h  atomics, cache hints, fast maths
 //   fibers.h      stacks and the switch between them   bf16.h        __nv_bfloat16

@@ -24,6 +24,7 @@ struct Config {
     dim3 grid, block;
     size_t shared;
     cudaStream_t stream;
+    unsigned cluster = 1;  // blocks, along x
     Config(dim3 grid_, dim3 block_, size_t shared_ = 0, cudaStream_t stream_ = nullptr)
         : grid(grid_), block(block_), shared(shared_), stream(stream_) {}
 };
@@ -77,30 +78,39 @@ inline Worker& begin_worker(const Config& config) {
     blockDim = config.block;
     gridDim = config.grid;
     const dim3& block = config.block;
-    w.num_threads = static_cast<int>(block.x * block.y * block.z);
-    if (w.shape.x != block.x || w.shape.y != block.y || w.shape.z != block.z) {
+    const int cluster = static_cast<int>(config.cluster);
+    w.block_threads = static_cast<int>(block.x * block.y * block.z);
+    w.num_threads = w.block_threads * cluster;
+    if (w.shape.x != block.x || w.shape.y != block.y || w.shape.z != block.z || w.cluster != cluster) {
         w.shape = block;
+        w.cluster = cluster;
         int t = 0;
-        for (unsigned z = 0; z < block.z; z++)
-            for (unsigned y = 0; y < block.y; y++)
-                for (unsigned x = 0; x < block.x; x++) w.index[t++] = {x, y, z};
+        for (int b = 0; b < cluster; b++)
+            for (unsigned z = 0; z < block.z; z++)
+                for (unsigned y = 0; y < block.y; y++)
+                    for (unsigned x = 0; x < block.x; x++) w.index[t++] = {x, y, z};
     }
-    if (w.shared_bytes != config.shared) {  // exactly as large as asked for, so that ASan sees an overrun
+    // Exactly as large as asked for, so that ASan sees an overrun; a cluster's blocks at multiples of 1024.
+    const size_t stride = cluster == 1 ? config.shared : (config.shared + 1023) / 1024 * 1024;
+    const size_t bytes = stride * static_cast<size_t>(cluster - 1) + config.shared;
+    if (w.shared_bytes != bytes) {
         free(w.shared);
         void* p = nullptr;
-        if (config.shared && posix_memalign(&p, 1024, config.shared)) {
-            fprintf(stderr, "CUDA on the CPU: no memory for %zu bytes of shared memory\n", config.shared);
+        if (bytes && posix_memalign(&p, 1024, bytes)) {
+            fprintf(stderr, "CUDA on the CPU: no memory for %zu bytes of shared memory\n", bytes);
             abort();
         }
         w.shared = static_cast<char*>(p);
-        w.shared_bytes = config.shared;
+        w.shared_bytes = bytes;
     }
+    w.block_shared_bytes = stride;
     return w;
 }
 
 // What `extern __shared__ T name[];` becomes a pointer to.
 inline void* dynamic_shared() {
-    return worker->shared;
+    const Worker& w = *worker;
+    return w.shared + static_cast<size_t>(block_of(w, w.current)) * w.block_shared_bytes;
 }
 
 template <class Call>
@@ -127,11 +137,14 @@ struct Launch {
 
   private:
     cudaError_t config_error() const {
-        const auto& [grid, block, shared, stream] = config;
+        const auto& [grid, block, shared, stream, cluster] = config;
         uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, threads = uint64_t{block.x} * block.y * block.z;
         if (!blocks || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
             return cudaErrorInvalidConfiguration;
         if (!threads || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > 1024)
+            return cudaErrorInvalidConfiguration;
+        if (!cluster || cluster > kMaxCluster || grid.x % cluster ||
+            (cluster > 1 && (threads % 32 || threads * cluster > 1024)))
             return cudaErrorInvalidConfiguration;
         if (shared > kSharedLimit && shared > (kernel ? shared_limit(kernel) : kSharedOptInLimit))
             return cudaErrorInvalidValue;
@@ -140,8 +153,9 @@ struct Launch {
 
     void run_grid(void* thread, void (*run_them)(void*)) const {
         const dim3 grid = config.grid;
-        int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
-        int64_t threads = blocks * config.block.x * config.block.y * config.block.z;
+        const unsigned clusters_x = grid.x / config.cluster;  // a cluster is run as one block here
+        int64_t blocks = int64_t{clusters_x} * grid.y * grid.z;
+        int64_t threads = blocks * config.cluster * config.block.x * config.block.y * config.block.z;
         // Waking the other OS threads costs microseconds: as much as a few hundred short CUDA threads.
         bool serial = race || (blocks < 8 && threads < 512);
         int workers = serial ? 1 : static_cast<int>(std::min<int64_t>(blocks, omp_get_max_threads()));
@@ -155,8 +169,9 @@ struct Launch {
 #pragma omp for schedule(dynamic, chunk)
             for (int64_t i = 0; i < blocks; i++) {
                 int64_t b = schedule == Schedule::backward ? blocks - 1 - i : i;
-                blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                            static_cast<unsigned>(b / grid.x / grid.y)};
+                blockIdx = {static_cast<unsigned>(b % clusters_x) * config.cluster,
+                            static_cast<unsigned>(b / clusters_x % grid.y),
+                            static_cast<unsigned>(b / clusters_x / grid.y)};
                 run_block(w, static_cast<uint64_t>(b));
             }
         }
@@ -220,4 +235,41 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(A...), cudaFuncAttribute attribu
     std::lock_guard lock(cuda_cpu::shared_opt_ins.mutex);
     cuda_cpu::shared_opt_ins.bytes[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
     return cudaSuccess;
+}
+
+// ---------------------------------------------------------------- launches with attributes
+
+enum cudaLaunchAttributeID {
+    cudaLaunchAttributeClusterDimension = 4,
+    cudaLaunchAttributeProgrammaticStreamSerialization = 6,  // no effect: here a grid ends before the next
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        uint3 clusterDim;
+        int programmaticStreamSerializationAllowed;
+    } val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes = 0;
+    cudaStream_t stream = nullptr;
+    cudaLaunchAttribute* attrs = nullptr;
+    unsigned numAttrs = 0;
+};
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(P...), A&&... args) {
+    cuda_cpu::Config config(launch->gridDim, launch->blockDim, launch->dynamicSmemBytes, launch->stream);
+    for (unsigned i = 0; i < launch->numAttrs; i++) {
+        const cudaLaunchAttribute& attribute = launch->attrs[i];
+        if (attribute.id != cudaLaunchAttributeClusterDimension) continue;
+        const uint3& cluster = attribute.val.clusterDim;
+        if (cluster.y != 1 || cluster.z != 1) return cuda_cpu::result(cudaErrorInvalidConfiguration);
+        config.cluster = cluster.x;
+    }
+    const auto call = [kernel](P... copies) { kernel(copies...); };
+    cuda_cpu::TypedLaunch<std::remove_const_t<decltype(call)>, P...>{
+        {config, "a launch with attributes", call, reinterpret_cast<const void*>(kernel)}}(
+        static_cast<P>(args)...);
+    return cuda_cpu::last_error;
 }

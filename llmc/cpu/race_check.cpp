@@ -9,6 +9,8 @@
 // and warp barriers order accesses; shuffles and votes do not, as on a GPU. The blocks of a grid are ordered
 // only by release_store and acquire_load of a flag: what a block acquires makes all of the releasing block's
 // accesses, and of those that it was ordered after, earlier ones (which thread did either is not followed).
+// The blocks of a cluster count as one block whose parts only the cluster's barrier orders: what a thread did
+// before it arrived, before what another does after it has waited.
 #ifndef CUDA_CPU_RACE
 #error "race_check.cpp must be compiled with -DCUDA_CPU_RACE"
 #endif
@@ -32,8 +34,9 @@ namespace cuda_cpu {
 namespace {
 
 struct Access {
-    uint32_t block = 0;       // counted over the whole run; 0 is no access
+    uint32_t block = 0;       // or cluster, counted over the whole run; 0 is no access
     uint32_t epoch = 0;       // barriers of the block before it
+    uint16_t arrivals = 0;    // of the thread at the cluster's barrier, before it
     uint16_t warp_epoch = 0;  // and, since the last of them, warp barriers of the warp
     uint16_t thread = 0;
     uint8_t others = 0;  // for reads: who else read since the last barrier; then atomic means that all were
@@ -41,7 +44,7 @@ struct Access {
     uint8_t bytes = 3;   // of the cell: 1, 2 or both
     void* pc = nullptr;  // the code's address
 };
-enum Others : uint8_t { kSameWarp = 1, kOtherWarps = 2, kOtherBlocks = 4 };
+enum Others : uint8_t { kSameWarp = 1, kOtherWarps = 2, kOtherBlocks = 4, kOtherOfCluster = 8 };
 
 struct Cell {
     Access write, read;
@@ -59,7 +62,7 @@ char *static_begin = nullptr,
 std::vector<Cell> static_cells, dynamic_cells;
 
 uint32_t block = 1, first_block_of_grid = 1;
-uint32_t epoch = 0;
+uint32_t epochs[kMaxCluster];  // of each block of the cluster
 uint16_t warp_epoch[32];
 bool in_kernel = false;
 int reports = 0;
@@ -133,12 +136,20 @@ void exit_with_failure() {
     print_place(pc);
     if (!other) return;
     t = worker->index[other->thread];
-    fprintf(stderr, "  the other access was by thread (%u,%u,%u) of %s block\n", t.x, t.y, t.z,
-            other->block == block ? "the same" : "another");
+    const bool same = other->block == block && block_of(*worker, other->thread) == block_of(*worker, thread);
+    fprintf(stderr, "  the other access was by thread (%u,%u,%u) of %s\n", t.x, t.y, t.z,
+            same                    ? "the same block"
+            : other->block == block ? "another block of the cluster"
+                                    : "another block");
     print_place(other->pc);
 }
 
 // ---------------------------------------------------------------- accesses
+
+// The block of the cluster that a thread belongs to.
+int part_of(int thread) {
+    return block_of(*worker, thread);
+}
 
 // Whether nothing orders an earlier access to a cell and the one now.
 bool unordered(const Access& earlier, const Access& now, bool shared) {
@@ -149,7 +160,10 @@ bool unordered(const Access& earlier, const Access& now, bool shared) {
         return false;
     if (now.atomic && earlier.atomic) return false;
     if (earlier.block != block || (earlier.others & kOtherBlocks)) return true;
-    if (earlier.epoch != epoch) return false;
+    const ClusterBarrier& cluster = worker->cluster_barrier;
+    if (worker->cluster > 1 && cluster.waits[thread] > earlier.arrivals) return false;
+    if (part_of(earlier.thread) != part_of(thread) || (earlier.others & kOtherOfCluster)) return true;
+    if (earlier.epoch != now.epoch) return false;
     if ((earlier.others & kOtherWarps) || earlier.thread / 32 != thread / 32) return true;
     return earlier.warp_epoch == warp_epoch[thread / 32] && (earlier.thread != thread || earlier.others);
 }
@@ -161,7 +175,14 @@ void remember_read(Cell& cell, Access now, bool shared) {
     if (same_grid && last.block != block) {
         now.others = kOtherBlocks;
         now.atomic = now.atomic && last.atomic;
-    } else if (last.block == block && last.epoch == epoch && (last.bytes & now.bytes)) {
+    } else if (last.block == block &&
+               (part_of(last.thread) != part_of(now.thread) || (last.others & kOtherOfCluster)) &&
+               worker->cluster_barrier.waits[now.thread] <= last.arrivals) {
+        now.others = static_cast<uint8_t>(last.others | kOtherOfCluster);
+        now.arrivals = std::max(now.arrivals, last.arrivals);
+        now.bytes |= last.bytes;
+        now.atomic = now.atomic && last.atomic;
+    } else if (last.block == block && last.epoch == now.epoch && (last.bytes & now.bytes)) {
         now.others = last.others;
         // what the warp's other threads read before its last barrier is over
         if (last.warp_epoch != now.warp_epoch) now.others &= static_cast<uint8_t>(~kSameWarp);
@@ -200,7 +221,15 @@ void access(const volatile void* address, size_t bytes, bool write, bool atomic,
     bool shared = *space != 'g';
     int thread = w.current;
     uint8_t part = static_cast<uint8_t>(bytes > 1 ? 3 : 1 << reinterpret_cast<uintptr_t>(p) % 2);
-    Access now{block, epoch, warp_epoch[thread / 32], static_cast<uint16_t>(thread), 0, atomic, part, pc};
+    Access now;
+    now.block = block;
+    now.epoch = epochs[part_of(thread)];
+    now.arrivals = w.cluster_barrier.arrivals[thread];
+    now.warp_epoch = warp_epoch[thread / 32];
+    now.thread = static_cast<uint16_t>(thread);
+    now.atomic = atomic;
+    now.bytes = part;
+    now.pc = pc;
     for (Cell* end = cell + (bytes + kCellBytes - 1) / kCellBytes; cell < end; cell++) {
         bool written = shared ? cell->write.block == block : cell->write.block != 0;
         if (!write && !written) {
@@ -241,14 +270,15 @@ void race_launch(bool begins) {
 void race_block() {
     block++;
     earlier_blocks.clear();
-    epoch = 0;
+    std::fill(epochs, epochs + kMaxCluster, 0u);
     std::fill(warp_epoch, warp_epoch + 32, uint16_t{0});
     if (size_t cells = worker->shared_bytes / kCellBytes + 1; dynamic_cells.size() < cells)
         dynamic_cells.resize(cells);
 }
-void race_barrier() {
-    epoch++;
-    std::fill(warp_epoch, warp_epoch + 32, uint16_t{0});
+void race_barrier(int of_cluster) {
+    epochs[of_cluster]++;
+    const int warps = (worker->block_threads + 31) / 32;
+    std::fill_n(warp_epoch + of_cluster * warps, warps, uint16_t{0});
 }
 void race_syncwarp(int warp) {
     warp_epoch[warp]++;

@@ -1,4 +1,4 @@
-// Runs the threads of one block on one OS thread.
+// Runs the threads of one block, or of the few blocks of a cluster, on one OS thread.
 //
 // Fibers are made lazily. A block starts as one fiber that runs its threads one after another; a thread that
 // never waits costs 1-2 ns. Only when the first thread waits does the block become a set of fibers (about
@@ -47,7 +47,7 @@ struct Where {  // a place in a source file
 inline constexpr bool race = true;
 void race_launch(bool begins);
 void race_block();
-void race_barrier();
+void race_barrier(int block);
 void race_syncwarp(int warp);
 void race_release(const void* flag);
 void race_acquire(const void* flag);
@@ -58,7 +58,7 @@ void race_initialized(void* p, size_t bytes);
 inline constexpr bool race = false;
 inline void race_launch(bool) {}
 inline void race_block() {}
-inline void race_barrier() {}
+inline void race_barrier(int) {}
 inline void race_syncwarp(int) {}
 inline void race_release(const void*) {}
 inline void race_acquire(const void*) {}
@@ -86,6 +86,21 @@ struct BarrierVotes {  // of __syncthreads_or, _and, _count
     int any = 0, all = 1, count = 0;
 };
 
+inline constexpr int kMaxCluster = 8;  // blocks that run together; their threads are 1024 at most here
+
+struct Block {  // its threads, of which those of a cluster's blocks have numbers one after another
+    int alive = 0, at_barrier = 0;
+    Where barrier;  // the one that at_barrier threads wait in
+    BarrierVotes votes, result;
+};
+
+struct ClusterBarrier {  // a thread arrives, and may wait later
+    int arrived = 0;
+    uint16_t phase = 0;                              // how often all have arrived
+    uint16_t arrivals[1024] = {}, waits[1024] = {};  // of each thread
+    uint32_t waiting[32] = {};                       // sets of lanes
+};
+
 struct AsyncCopies {  // cp.async copies that a check build has yet to make (mma_cpu.h)
     struct Copy {
         void* to;
@@ -97,14 +112,16 @@ struct AsyncCopies {  // cp.async copies that a check build has yet to make (mma
     uint64_t block = 0;  // that the above belongs to
 };
 
-struct Worker {  // one for an OS thread: the block that it runs
+struct Worker {  // one for an OS thread: the block, or the cluster, that it runs
     int current = 0, num_threads = 0;
     bool straight = true;  // no thread of this block has waited yet
-    int alive = 0, at_barrier = 0;
+    int alive = 0;
     uint32_t warps_ready = 0;
-    uint64_t block = 0;  // counts the blocks that this worker has run
-    Where barrier;       // the one that at_barrier threads wait in
-    BarrierVotes votes, result;
+    uint64_t block = 0;                  // counts the blocks and clusters that this worker has run
+    int cluster = 1, block_threads = 0;  // blocks that run together, threads of each
+    unsigned first_block = 0;            // blockIdx.x of the first of them
+    Block blocks[kMaxCluster];
+    ClusterBarrier cluster_barrier;
 
     void (*run)(void*) = nullptr;  // runs the kernel for the current thread and those that follow it straight
     void* kernel = nullptr;
@@ -113,8 +130,8 @@ struct Worker {  // one for an OS thread: the block that it runs
     Fiber* idle = nullptr;
     int num_fibers = 0;
 
-    char* shared = nullptr;  // dynamic shared memory
-    size_t shared_bytes = 0;
+    char* shared = nullptr;  // dynamic shared memory of all blocks that run together
+    size_t shared_bytes = 0, block_shared_bytes = 0;
     uint64_t random = 0;
 
     dim3 shape{0, 0, 0};  // the block shape that `index` was filled for
@@ -144,16 +161,28 @@ inline Worker::~Worker() {
     abort();
 }
 
+inline int block_of(const Worker& w, int thread) {
+    return w.cluster == 1 ? 0 : thread / w.block_threads;
+}
+inline Block& current_block() {
+    return worker->blocks[block_of(*worker, worker->current)];
+}
+
 [[noreturn, gnu::noinline]] inline void fail_deadlock(Worker& w) {
+    int at_barrier = 0;
+    for (int b = 0; b < w.cluster; b++) at_barrier += w.blocks[b].at_barrier;
     fprintf(stderr, "CUDA on the CPU: deadlock in block (%u,%u,%u): %d live threads, %d in __syncthreads\n",
-            blockIdx.x, blockIdx.y, blockIdx.z, w.alive, w.at_barrier);
+            blockIdx.x, blockIdx.y, blockIdx.z, w.alive, at_barrier);
     int shown = 0;
     for (int t = 0; t < w.num_threads; t++) {
         const Warp& warp = w.warp[t / 32];
         if (!(warp.alive >> t % 32 & 1)) continue;
         if (++shown > 8 && t < w.num_threads - 1) continue;
         fprintf(stderr, "  thread (%u,%u,%u) waits in %s at %s:%d\n", w.index[t].x, w.index[t].y,
-                w.index[t].z, warp.at_barrier >> t % 32 & 1 ? "__syncthreads" : "a warp collective",
+                w.index[t].z,
+                warp.at_barrier >> t % 32 & 1                     ? "__syncthreads"
+                : w.cluster_barrier.waiting[t / 32] >> t % 32 & 1 ? "cluster_wait"
+                                                                  : "a warp collective",
                 w.where[t].file, w.where[t].line);
     }
     abort();
@@ -164,6 +193,8 @@ inline Worker::~Worker() {
 inline void enter_thread(Worker& w, int t) {
     w.current = t;
     threadIdx = w.index[t];
+    if (w.cluster > 1) [[unlikely]]
+        blockIdx.x = w.first_block + static_cast<unsigned>(block_of(w, t));
 }
 
 inline void set_running(Worker& w, int t) {
@@ -239,6 +270,7 @@ inline int first_after_collective(Worker& w, int c) {
     w.straight = false;
     w.alive = 0;
     w.warps_ready = 0;
+    for (int b = 0; b < w.cluster; b++) w.blocks[b].alive = 0;
     for (int c = 0; c * 32 < w.num_threads; c++) {
         uint32_t unfinished = 0;
         for (int t = c * 32; t < std::min(c * 32 + 32, w.num_threads); t++) {
@@ -253,6 +285,7 @@ inline int first_after_collective(Worker& w, int c) {
         warp.at_barrier = 0;
         for (Group& g : warp.group) g = Group();
         w.alive += std::popcount(unfinished);
+        w.blocks[block_of(w, c * 32)].alive += std::popcount(unfinished);
         if (unfinished) w.warps_ready |= 1u << c;
     }
     set_running(w, w.current);
@@ -289,35 +322,72 @@ inline void resume(Worker& w, Fiber* from, Fiber* to) {
     resume(w, mine, theirs);
 }
 
-inline void release_barrier(Worker& w) {
-    w.result = w.votes;
-    w.votes = BarrierVotes();
-    w.at_barrier = 0;
-    for (int c = 0; c * 32 < w.num_threads; c++) {
-        set_ready(w, c, w.warp[c].at_barrier);
-        w.warp[c].at_barrier = 0;
+inline void release_barrier(Worker& w, Block& block) {
+    block.result = block.votes;
+    block.votes = BarrierVotes();
+    block.at_barrier = 0;
+    const int b = static_cast<int>(&block - w.blocks);
+    for (int t = b * w.block_threads; t < (b + 1) * w.block_threads; t += 32) {
+        set_ready(w, t / 32, w.warp[t / 32].at_barrier);
+        w.warp[t / 32].at_barrier = 0;
     }
-    race_barrier();
+    race_barrier(b);
 }
 
 [[gnu::noinline]] inline void block_barrier(Where where) {
     Worker& w = *worker;
     if (w.straight) stop_running_straight(w);
+    Block& block = current_block();
     w.where[w.current] = where;
     // A GPU would let exited threads count as arrived, but which threads have exited is seldom what was
     // meant.
-    if (check && w.alive != w.num_threads)
+    if (check && block.alive != w.block_threads)
         fail("__syncthreads after some threads of the block have exited", where);
-    if (check && w.at_barrier && !(w.barrier == where))
+    if (check && block.at_barrier && !(block.barrier == where))
         fail("threads of a block meet in two different __syncthreads, the second", where);
-    w.barrier = where;
+    block.barrier = where;
     w.warp[w.current / 32].at_barrier |= 1u << w.current % 32;
-    if (++w.at_barrier < w.alive) {
+    if (++block.at_barrier < block.alive) {
         wait_while_runs(w, next_ready(w));
     } else {
-        release_barrier(w);
+        release_barrier(w, block);
         wait_while_runs(w, first_after_barrier(w));
     }
+}
+
+// When all threads of the cluster have arrived.
+inline void release_cluster(Worker& w) {
+    ClusterBarrier& barrier = w.cluster_barrier;
+    barrier.arrived = 0;
+    barrier.phase++;
+    for (int c = 0; c * 32 < w.num_threads; c++) {
+        set_ready(w, c, barrier.waiting[c]);
+        barrier.waiting[c] = 0;
+    }
+}
+
+[[gnu::noinline]] inline void cluster_arrive(Where where) {
+    Worker& w = *worker;
+    if (w.straight) stop_running_straight(w);
+    ClusterBarrier& barrier = w.cluster_barrier;
+    if (w.cluster == 1) fail("a cluster's barrier in a kernel launched without clusters", where);
+    if (check && barrier.arrivals[w.current] != barrier.waits[w.current])
+        fail("a thread arrives twice at the cluster's barrier without waiting between", where);
+    barrier.arrivals[w.current]++;
+    if (++barrier.arrived == w.alive) release_cluster(w);
+}
+
+[[gnu::noinline]] inline void cluster_wait(Where where) {
+    Worker& w = *worker;
+    ClusterBarrier& barrier = w.cluster_barrier;
+    if (barrier.arrivals[w.current] != static_cast<uint16_t>(barrier.waits[w.current] + 1))
+        fail("a thread waits at the cluster's barrier without having arrived", where);
+    w.where[w.current] = where;
+    if (barrier.phase == barrier.waits[w.current]) {
+        barrier.waiting[w.current / 32] |= 1u << w.current % 32;
+        wait_while_runs(w, next_ready(w));
+    }
+    barrier.waits[w.current]++;
 }
 
 inline void meet(void**, uint32_t) {}  // the whole of __syncwarp
@@ -370,8 +440,10 @@ inline void complete(Worker& w, int c, Group& g) {
 inline void exit_thread(Worker& w) {
     int c = w.current / 32, lane = w.current % 32;
     Warp& warp = w.warp[c];
+    Block& block = current_block();
     warp.alive &= ~(1u << lane);
     w.alive--;
+    block.alive--;
     for (Group& g : warp.group) {
         if (!g.arrived) continue;
         if (check && (g.mask >> lane & 1))
@@ -379,9 +451,10 @@ inline void exit_thread(Worker& w) {
                  w.where[c * 32 + lowest(g.arrived)]);
         if (g.arrived == (g.mask & warp.alive)) complete(w, c, g);
     }
-    if (!w.at_barrier) return;
-    if (check) fail("a thread exits while others wait in __syncthreads", w.barrier);
-    if (w.at_barrier == w.alive) release_barrier(w);
+    if (w.cluster_barrier.arrived && w.cluster_barrier.arrived == w.alive) release_cluster(w);
+    if (!block.at_barrier) return;
+    if (check) fail("a thread exits while others wait in __syncthreads", block.barrier);
+    if (block.at_barrier == block.alive) release_barrier(w, block);
 }
 
 // While no thread has waited, one fiber runs the block's threads as a plain loop.
@@ -426,11 +499,13 @@ inline void fiber_main() {
     }
 }
 
+// The block blockIdx, or the cluster that begins with it.
 inline void run_block(Worker& w, uint64_t block_index) {
     w.block++;
     w.straight = true;
-    w.at_barrier = 0;
-    w.votes = BarrierVotes();
+    for (int b = 0; b < w.cluster; b++) w.blocks[b] = Block();
+    if (w.cluster > 1) w.cluster_barrier = ClusterBarrier();
+    w.first_block = blockIdx.x;
     if (check && w.shared_bytes) memset(w.shared, 0xff, w.shared_bytes);  // reads as NaN
     race_block();
     Fiber* f = take_fiber(w);
@@ -451,6 +526,8 @@ inline void run_block(Worker& w, uint64_t block_index) {
 template <class T, class Declaration>
 inline void poison_once([[maybe_unused]] T& variable, Declaration) {
     if constexpr (check && !race) {
+        if (worker->cluster > 1)
+            fail("static __shared__ memory in a cluster, whose blocks would share it here", {});
         static thread_local uint64_t poisoned = 0;
         if (poisoned == worker->block) return;
         poisoned = worker->block;

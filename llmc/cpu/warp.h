@@ -11,19 +11,19 @@ inline void __syncthreads(CUDA_CPU_WHERE) {
     cuda_cpu::block_barrier(where);
 }
 inline int __syncthreads_or(int predicate, CUDA_CPU_WHERE) {
-    cuda_cpu::worker->votes.any |= predicate != 0;
+    cuda_cpu::current_block().votes.any |= predicate != 0;
     cuda_cpu::block_barrier(where);
-    return cuda_cpu::worker->result.any;
+    return cuda_cpu::current_block().result.any;
 }
 inline int __syncthreads_and(int predicate, CUDA_CPU_WHERE) {
-    cuda_cpu::worker->votes.all &= predicate != 0;
+    cuda_cpu::current_block().votes.all &= predicate != 0;
     cuda_cpu::block_barrier(where);
-    return cuda_cpu::worker->result.all;
+    return cuda_cpu::current_block().result.all;
 }
 inline int __syncthreads_count(int predicate, CUDA_CPU_WHERE) {
-    cuda_cpu::worker->votes.count += predicate != 0;
+    cuda_cpu::current_block().votes.count += predicate != 0;
     cuda_cpu::block_barrier(where);
-    return cuda_cpu::worker->result.count;
+    return cuda_cpu::current_block().result.count;
 }
 inline void __syncwarp(uint32_t mask = ~0u, CUDA_CPU_WHERE) {
     cuda_cpu::collective(mask, nullptr, cuda_cpu::meet, where);

@@ -172,7 +172,7 @@ endif
 # ---- tests ----
 
 HOST_TESTS = $(basename $(notdir $(wildcard tests/test_*.cpp)))
-KERNEL_TESTS = test_layers test_matmul test_attention test_attention_cut test_attention_decode test_matvec test_sampler
+KERNEL_TESTS = test_layers test_matmul test_attention test_attention_cut test_attention_decode test_matvec test_decode_layer test_sampler
 CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))

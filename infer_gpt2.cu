@@ -30,6 +30,7 @@
 #include "llmc/classifier.cuh"
 #include "llmc/context.h"
 #include "llmc/dataloader.h"
+#include "llmc/decode_layer.cuh"
 #include "llmc/device_memory.cuh"
 #include "llmc/encoder.cuh"
 #include "llmc/flags.h"
@@ -377,6 +378,7 @@ struct Decoding {
     Float* logits;       // [B,Vp]
     float* attention;    // scratch
     float* sampler;      // scratch
+    float* parts[2];     // of one sequence, what the halves of a layer find to add (decode_layer.cuh)
     DecodeStats* stats;  // [L,B,NH]; null unless asked for
 };
 
@@ -401,6 +403,7 @@ Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, 
     d.attention =
         arena.take<float>(decode_scratch(B, config.num_heads, config.channels / config.num_heads, capacity));
     d.sampler = arena.take<float>(sampler_scratch(B, config.vocab_size));
+    for (float*& parts : d.parts) parts = arena.take<float>(decode_parts(config.channels));
     d.stats = stats ? arena.take<DecodeStats>((size_t)config.num_layers * B * config.num_heads) : nullptr;
     return d;
 }
@@ -456,39 +459,73 @@ void linear_of_few(const Context& ctx, Float* out, const Float* inp, const Float
     matvec_forward(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
 }
 
-// One step for all sequences: d.tokens at d.positions to the next ones. a has room for B tokens. With few
-// sequences the step is as long as it takes to read the weights once: five launches a layer, each of which
-// fetches its weights while those in front of it work; with many it is the forward above, for one token of
-// each.
+// a.att of a.qkv, both of layer l and of each sequence's newest token, which gets into the cache.
+template <class Float>
+void attend_newest(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d,
+                   int l, DecodeHow how) {
+    const int NH = m.config.num_heads;
+    attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * d.B * NH : nullptr, d.attention, a.qkv,
+                     d.cache[l], d.positions, d.B, NH, m.hs(), how);
+}
+
+// The layers of a step for few sequences: a.residual [B,C], the embeddings, becomes what the last layernorm
+// reads. The step is as long as it takes to read the weights once, so each of a layer's five launches fetches
+// its weights while those in front of it work.
+template <class Float>
+void decode_layers(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d,
+                   DecodeHow how) {
+    const int B = d.B, C = m.config.channels;
+    const auto linear = [&](Float* out, const Float* inp, const Float* weight, const Float* bias,
+                            Normalize<Float> norm, const Float* residual, bool gelu, int IC, int OC) {
+        linear_of_few(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
+    };
+    const Normalize<Float> as_it_is = {nullptr, nullptr};
+    Float* x = a.residual;
+    for (int l = 0; l < m.config.num_layers; l++) {
+        const LayerParams<Float>& p = m.params.layers[l];
+        linear(a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, C, 3 * C);
+        attend_newest(ctx, m, a, d, l, how);
+        linear(x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, C, C);
+        linear(a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, C, 4 * C);
+        linear(x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, 4 * C, C);
+    }
+}
+
+// The same for one sequence, two launches a layer (decode_layer.cuh).
+template <class Float>
+void decode_layers_in_halves(const Context& ctx, const Model<Float>& m, const Acts<Float>& a,
+                             const Decoding<Float>& d, DecodeHow how) {
+    const int C = m.config.channels, NH = m.config.num_heads;
+    const auto& [of_attention, of_mlp] = d.parts;
+    Stream<Float> x = {a.residual, nullptr, 0, nullptr};
+    for (int l = 0; l < m.config.num_layers; l++) {
+        const LayerParams<Float>& p = m.params.layers[l];
+        decode_attention_half(ctx, of_attention, a.branch, x, p, d.cache[l], d.positions, C, how);
+        x = {a.branch, of_attention, NH, p.attproj_b};
+        decode_mlp_half(ctx, of_mlp, a.residual, x, p, C);
+        x = {a.residual, of_mlp, kMlpSlices, p.fcproj_b};
+    }
+    finish_stream(ctx, a.residual, x, C);
+}
+
+// One step for all sequences: d.tokens at d.positions to the next ones. a has room for B tokens. With many
+// sequences it is the forward above, for one token of each.
 template <class Float>
 void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d,
                  DecodeHow how, Sampling sampling) {
-    const int B = d.B, C = m.config.channels, NH = m.config.num_heads, Vp = m.config.padded_vocab_size;
-    const auto attend = [&](int l) {
-        attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * B * NH : nullptr, d.attention, a.qkv,
-                         d.cache[l], d.positions, B, NH, m.hs(), how);
-    };
+    const int B = d.B, C = m.config.channels, Vp = m.config.padded_vocab_size;
     if (is_few<Float>(ctx, B, C)) {
-        const auto linear = [&](Float* out, const Float* inp, const Float* weight, const Float* bias,
-                                Normalize<Float> norm, const Float* residual, bool gelu, int IC, int OC) {
-            linear_of_few(ctx, out, inp, weight, bias, norm, residual, gelu, B, IC, OC);
-        };
-        const Normalize<Float> as_it_is = {nullptr, nullptr};
-        Float* x = a.residual;
-        encoder_forward(ctx, x, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
-        for (int l = 0; l < m.config.num_layers; l++) {
-            const LayerParams<Float>& p = m.params.layers[l];
-            linear(a.qkv, x, p.qkv_w, p.qkv_b, {p.ln1_w, p.ln1_b}, nullptr, false, C, 3 * C);
-            attend(l);
-            linear(x, a.att, p.attproj_w, p.attproj_b, as_it_is, x, false, C, C);
-            linear(a.fch_gelu, x, p.fc_w, p.fc_b, {p.ln2_w, p.ln2_b}, nullptr, true, C, 4 * C);
-            linear(x, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, x, false, 4 * C, C);
-        }
-        linear(d.logits, x, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr, false, C, Vp);
+        encoder_forward(ctx, a.residual, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
+        if (B == 1 && !d.stats && takes_decode_halves<Float>(ctx, C, m.hs(), d.capacity, how))
+            decode_layers_in_halves(ctx, m, a, d, how);
+        else
+            decode_layers(ctx, m, a, d, how);
+        linear_of_few<Float>(ctx, d.logits, a.residual, m.params.wte, nullptr,
+                             {m.params.lnf_w, m.params.lnf_b}, nullptr, false, B, C, Vp);
     } else {
         CUDA_CHECK(
             cudaMemcpyAsync(a.inputs, d.tokens, B * sizeof(int), cudaMemcpyDeviceToDevice, ctx.stream));
-        forward(ctx, m, a, B, 1, d.positions, attend);
+        forward(ctx, m, a, B, 1, d.positions, [&](int l) { attend_newest(ctx, m, a, d, l, how); });
         matmul_forward<Float>(ctx, d.logits, a.normed, m.params.wte, nullptr, B, C, Vp);
     }
     draw_tokens(ctx, m, d, sampling);

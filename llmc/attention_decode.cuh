@@ -100,8 +100,17 @@ struct HeadSlice {
         for (int p = 0; p < PACKS; p++)
             for (int i = 0; i < N; i++) x[p][i] = 0.0f;
     }
-    __device__ void load(const Float* from, int lane, int hs, float factor) {
-        const Packed packed = fetch(true, from, lane, hs);
+    // A vector of floats, rounded.
+    static __device__ Packed pack(const float* from, int lane, int hs) {
+        Packed packed;
+        for (int p = 0; p < PACKS; p++)
+            for (int i = 0; i < N; i++) {
+                const int d = dimension(p, lane) + i;
+                packed.x[p][i] = (Float)(d < hs ? from[d] : 0.0f);
+            }
+        return packed;
+    }
+    __device__ void set(const Packed& packed, float factor) {
         for (int p = 0; p < PACKS; p++)
             for (int i = 0; i < N; i++) x[p][i] = factor * (float)packed.x[p][i];
     }
@@ -174,7 +183,7 @@ __device__ Merged merge_shares(const Share<HS>* shares, int count, int d) {
     Merged all = {0.0f, -INFINITY, 0.0f};
     for (int i = 0; i < count; i++) all.max = fmaxf(all.max, shares[i].max);
     for (int i = 0; i < count; i++) {
-        const float factor = expf(shares[i].max - all.max);  // 0 of an empty share
+        const float factor = shares[i].max == -INFINITY ? 0.0f : expf(shares[i].max - all.max);
         all.o = fmaf(shares[i].o[d], factor, all.o);
         all.total = fmaf(shares[i].total, factor, all.total);
     }
@@ -426,7 +435,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     const float scale = 1.0f / sqrtf((float)hs);
     wait_for_previous_kernel();
     Slice q;
-    q.load(h.q, g.lane, hs, scale);
+    q.set(Slice::fetch(true, h.q, g.lane, hs), scale);
     // A key or value of a token that is there.
     const auto fetch_of = [&](const Float* old, const Float* newest, int j) {
         return Slice::fetch(j < n, j < n - 1 ? old + (size_t)j * hs : newest, g.lane, hs);
@@ -560,7 +569,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     wait_for_previous_kernel();
     append_newest(h, hs);
     Slice q;
-    q.load(h.q, g.lane, hs, 1.0f / sqrtf((float)hs));
+    q.set(Slice::fetch(true, h.q, g.lane, hs), 1.0f / sqrtf((float)hs));
     __syncthreads();
 
     for (int p0 = 0; p0 < padded; p0 += COUNT) {

@@ -43,8 +43,9 @@ struct Context {
     size_t max_shared = 0;   // bytes of shared memory that one block may ask for
     bool has_fp8 = false;    // can it multiply 8-bit floats?
     bool use_wgmma = false;  // attention by Hopper's own instructions; the CPU backend can, but is slower so
-    bool has_clusters = false;     // can blocks run in clusters? (cluster.cuh)
-    bool overlap_kernels = false;  // may a kernel start before the one in front has ended? (overlap.cuh)
+    bool has_clusters = false;       // can blocks run in clusters? (cluster.cuh)
+    bool use_decode_halves = false;  // decode one sequence by clusters? Until timed on a GPU: no
+    bool overlap_kernels = false;    // may a kernel start before the one in front has ended? (overlap.cuh)
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
     int row_lanes = 32;

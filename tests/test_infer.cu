@@ -84,7 +84,7 @@ static void check_decoding(const Context& ctx, const Model<Float>& m, int B, Dec
     const DeviceMemory memory(ctx, "test", [&](Arena& arena) {
         a = lay_out_acts<Float>(arena, config, B, longest);
         one = lay_out_acts<Float>(arena, config, B, 1);
-        d = lay_out_decoding<Float>(arena, config, B, 48, 40, true);
+        d = lay_out_decoding<Float>(arena, config, B, 48, 40, !ctx.use_decode_halves);
     });
     std::vector<int> inputs((size_t)B * longest), positions;
     for (int b = 0; b < B; b++) {
@@ -151,11 +151,25 @@ TEST_CASE("token by token with the kernels of a GPU: few rows and more, bf16") {
     CUDA_CHECK(cudaFree(m.memory));
 }
 
+TEST_CASE_TEMPLATE("token by token in halves of a layer, by clusters", Float, float, bf16) {
+    Context ctx = make_context();
+    ctx.row_lanes = 32;
+    ctx.use_decode_halves = ctx.has_clusters;
+    if (!ctx.has_clusters) return;
+    GPT2Config config = kSmall;
+    config.channels = 128;
+    Model<Float> m = make_model<Float>(config);
+    REQUIRE(takes_decode_halves<Float>(ctx, config.channels, m.hs(), 48, {}));
+    check_decoding(ctx, m, 1, {DecodeMode::dense}, {}, sizeof(Float) == 4 ? 1e-5 : 2e-2);
+    if (sizeof(Float) == 4) check_decoding(ctx, m, 1, {DecodeMode::topk, 4}, {Cut::topk, 4}, 1e-5);
+    CUDA_CHECK(cudaFree(m.memory));
+}
+
 // What may overlap must not change a bit of what comes out; where nothing does, this compares equal runs.
 TEST_CASE("kernels that start early compute what they compute one after another") {
     Context ctx = make_context();
     GPT2Config config = kSmall;
-    config.channels = 64;
+    config.channels = 128;
     Model<bf16> m = make_model<bf16>(config);
     const auto logits = [&](int B, DecodeHow how, bool overlap) {
         Context with = ctx;
@@ -187,10 +201,13 @@ TEST_CASE("kernels that start early compute what they compute one after another"
         }
         return all;
     };
-    for (const int B : {1, 5, 11})
-        for (const DecodeHow how : {DecodeHow{DecodeMode::dense}, DecodeHow{DecodeMode::topk, 4},
-                                    DecodeHow{DecodeMode::pages, 0, 0.1f}})
-            CHECK(same_bits(logits(B, how, true), logits(B, how, false)));
+    for (const bool halves : {false, true}) {
+        ctx.use_decode_halves = halves && ctx.has_clusters;
+        for (const int B : {1, 5, 11})
+            for (const DecodeHow how : {DecodeHow{DecodeMode::dense}, DecodeHow{DecodeMode::topk, 4},
+                                        DecodeHow{DecodeMode::pages, 0, 0.1f}})
+                if (!halves || B == 1) CHECK(same_bits(logits(B, how, true), logits(B, how, false)));
+    }
     CUDA_CHECK(cudaFree(m.memory));
 }
 

@@ -23,7 +23,7 @@ struct DecodeBenchConfig {
     int topk = 8;
     std::string out;
     double budget = 0;  // seconds; 0: no limit
-    bool quick = false, serial = false;
+    bool quick = false, serial = false, halves = false;
 };
 
 std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
@@ -45,6 +45,8 @@ std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
          [&c](auto&) { c.quick = true; }},
         {0, "serial", "", "", "let no kernel start before the one in front has ended",
          [&c](auto&) { c.serial = true; }},
+        {0, "halves", "", "", "one sequence: two kernels a layer, by clusters (llmc/decode_layer.cuh)",
+         [&c](auto&) { c.halves = true; }},
         {'h', "help", "", "", "show this table and exit",
          [&c](auto&) {
              fputs(
@@ -357,7 +359,7 @@ void bench_kernels(DecodeBench& b, const std::vector<int>& batches) {
         "between two launches of a graph of its own the device is idle, so that a kind with one launch takes longer "
         "here than in a step. Floor: the weights.\n\n");
     Table table(b.report,
-                {{"kernel", 9}, {"B", 3}, {"launches", 8}, {"us", 7}, {"floor us", 8}, {"ratio", 6}});
+                {{"kernel", 14}, {"B", 3}, {"launches", 8}, {"us", 7}, {"floor us", 8}, {"ratio", 6}});
     nlohmann::ordered_json& rows = b.report.json["kernels"] = nlohmann::ordered_json::array();
     const Normalize<Float> as_it_is = {nullptr, nullptr};
     for (const int B : batches) {
@@ -412,6 +414,17 @@ void bench_kernels(DecodeBench& b, const std::vector<int>& batches) {
             const LayerParams<Float>& p = layers[l];
             linear(a.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, a.residual, false, 4 * C, C);
         });
+        if (B == 1 && takes_decode_halves<Float>(ctx, C, m.hs(), s.d.capacity, {})) {
+            const auto& [of_attention, of_mlp] = s.d.parts;
+            const Stream<Float> x = {a.residual, of_mlp, kMlpSlices, layers[0].fcproj_b},
+                                y = {a.residual, of_attention, b.NH(), layers[0].attproj_b};
+            kind("attention half", L, 4.0 * C * C, [&](int l) {
+                decode_attention_half<Float>(ctx, of_attention, a.branch, x, layers[l], s.d.cache[l],
+                                             s.d.positions, C, {});
+            });
+            kind("MLP half", L, 8.0 * C * C,
+                 [&](int l) { decode_mlp_half<Float>(ctx, of_mlp, a.branch, y, layers[l], C); });
+        }
         kind("logits", 1, 1.0 * Vp * C, [&](int) {
             linear(s.d.logits, a.residual, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr,
                    false, C, Vp);
@@ -496,6 +509,10 @@ void run(const DecodeBenchConfig& config) {
     b.ctx = make_context();
     b.ctx.tune_matmuls = false;  // as infer_gpt2cu
     if (config.serial) b.ctx.overlap_kernels = false;
+    if (config.halves && !b.ctx.has_clusters)
+        fail("--halves needs a device with clusters, which %s has not", b.ctx.device_name.c_str());
+    b.ctx.use_decode_halves = config.halves;
+    if (config.halves && kOnCpu) b.ctx.row_lanes = 32;  // what the kernels with clusters are written for
     const std::vector<Shape> shapes = shapes_of(config);
     int longest = 16;
     std::vector<int> batches;
@@ -513,6 +530,7 @@ void run(const DecodeBenchConfig& config) {
         b.report.json["precision"] = kOnCpu ? "fp32" : "bf16";
         b.report.json["weight_bytes"] = b.weight_bytes;
         b.report.json["overlap_kernels"] = b.ctx.overlap_kernels;
+        b.report.json["halves"] = b.ctx.use_decode_halves;
         bench_decode_steps(b, shapes, batches);
         bench_kernels(b, batches);
         bench_sampling(b, batches);

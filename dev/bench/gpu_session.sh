@@ -122,7 +122,7 @@ done
 
 # ---- the steps; the sanitizers come last, because they take whatever time there is ----
 
-kernel_tests=(test_attention_decode test_attention_cut test_matvec test_sampler test_layers test_attention)
+kernel_tests=(test_attention_decode test_attention_cut test_matvec test_decode_layer test_sampler test_layers test_attention)
 if wanted tests; then
     for test in "${kernel_tests[@]}" test_matmul test_infer test_model; do
         together "$test" "${TEST_LIMIT:-75}" "$bin/$test"

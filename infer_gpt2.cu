@@ -1403,7 +1403,7 @@ int main(int argc, char** argv) {
             return 0;
         }
         parse_flags(argc, argv, flags);
-        choose_device(config.device, "infer_gpt2cpu", argv, stderr);
+        choose_device(config.device, "infer_gpt2", argv, stderr);
         if (wants_bf16(config.precision))
             infer<__nv_bfloat16>(config);
         else

@@ -1352,7 +1352,7 @@ int main(int argc, char** argv) {
             export_weights(config);
             return 0;
         }
-        choose_device(config.device, "train_gpt2cpu", argv);
+        choose_device(config.device, "train_gpt2", argv);
         if (wants_bf16(config.precision))
             train<__nv_bfloat16>(config);
         else

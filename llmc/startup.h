@@ -49,17 +49,22 @@ inline std::string program_folder() {
     fail("cannot start %s (%s): build it with make %s", program.c_str(), strerror(errno), name.c_str());
 }
 
-// Where there is no GPU, the CPU program that was built beside this one, `cpu_program`, takes over. What is
-// said about it goes to `say`.
-inline void choose_device(Device wanted, const char* cpu_program, char** argv, FILE* say = stdout) {
+// Where there is no GPU, the CPU program that was built beside this one, `program` + "cpu", takes over. What
+// is said about it goes to `say`.
+inline void choose_device(Device wanted, const std::string& program, char** argv, FILE* say = stdout) {
     constexpr const char* said = "GPT2_DEVICE_SAID";  // so that the second program does not say it again
 #ifdef CUDA_CPU
-    (void)cpu_program;
-    if (wanted == Device::cuda)
+    // Where make finds no nvcc, it copies the CPU program to the name of the one for the GPU. Under its own
+    // name it does not know what else was built.
+    const bool no_toolkit = program_path().filename() == program + "cu";
+    if (wanted == Device::cuda && no_toolkit)
         fail(
             "--device cuda needs a program built with the CUDA Toolkit (nvcc), and this one was built without");
+    if (wanted == Device::cuda)
+        fail("--device cuda goes with %scu: this is the CPU program", program.c_str());
     if (wanted == Device::automatic && !getenv(said))
-        fprintf(say, "running on the CPU: this program was built without the CUDA Toolkit\n");
+        fprintf(say, "running on the CPU: this %s\n",
+                no_toolkit ? "program was built without the CUDA Toolkit" : "is the CPU program");
     setenv(said, "1", 1);
     if (!getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
 #else
@@ -72,7 +77,7 @@ inline void choose_device(Device wanted, const char* cpu_program, char** argv, F
     if (wanted == Device::automatic && !found)
         fprintf(say, "running on the CPU: no NVIDIA GPU can be used (%s)\n", why);
     setenv(said, "1", 1);
-    if (wanted == Device::cpu || !found) become(program_folder() + "/" + cpu_program, argv);
+    if (wanted == Device::cpu || !found) become(program_folder() + "/" + program + "cpu", argv);
 #endif
 }
 

@@ -20,6 +20,16 @@ data=(-i "$work/text_train_*.bin" -j "$work/text_val_*.bin")
 small=("${data[@]}" -e d6 -b 2 -t 32 -s 0 -v 0 -m 1)
 quick=("${data[@]}" -e tiny -b 2 -t 64 -s 0 -v 0 -m 2)
 
+# ---- the device it runs on: one line, and true of this program
+says_device() { # what, a pattern; then the program
+    env -u GPT2_DEVICE_SAID CUDA_VISIBLE_DEVICES= "$2" -i "no/such*.bin" -v 0 -s 0 >"$work/log" 2>&1
+    [ "$(grep -c "^running on the CPU: " "$work/log")" = 1 ] && grep -qE "^running on the CPU: $1" "$work/log"
+}
+cp "$train" "$work/train_gpt2cu"
+check "the CPU program says that it is one, and nothing of what else was built" says_device "this is the CPU program$" "$train"
+check "the copy of it that make gives the other's name where there is no nvcc says that" says_device "this program was built without the CUDA Toolkit$" "$work/train_gpt2cu"
+check "the program for the GPU, where there is none" says_device "(no NVIDIA GPU can be used \(|this program was built without )" "$root/train_gpt2cu"
+
 # ---- the regularizer does what it is for
 run "${data[@]}" -e tiny -x 150 -v 150 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
 check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'
@@ -148,7 +158,7 @@ refuse "takes tiny, d6" -e nothing
 refuse "d6 to d48" -e d5
 refuse "belongs to no flag" stray
 refuse "there is no flag" --unknown
-refuse "--device cuda" --device cuda
+refuse "--device cuda goes with train_gpt2cu" --device cuda
 refuse "goes with -l 0 only" "${quick[@]}" -k 0
 refuse "lower -b" "${data[@]}" -e d48 -b 4096 -t 1024 -d 4194304
 head -c 100000 "$work/text_train_000000.bin" >"$work/cut.bin"

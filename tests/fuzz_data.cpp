@@ -1,41 +1,17 @@
-// A seeded mutation loop over token shards and data positions, vocabulary files, and texts: fuzz_data
-// [SECONDS [SEED [KIND]]], where KIND is one of shards, vocabulary and texts, and without it they take turns.
-// Whatever a file holds, opening and using it must succeed or throw Error; anything else (another exception,
-// a crash, a hang, more memory than the limit below) is a failure. Prints how many inputs were taken and how
-// many refused.
-#include <sys/resource.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdio>
+// Fuzzes token shards and data positions, vocabulary files, and texts: the kinds are shards, vocabulary and
+// texts.
 #include <filesystem>
-#include <fstream>
-#include <functional>
-#include <random>
 
 #include "../llmc/dataloader.h"
 #include "../llmc/tokenizer.h"
+#include "fuzz.h"
 
 namespace fs = std::filesystem;
-using Random = std::mt19937_64;
-
-// The address space of a sanitized program is terabytes of shadow, so there the peak of memory in use must
-// do.
-static constexpr rlim_t kMemoryLimit = rlim_t{512} << 20;
 
 static constexpr int kTinySize = 568;  // of the vocabulary in fixtures/tiny_bpe,
 static constexpr int kHfSize = 574;    // and in fixtures/tiny_hf, which has added tokens
 static const char* const kAdded = R"({"<|pad|>": 568, "<mask>": 569, "<sep>": 570, "foo bar": 571,)"
                                   R"( "<sep><sep>": 572, "\u00e9\u2713": 573})";
-
-static std::string read_file(const fs::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-}
-
-static void write_text(const fs::path& path, const std::string& text) {
-    std::ofstream(path, std::ios::binary) << text;
-}
 
 // A few random edits: bytes, integers of interest, blocks removed, repeated, moved, or taken from a list of
 // words.
@@ -45,10 +21,10 @@ static std::string mutate(std::string text, Random& rng, const std::vector<std::
         const size_t at = place(), length = std::min(text.size() - at, rng() % 40);
         switch (rng() % 8) {
             case 0:
-                if (at < text.size()) text[at] = static_cast<char>(rng());
+                replace_byte(text, at, rng);
                 break;
             case 1:
-                if (at < text.size()) text[at] = static_cast<char>(text[at] ^ 1 << rng() % 8);
+                flip_bit(text, at, rng);
                 break;
             case 2:
                 text.erase(at, length);
@@ -88,28 +64,15 @@ static std::string shard_bytes(int32_t tokens, int32_t vocab_size, Random& rng) 
     return text;
 }
 
-struct Fuzzer {
-    fs::path folder;
-    Random rng;
+struct DataFuzzer : Fuzzer {
+    using Fuzzer::Fuzzer;
+    fs::path in = folder();
     std::string encoder, merges, tokenizer_json, merges_in_strings;  // good files
     std::string added = kAdded;
-    long taken = 0, refused = 0;
-
-    void attempt(const std::function<void()>& act) {
-        try {
-            act();
-            taken++;
-        } catch (const Error& error) {
-            if (std::strlen(error.what()) == 0 || std::strchr(error.what(), '\n') != nullptr) {
-                throw std::logic_error(format("this is not one sentence: %s", error.what()));
-            }
-            refused++;
-        }
-    }
 
     void shards() {
         const int count = 1 + static_cast<int>(rng() % 2);
-        for (int i = 0; i < 2; i++) fs::remove(folder / format("s_%d.bin", i));
+        for (int i = 0; i < 2; i++) fs::remove(in / format("s_%d.bin", i));
         const int vocab_size = rng() % 2 ? 257 : 0;
         for (int i = 0; i < count; i++) {
             std::string text =
@@ -123,11 +86,11 @@ struct Fuzzer {
                 std::memcpy(text.data() + 8, &tokens, 4);
                 text.resize(1024 + 2 * static_cast<size_t>(tokens));
             }
-            write_text(folder / format("s_%d.bin", i), text);
+            write_text(in / format("s_%d.bin", i), text);
         }
         const int B = 1 + static_cast<int>(rng() % 5), T = 1 + static_cast<int>(rng() % 40);
-        attempt([&] {
-            DataLoader loader((folder / "s_*.bin").string(), B, T, rng() % 2 == 0, rng());
+        attempt(folder(), [&] {
+            DataLoader loader((in / "s_*.bin").string(), B, T, rng() % 2 == 0, rng());
             for (int i = 0; i < 20; i++) {
                 loader.next_batch();
                 for (int j = 0; j < B * T; j++) {
@@ -182,17 +145,17 @@ struct Fuzzer {
             {{"vocab.json", &encoder}, {"merges.txt", &merges}, {"tokenizer.json", &tokenizer_json}},
             {{"tokenizer.json", &tokenizer_json}},
             {{"tokenizer.json", &merges_in_strings}}};
-        for (const auto& entry : fs::directory_iterator(folder)) fs::remove(entry);
+        for (const auto& entry : fs::directory_iterator(in)) fs::remove(entry);
         const size_t layout = rng() % kLayouts.size();
         for (const auto& [name, good] : kLayouts[layout])
-            write_text(folder / name, rng() % 3 != 0 ? mutate(*good, rng, kWords) : *good);
+            write_text(in / name, rng() % 3 != 0 ? mutate(*good, rng, kWords) : *good);
         const int size = rng() % 8 == 0                  ? static_cast<int>(rng() % 70000)
                          : layout == 0 || rng() % 4 == 0 ? kTinySize
                                                          : kHfSize;
-        attempt([&] {
+        attempt(folder(), [&] {
             std::string words, list;
-            find_vocabulary(folder.string(), words, list);
-            const Tokenizer tokenizer = Tokenizer::gpt2(folder.string(), size);
+            find_vocabulary(folder(), words, list);
+            const Tokenizer tokenizer = Tokenizer::gpt2(folder(), size);
             round_trip(tokenizer);
         });
     }
@@ -223,66 +186,28 @@ struct Fuzzer {
         }
         std::vector<uint16_t> tokens(rng() % 20);
         for (uint16_t& token : tokens) token = static_cast<uint16_t>(rng());
-        attempt([&] { tokenizer.decode(tokens); });
+        attempt(folder(), [&] { tokenizer.decode(tokens); });
     }
 };
 
 int main(int argc, char** argv) {
-    const double seconds = argc > 1 ? std::atof(argv[1]) : 5;
-    const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
-#if !defined(__SANITIZE_ADDRESS__)
-    const rlimit limit = {kMemoryLimit, kMemoryLimit};
-    setrlimit(RLIMIT_AS, &limit);
-#endif
-    const std::string kind = argc > 3 ? argv[3] : "";
-    if (kind != "" && kind != "shards" && kind != "vocabulary" && kind != "texts") {
-        printf("the kinds are shards, vocabulary and texts, not %s\n", kind.c_str());
-        return 1;
-    }
+    DataFuzzer fuzzer(argc, argv, {"shards", "vocabulary", "texts"});
     const fs::path fixtures = fs::path(__FILE__).parent_path() / "fixtures";
     const std::string tiny = fixtures / "tiny_bpe", hf = fixtures / "tiny_hf";
-    Fuzzer fuzzer{.folder = fs::temp_directory_path() / format("fuzz_data_%d", getpid()),
-                  .rng = Random(seed),
-                  .encoder = read_file(tiny + "/encoder.json"),
-                  .merges = read_file(tiny + "/vocab.bpe"),
-                  .tokenizer_json = read_file(hf + "/tokenizer.json"),
-                  .merges_in_strings = ""};
-    fs::create_directories(fuzzer.folder);
+    fuzzer.encoder = read_text(tiny + "/encoder.json");
+    fuzzer.merges = read_text(tiny + "/vocab.bpe");
+    fuzzer.tokenizer_json = read_text(hf + "/tokenizer.json");
     auto json = nlohmann::json::parse(fuzzer.tokenizer_json);
     for (nlohmann::json& merge : json["model"]["merges"])
         merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
     fuzzer.merges_in_strings = json.dump();
-
-    int failures = 0;
-    long inputs = 0;
-    const auto start = std::chrono::steady_clock::now();
-    try {
-        const Tokenizer tokenizers[] = {Tokenizer::gpt2(tiny, kTinySize), Tokenizer::gpt2(hf, kHfSize),
-                                        Tokenizer::bytes()};
-        while (failures == 0 &&
-               std::chrono::steady_clock::now() - start < std::chrono::duration<double>(seconds)) {
-            inputs++;
-            alarm(10);  // a hang
-            if (kind == "" || kind == "shards") fuzzer.shards();
-            if (kind == "" || kind == "vocabulary") fuzzer.vocabulary();
-            if (kind == "" || kind == "texts")
-                for (const Tokenizer& tokenizer : tokenizers) fuzzer.round_trip(tokenizer);
-        }
-    } catch (const std::exception& error) {
-        printf("seed %llu, round %ld: %s\n", static_cast<unsigned long long>(seed), inputs, error.what());
-        failures++;
-    }
-    fs::remove_all(fuzzer.folder);
-    rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-#if defined(__SANITIZE_ADDRESS__)
-    constexpr long kPeakLimit = 2048;
-#else
-    constexpr long kPeakLimit = 512;
-#endif
-    if (usage.ru_maxrss / 1024 > kPeakLimit) failures++;
-    printf("%ld rounds, %ld inputs taken, %ld refused, at most %ld MiB of memory\n", inputs, fuzzer.taken,
-           fuzzer.refused, usage.ru_maxrss / 1024);
-    printf("%d passed, %d failed\n", failures == 0, failures);
-    return failures != 0;
+    const Tokenizer tokenizers[] = {Tokenizer::gpt2(tiny, kTinySize), Tokenizer::gpt2(hf, kHfSize),
+                                    Tokenizer::bytes()};
+    fuzzer.run([&] {
+        if (fuzzer.wants("shards")) fuzzer.shards();
+        if (fuzzer.wants("vocabulary")) fuzzer.vocabulary();
+        if (fuzzer.wants("texts"))
+            for (const Tokenizer& tokenizer : tokenizers) fuzzer.round_trip(tokenizer);
+    });
+    return fuzzer.finish();
 }

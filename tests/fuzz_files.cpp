@@ -1,7 +1,4 @@
-// Mutates good files and reads them: fuzz_files [SECONDS [SEED [KIND]]], 5 seconds from seed 1 of every kind
-// in turn if nothing is said. The only outcomes allowed are success and Error: a crash, a hang, another
-// exception or memory out of proportion to the file ends the program with a failure. The file at fault stays
-// in the folder that is printed.
+// Fuzzes the files of models and of runs. The kinds are
 //
 //     safetensors    a model in one file and in shards, an optimizer
 //     llm.c          its .bin
@@ -9,21 +6,13 @@
 //     metrics        metrics.jsonl
 //
 // Each goes through everything that reads it. (The TensorFlow checkpoint itself has a fuzzer of its own.)
-#include <sys/resource.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdio>
 #include <functional>
-#include <random>
 
 #include "../llmc/checkpoint.h"
 #include "../llmc/metrics.h"
-#include "temp_folder.h"
+#include "fuzz.h"
 
 namespace {
-
-using Random = std::mt19937_64;
 
 // Pieces that such files are made of, and numbers at the edges of what is allowed.
 const char* const kPieces[] = {"{",
@@ -61,10 +50,6 @@ const char* const kPieces[] = {"{",
                                "\\u0000",
                                "\xff"};
 
-size_t below(Random& random, size_t n) {
-    return n ? random() % n : 0;
-}
-
 // The digits around a random place become another number: what breaks offsets and shapes without breaking
 // JSON.
 void change_number(std::string& bytes, Random& random) {
@@ -91,10 +76,10 @@ std::string mutate(std::string bytes, Random& random, const std::string& name) {
         const size_t at = below(random, reach);
         switch (random() % 8) {
             case 0:
-                if (!bytes.empty()) bytes[at] = static_cast<char>(random());
+                replace_byte(bytes, at, random);
                 break;
             case 1:
-                if (!bytes.empty()) bytes[at] = static_cast<char>(bytes[at] ^ 1 << random() % 8);
+                flip_bit(bytes, at, random);
                 break;
             case 2:
                 bytes.resize(at);
@@ -145,18 +130,8 @@ struct Target {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const double seconds = argc > 1 ? atof(argv[1]) : 5;
-    const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-    const std::string kind = argc > 3 ? argv[3] : "";
-#if !defined(__SANITIZE_ADDRESS__)
-    // The sanitizer itself reserves terabytes of addresses.
-    const rlimit limit = {512 << 20, 512 << 20};
-    setrlimit(RLIMIT_AS, &limit);
-#endif
-    // In memory where that can be had: the log syncs its file, and the disk would set the pace.
-    std::string run = access("/dev/shm", W_OK) == 0 ? "/dev/shm/fuzz_files_XXXXXX" : "/tmp/fuzz_files_XXXXXX";
-    if (!mkdtemp(run.data())) return 1;
-
+    Fuzzer fuzzer(argc, argv, {"safetensors", "llm.c", "json", "metrics"});
+    const std::string& run = fuzzer.folder();
     GPT2Config config;
     config.max_seq_len = 3;
     config.vocab_size = 5;
@@ -212,44 +187,19 @@ int main(int argc, char** argv) {
              MetricsLog(run, {{"lambda", 0.1}}, 3);
          }},
     };
-    if (!kind.empty()) std::erase_if(targets, [&](const Target& t) { return t.kind != kind; });
-    if (targets.empty()) {
-        std::filesystem::remove_all(run);
-        printf("the kinds are safetensors, llm.c, json and metrics, not %s\n", kind.c_str());
-        return 1;
-    }
+    std::erase_if(targets, [&](const Target& t) { return !fuzzer.wants(t.kind); });
     std::vector<std::string> good;
     for (const Target& target : targets) {
         good.push_back(read_text(target.path));
         target.read();
     }
 
-    Random random(seed);
-    long tries = 0, accepted = 0;
-    const auto now = [] { return std::chrono::steady_clock::now(); };
-    const auto end = now() + std::chrono::duration<double>(seconds);
-    printf("mutating files in %s from seed %llu\n", run.c_str(), static_cast<unsigned long long>(seed));
-    fflush(stdout);
-    for (; now() < end; tries++) {
-        const size_t which = below(random, targets.size());
+    fuzzer.run([&] {
+        const size_t which = below(fuzzer.rng, targets.size());
         const Target& target = targets[which];
-        write_text(target.path, mutate(good[which], random, target.path));
-        alarm(10);  // a hang
-        try {
-            target.read();
-            accepted++;
-        } catch (const Error&) {
-        } catch (const std::exception& e) {
-            printf("after %ld files: %s, reading %s\n", tries, e.what(), target.path.c_str());
-            return 1;
-        }
-        alarm(0);
+        write_text(target.path, mutate(good[which], fuzzer.rng, target.path));
+        fuzzer.attempt(target.path, target.read);
         write_text(target.path, good[which]);
-    }
-    std::filesystem::remove_all(run);
-    printf("%ld files read, %ld of them accepted, the others refused with an Error\n", tries, accepted);
-    // If none or all of them got through, the mutations missed their target.
-    const bool good_aim = accepted > 0 && accepted < tries;
-    printf("%d passed, %d failed\n", good_aim, !good_aim);
-    return good_aim ? 0 : 1;
+    });
+    return fuzzer.finish();
 }

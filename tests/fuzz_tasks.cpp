@@ -1,29 +1,11 @@
-// A seeded mutation loop over the files of the tasks: fuzz_tasks [SECONDS [SEED]]. Whatever a file holds,
-// reading it must give items that a model of the context and the vocabulary can score, or throw an Error of
-// one sentence; anything else (another exception, a crash, more memory than the limit below) is a failure.
-// Prints how many files were taken and how many refused.
-#include <sys/resource.h>
-
-#include <chrono>
-#include <cstdio>
-#include <cstring>
+// Fuzzes the files of the tasks. What is read must be items that a model of the context and the vocabulary
+// can score.
 #include <filesystem>
-#include <random>
 
 #include "../llmc/tasks.h"
-#include "temp_folder.h"
+#include "fuzz.h"
 
 namespace fs = std::filesystem;
-using Random = std::mt19937_64;
-
-// The address space of a sanitized program is terabytes of shadow, so there the peak of memory in use must
-// do.
-static constexpr rlim_t kMemoryLimit = rlim_t{512} << 20;
-#if defined(__SANITIZE_ADDRESS__)
-static constexpr long kPeakMiB = 2048;
-#else
-static constexpr long kPeakMiB = 512;
-#endif
 
 // A few random edits: bytes, blocks removed, repeated or moved, and words of JSON and of the tasks put in.
 static std::string mutate(std::string text, Random& rng) {
@@ -68,10 +50,10 @@ static std::string mutate(std::string text, Random& rng) {
         const size_t at = place(), length = std::min(text.size() - at, rng() % 60);
         switch (rng() % 7) {
             case 0:
-                if (at < text.size()) text[at] = static_cast<char>(rng());
+                replace_byte(text, at, rng);
                 break;
             case 1:
-                if (at < text.size()) text[at] = static_cast<char>(text[at] ^ 1 << rng() % 8);
+                flip_bit(text, at, rng);
                 break;
             case 2:
                 text.erase(at, length);
@@ -111,52 +93,24 @@ static void check_items(const std::vector<Scored>& items, int T, int vocab_size,
 }
 
 int main(int argc, char** argv) {
-    const double seconds = argc > 1 ? std::atof(argv[1]) : 5;
-    const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
-#if !defined(__SANITIZE_ADDRESS__)
-    const rlimit limit = {kMemoryLimit, kMemoryLimit};
-    setrlimit(RLIMIT_AS, &limit);
-#endif
+    Fuzzer fuzzer(argc, argv);
+    Random& rng = fuzzer.rng;
     const fs::path fixtures = fs::path(__FILE__).parent_path() / "fixtures";
     const std::string files[] = {read_text(fixtures / "tasks/lambada.jsonl"),
                                  read_text(fixtures / "tasks/hellaswag.jsonl")};
-    const TempFolder folder;
-    const std::string path = folder / "task.jsonl";
-    Random rng(seed);
-
-    int failures = files[0].empty() || files[1].empty();
-    long rounds = 0, taken = 0, refused = 0;
-    const auto start = std::chrono::steady_clock::now();
-    try {
-        const Tokenizer tokenizers[] = {Tokenizer::bytes(),
-                                        Tokenizer::gpt2((fixtures / "tiny_bpe").string(), 568)};
-        while (failures == 0 &&
-               std::chrono::steady_clock::now() - start < std::chrono::duration<double>(seconds)) {
-            rounds++;
-            const bool hellaswag = rng() % 2;
-            const Tokenizer& tokenizer = tokenizers[rng() % 2];
-            const int T = rng() % 2 ? 1024 : 1 + static_cast<int>(rng() % 80);
-            write_text(path, mutate(files[hellaswag], rng));
-            try {
-                const auto items =
-                    hellaswag ? read_hellaswag(path, tokenizer, T) : read_lambada(path, tokenizer, T);
-                check_items(items, T, tokenizer.vocab_size(), hellaswag ? 4 : 1);
-                taken++;
-            } catch (const Error& error) {
-                if (std::strlen(error.what()) == 0 || std::strchr(error.what(), '\n') != nullptr)
-                    throw std::logic_error(format("this is not one sentence: %s", error.what()));
-                refused++;
-            }
-        }
-    } catch (const std::exception& error) {
-        printf("seed %llu, round %ld: %s\n", static_cast<unsigned long long>(seed), rounds, error.what());
-        failures++;
-    }
-    rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    if (usage.ru_maxrss / 1024 > kPeakMiB) failures++;
-    printf("%ld rounds, %ld files taken, %ld refused, at most %ld MiB of memory\n", rounds, taken, refused,
-           usage.ru_maxrss / 1024);
-    printf("%d passed, %d failed\n", failures == 0, failures);
-    return failures != 0;
+    const std::string path = fuzzer.folder() + "/task.jsonl";
+    const Tokenizer tokenizers[] = {Tokenizer::bytes(),
+                                    Tokenizer::gpt2((fixtures / "tiny_bpe").string(), 568)};
+    fuzzer.run([&] {
+        const bool hellaswag = rng() % 2;
+        const Tokenizer& tokenizer = tokenizers[rng() % 2];
+        const int T = rng() % 2 ? 1024 : 1 + static_cast<int>(rng() % 80);
+        write_text(path, mutate(files[hellaswag], rng));
+        fuzzer.attempt(path, [&] {
+            const auto items =
+                hellaswag ? read_hellaswag(path, tokenizer, T) : read_lambada(path, tokenizer, T);
+            check_items(items, T, tokenizer.vocab_size(), hellaswag ? 4 : 1);
+        });
+    });
+    return fuzzer.finish();
 }

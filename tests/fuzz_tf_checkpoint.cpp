@@ -1,29 +1,14 @@
-// Mutates TensorFlow's checkpoints and reads them, for so many seconds (the argument; 5 without one) from a
-// seed (the second argument). The only outcomes allowed are success and Error: a crash, a hang, another
-// exception, memory out of proportion to the files, or tensors that share bytes end the program with a
-// failure. The file at fault stays in the folder that is printed.
+// Fuzzes TensorFlow's checkpoints. Tensors that are read must not share bytes.
 //
 // Fuzzed: the index as bytes, as a block of entries, as entries, and as the fields of an entry, each with the
 // checksums made right in what is written, or without; with its block compressed or not; the data files; and
 // the list of checkpoints.
-#include <sys/resource.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdio>
-#include <random>
-
 #include "../llmc/tf_checkpoint.h"
-#include "temp_folder.h"
+#include "fuzz.h"
 
 namespace {
 
-using Random = std::mt19937_64;
 using Entries = std::vector<std::pair<std::string, std::string>>;
-
-size_t below(Random& random, size_t n) {
-    return n ? random() % n : 0;
-}
 
 // Numbers at the edges of what is allowed.
 uint64_t some_number(Random& random) {
@@ -86,10 +71,10 @@ void mutate_bytes(std::string& bytes, Random& random) {
     const size_t at = below(random, bytes.size());
     switch (random() % 7) {
         case 0:
-            if (!bytes.empty()) bytes[at] = static_cast<char>(random());
+            replace_byte(bytes, at, random);
             break;
         case 1:
-            if (!bytes.empty()) bytes[at] = static_cast<char>(bytes[at] ^ 1 << random() % 8);
+            flip_bit(bytes, at, random);
             break;
         case 2:
             bytes.resize(at);
@@ -311,21 +296,13 @@ bool read_everything(const Folder& folder) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const double seconds = argc > 1 ? atof(argv[1]) : 5;
-    const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-#if !defined(__SANITIZE_ADDRESS__)
-    // The sanitizer itself reserves terabytes of addresses.
-    const rlimit limit = {512 << 20, 512 << 20};
-    setrlimit(RLIMIT_AS, &limit);
-#endif
-    std::string run = access("/dev/shm", W_OK) == 0 ? "/dev/shm/fuzz_tf_XXXXXX" : "/tmp/fuzz_tf_XXXXXX";
-    if (!mkdtemp(run.data())) return 1;
-
+    Fuzzer fuzzer(argc, argv);
+    Random& random = fuzzer.rng;
     std::vector<Folder> folders;
     std::vector<Index> indices;
     std::map<std::string, std::string> good;  // by path
     for (const char* name : {"gpt2", "finetuned"}) {
-        Folder folder = {run + "/" + name, {}};
+        Folder folder = {fuzzer.folder() + "/" + name, {}};
         std::filesystem::copy(folder_of(__FILE__) + "/fixtures/tensorflow/" + name, folder.path);
         for (const auto& item : std::filesystem::directory_iterator(folder.path))
             if (item.path().extension() != ".json") folder.files.push_back(item.path());
@@ -336,13 +313,8 @@ int main(int argc, char** argv) {
         if (!read_everything(folder)) return 1;
     }
 
-    Random random(seed);
-    long tries = 0, accepted = 0, damaged = 0;
-    const auto now = [] { return std::chrono::steady_clock::now(); };
-    const auto end = now() + std::chrono::duration<double>(seconds);
-    printf("mutating files in %s from seed %llu\n", run.c_str(), static_cast<unsigned long long>(seed));
-    fflush(stdout);
-    for (; now() < end; tries++) {
+    long damaged = 0;
+    fuzzer.run([&] {
         const size_t which = below(random, folders.size());
         const Folder& folder = folders[which];
         // Mostly the index.
@@ -358,27 +330,10 @@ int main(int argc, char** argv) {
             mutate_bytes(changed, random);
         write_text(target, changed);
         if (random() % 8 == 0) std::filesystem::remove(folder.path + "/checkpoint");
-        alarm(10);  // a hang
-        try {
-            if (read_everything(folder))
-                accepted++;
-            else
-                damaged++;
-        } catch (const Error&) {
-        } catch (const std::exception& e) {
-            printf("after %ld files: %s, reading %s\n", tries, e.what(), target.c_str());
-            return 1;
-        }
-        alarm(0);
+        fuzzer.attempt(target, [&] { damaged += !read_everything(folder); });
         write_text(target, good[target]);
         write_text(folder.path + "/checkpoint", good[folder.path + "/checkpoint"]);
-    }
-    std::filesystem::remove_all(run);
-    printf(
-        "%ld files read, %ld of them accepted, %ld with damaged tensors, the others refused with an Error\n",
-        tries, accepted, damaged);
-    // If none or all of them got through, the mutations missed their target.
-    const bool good_aim = accepted > 0 && damaged > 0 && accepted + damaged < tries;
-    printf("%d passed, %d failed\n", good_aim, !good_aim);
-    return good_aim ? 0 : 1;
+    });
+    printf("%ld of those taken have damaged tensors\n", damaged);
+    return fuzzer.finish(damaged > 0 && damaged < fuzzer.taken);
 }

@@ -11,7 +11,7 @@ import pictures
 import report
 
 import tables
-from plan import K, KS, LAMBDAS, REGS, RISE, SEEDS, start_of
+from plan import K, KS, LAMBDAS, LAYER0, REGS, RISE, SEEDS, start_of
 
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
 MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION)
@@ -21,8 +21,8 @@ CUT_STYLE = {"topk": {"marker": "o"}, "recent": {"linestyle": "--", "linewidth":
              "first_recent": {"linestyle": "-.", "linewidth": 1}, "random": {"linestyle": ":", "linewidth": 1}}
 FLOOR = 1e-4  # a cost of a cut on these few tokens is no more exact than that
 SCHEDULE_COLOURS = {("0", ""): pictures.BLUE, ("50%", ""): pictures.SKY, ("70%", ""): pictures.GREEN,
-                    ("90%", ""): pictures.ORANGE, ("70%", "no0"): pictures.PURPLE,
-                    ("70%", "0x10"): pictures.VERMILION}
+                    ("90%", ""): pictures.ORANGE,
+                    **{("70%", name): colour for name, colour in zip(LAYER0, (pictures.PURPLE, pictures.VERMILION))}}
 
 
 def series(folder):

@@ -21,7 +21,8 @@ RISE = "70%"
 START = "35%"  # of the schedule in which lambda begins late
 K = 8  # the k of the column, the schedules, the chosen cells and the bars
 SCHEDULE_LAMBDAS = (0.3, 0.1)  # the first in wave 1
-LAYER0 = {"no0": 0, "0x10": 10}  # it is the one that condenses least
+# Layer 0 condenses least: other factors on lambda there, by name, and what tables and figures call them.
+LAYER0 = {"no0": (0, "not layer 0"), "0x10": (10, "layer 0 tenfold")}
 ENTROPY_LAMBDAS = (0.01, 0.03, 0.1)
 TARGET_MARGINS = (0.01, 0.02)
 TARGET_START = 0.03  # what lambda is adjusted from: too much of it early cannot be taken back

@@ -85,7 +85,8 @@ def train_command(plan, programs, cell, folder):
     lam, reg = cell["lambda"], cell["reg"]
     layers = []
     if cell["layers"]:
-        layers = ["--lambda-layers", ",".join([str(LAYER0[cell["layers"]])] + ["1"] * (plan["layers"] - 1))]
+        factor, _ = LAYER0[cell["layers"]]
+        layers = ["--lambda-layers", ",".join([str(factor)] + ["1"] * (plan["layers"] - 1))]
     start = ["--lambda-start", start_of(cell)] if start_of(cell) != "0" else []
     margin = []
     if "margin" in cell:

@@ -3,7 +3,7 @@ import math
 import os
 
 from common import median, read_json, read_metrics, write_file, write_json
-from plan import COST_BAR, K, KS, LAMBDAS, REGS, SEEDS, choose, start_of, with_seed
+from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, choose, start_of, with_seed
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
              "random": "random"}
@@ -288,7 +288,10 @@ def schedule(cell):
     rise = "constant" if cell["rise"] == "0" else f"rising over {cell['rise']}"
     if start_of(cell) != "0":
         rise = f"rising from {start_of(cell)} to {cell['rise']}"
-    return rise + {"": "", "no0": ", not layer 0", "0x10": ", layer 0 tenfold"}[cell["layers"]]
+    if cell["layers"]:
+        _, words = LAYER0[cell["layers"]]
+        rise += f", {words}"
+    return rise
 
 
 def schedule_order(cell):

@@ -856,13 +856,24 @@ std::string sample_text(const Context& ctx, const GPT2<Float>& model, DataLoader
 // ---------------------------------------------------------------------------------------------------------
 // checkpoints
 
+// lambda's rise in words: for the table at the start, and as a setting. Checkpoints have the latter, so it
+// must not change.
+struct LambdaRise {
+    std::string table, setting;
+};
+LambdaRise lambda_rise(const TrainConfig& c) {
+    const std::string start = std::to_string(c.lambda_start_updates);
+    const std::string end = std::to_string(c.lambda_warmup_updates);
+    if (c.lambda_start_updates > 0)
+        return {" (rising from update " + start + " to " + end + ")", start + " to " + end + " updates"};
+    return {c.lambda_warmup_updates > 0 ? " (rising over " + end + " updates)" : "", end + " updates"};
+}
+
 // The settings that change the mathematics of a run: a resumed run must have the same ones.
 std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2Config& config,
                                                 const DataLoader& train, const char* precision) {
     std::string layers;
     for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + format("%g", f);
-    const std::string rise =
-        c.lambda_start_updates > 0 ? std::to_string(c.lambda_start_updates) + " to " : std::string();
     return {{"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers,
                              config.num_heads, config.channels, config.vocab_size)},
             {"training data",
@@ -870,7 +881,7 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
             {"lambda", format("%g", c.lambda)},
             {"topk", std::to_string(c.topk)},
             {"reg", reg_name(c.reg)},
-            {"lambda-warmup", rise + std::to_string(c.lambda_warmup_updates) + " updates"},
+            {"lambda-warmup", lambda_rise(c).setting},
             {"lambda-layers", layers},
             {"batch", std::to_string(c.B)},
             {"context", std::to_string(c.T)},
@@ -1129,12 +1140,8 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
     bool cudnn = false;
     if constexpr (kUseCudnn)
         cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
-    std::string rise, limit;
-    if (c.lambda > 0 && c.lambda_start_updates > 0)
-        rise = format(" (rising from update %lld to %lld)", (long long)c.lambda_start_updates,
-                      (long long)c.lambda_warmup_updates);
-    else if (c.lambda > 0 && c.lambda_warmup_updates > 0)
-        rise = format(" (rising over %lld updates)", (long long)c.lambda_warmup_updates);
+    const std::string rise = c.lambda > 0 ? lambda_rise(c).table : "";
+    std::string limit;
     if (!c.target_loss.path.empty())
         limit = format(" (to begin with; loss within %g of %s)", c.target_loss.margin,
                        c.target_loss.path.c_str());

@@ -34,6 +34,10 @@ __device__ inline Head head_of(const bf16* qkv, int bh, int T, int num_heads, in
     const bf16* q = qkv + (size_t)(bh / num_heads) * T * 3 * C + bh % num_heads * hs;
     return {q, q + C, q + 2 * C, 3 * C};
 }
+// Where query i's output goes: out [B,T,C].
+__device__ inline bf16* output_of(bf16* out, int bh, int i, int T, int num_heads, int hs) {
+    return out + ((size_t)(bh / num_heads) * T + i) * num_heads * hs + bh % num_heads * hs;
+}
 __device__ inline float score(const Head& h, int i, int j, int hs, float scale) {
     float dot = 0.0f;
     for (int d = 0; d < hs; d++) dot = fmaf((float)h.q[i * h.stride + d], (float)h.k[j * h.stride + d], dot);
@@ -56,7 +60,7 @@ __global__ void step1_naive(bf16* out, AttentionRows rows, const bf16* qkv, int 
     for (int j = 0; j <= i; j++) max = fmaxf(max, score(h, i, j, hs, scale));
     for (int j = 0; j <= i; j++) sum += expf(score(h, i, j, hs, scale) - max);
     const float lse = max + logf(sum);
-    bf16* o = out + ((size_t)(blockIdx.y / num_heads) * T + i) * num_heads * hs + blockIdx.y % num_heads * hs;
+    bf16* o = output_of(out, blockIdx.y, i, T, num_heads, hs);
     for (int d = 0; d < hs; d++) {
         float x = 0.0f;
         for (int j = 0; j <= i; j++)
@@ -103,7 +107,13 @@ struct SortedList {
         score[i] = s;
     }
 };
-__device__ inline void save_row(AttentionRows rows, size_t row, int i, float lse, const SortedList& list) {
+// The end of query i: o and sum have their exponentials relative to max.
+__device__ inline void save_row(bf16* out, AttentionRows rows, int i, int T, int num_heads, int hs,
+                                const float* o, float max, float sum, const SortedList& list) {
+    bf16* to = output_of(out, blockIdx.y, i, T, num_heads, hs);
+    for (int d = 0; d < hs; d++) to[d] = (bf16)(o[d] / sum);
+    const size_t row = (size_t)blockIdx.y * T + i;
+    const float lse = max + logf(sum);
     float mass = 0.0f;
     for (int place = 0; place < list.k; place++) mass += expf(list.score[place] - lse);
     rows.lse[row] = lse;
@@ -127,16 +137,22 @@ __global__ void step2_online(bf16* out, AttentionRows rows, const bf16* qkv, int
         max = new_max;
         list.insert(s);
     }
-    bf16* to =
-        out + ((size_t)(blockIdx.y / num_heads) * T + i) * num_heads * hs + blockIdx.y % num_heads * hs;
-    for (int d = 0; d < hs; d++) to[d] = (bf16)(o[d] / sum);
-    save_row(rows, (size_t)blockIdx.y * T + i, i, max + logf(sum), list);
+    save_row(out, rows, i, T, num_heads, hs, o, max, sum, list);
 }
 
 // ---- Step 3: keys and values in shared memory.
 //
 // The 64 queries of a block need the same keys. They load 64 of them together, each number once, and all read
 // them from shared memory: global memory is read 64 times less.
+template <int TILE>
+__device__ inline void load_keys_and_values(float* keys, float* values, const Head& h, int first, int T,
+                                            int hs) {
+    for (int x = threadIdx.x; x < TILE * hs; x += TILE) {
+        const int j = first + x / hs;
+        keys[x] = j < T ? (float)h.k[j * h.stride + x % hs] : 0.0f;
+        values[x] = j < T ? (float)h.v[j * h.stride + x % hs] : 0.0f;
+    }
+}
 __global__ void step3_shared(bf16* out, AttentionRows rows, const bf16* qkv, int T, int num_heads, int hs,
                              int k) {
     constexpr int TILE = 64;
@@ -152,11 +168,7 @@ __global__ void step3_shared(bf16* out, AttentionRows rows, const bf16* qkv, int
     list.clear(k);
     for (int tile = 0; tile <= first; tile += TILE) {
         __syncthreads();
-        for (int x = threadIdx.x; x < TILE * hs; x += TILE) {
-            const int j = tile + x / hs;
-            keys[x] = j < T ? (float)h.k[j * h.stride + x % hs] : 0.0f;
-            values[x] = j < T ? (float)h.v[j * h.stride + x % hs] : 0.0f;
-        }
+        load_keys_and_values<TILE>(keys, values, h, tile, T, hs);
         __syncthreads();
         if (i >= T) continue;
         for (int j = 0; j < TILE && tile + j <= i; j++) {
@@ -171,10 +183,7 @@ __global__ void step3_shared(bf16* out, AttentionRows rows, const bf16* qkv, int
         }
     }
     if (i >= T) return;
-    bf16* to =
-        out + ((size_t)(blockIdx.y / num_heads) * T + i) * num_heads * hs + blockIdx.y % num_heads * hs;
-    for (int d = 0; d < hs; d++) to[d] = (bf16)(o[d] / sum);
-    save_row(rows, (size_t)blockIdx.y * T + i, i, max + logf(sum), list);
+    save_row(out, rows, i, T, num_heads, hs, o, max, sum, list);
 }
 
 // ---- Step 4: the maximum moves once a tile, not once a key.
@@ -198,11 +207,7 @@ __global__ void step4_tiles(bf16* out, AttentionRows rows, const bf16* qkv, int 
     list.clear(k);
     for (int tile = 0; tile <= first; tile += TILE) {
         __syncthreads();
-        for (int x = threadIdx.x; x < TILE * hs; x += TILE) {
-            const int j = tile + x / hs;
-            keys[x] = j < T ? (float)h.k[j * h.stride + x % hs] : 0.0f;
-            values[x] = j < T ? (float)h.v[j * h.stride + x % hs] : 0.0f;
-        }
+        load_keys_and_values<TILE>(keys, values, h, tile, T, hs);
         __syncthreads();
         if (i >= T) continue;
         const int visible = min(TILE, i - tile + 1);
@@ -226,10 +231,7 @@ __global__ void step4_tiles(bf16* out, AttentionRows rows, const bf16* qkv, int 
         }
     }
     if (i >= T) return;
-    bf16* to =
-        out + ((size_t)(blockIdx.y / num_heads) * T + i) * num_heads * hs + blockIdx.y % num_heads * hs;
-    for (int d = 0; d < hs; d++) to[d] = (bf16)(o[d] / sum);
-    save_row(rows, (size_t)blockIdx.y * T + i, i, max + logf(sum), list);
+    save_row(out, rows, i, T, num_heads, hs, o, max, sum, list);
 }
 
 // ---------------------------------------------------------------------------------------------------------

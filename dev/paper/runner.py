@@ -310,6 +310,18 @@ class Runner:
         if process.returncode != 0:
             raise Failed(f"{os.path.basename(command[0])}: {last_line(log)}")
 
+    def run_alone(self, command, name, what):
+        """With the whole machine: what the program says, or None where it fails, which a line says of `what`."""
+        log = self.path(name + ".log")
+        open(log, "wb").close()
+        try:
+            self.wait(command, len(os.sched_getaffinity(0)), log)
+        except Failed as problem:
+            print(f"{what}: {problem}", flush=True)
+            return None
+        with open(log, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
     # ---- a cell
 
     def steps(self, cell):
@@ -512,7 +524,6 @@ class Runner:
             return
         print("measuring the speed and memory of training", flush=True)
         plan = dict(self.plan, updates=SPEED_UPDATES)
-        cores = len(os.sched_getaffinity(0))
         base = dict(self.plan["cells"][0], family="scratch", rise="0", layers="", seed=SEEDS[0], group="speed")
         base.pop("margin", None)
         ways = [("plain, not measured", dict(base, k=0, reg="tail", **{"lambda": 0})),
@@ -527,16 +538,11 @@ class Runner:
                 os.makedirs(folder)
                 command = train_command(plan, self.programs, cell, from_root(folder))
                 command[command.index("-v") + 1] = command[command.index("-n") + 1] = "0"
-                log = self.path("speed.log")
-                open(log, "wb").close()
-                try:
-                    self.wait(command, cores, log)
-                except Failed as problem:
-                    print(f"speed of {name}: {problem}", flush=True)
+                said = self.run_alone(command, "speed", f"speed of {name}")
+                if said is None:
                     continue
                 head, updates, _ = read_metrics(folder)
-                with open(log, encoding="utf-8", errors="replace") as file:
-                    memory = re.search(r"^\s*memory\s+([^,\n]+),", file.read(), re.M)
+                memory = re.search(r"^\s*memory\s+([^,\n]+),", said, re.M)
                 row = rows[name]
                 row["ms"].append(median([u["ms"] for u in updates[3:]]))
                 row["tok_s"].append(median([u["tok_s"] for u in updates[3:]]))
@@ -551,7 +557,6 @@ class Runner:
         if {r["run"] for r in read_json(final) or []} == {c["name"] for c in cells}:
             return
         print("measuring the speed of decoding", flush=True)
-        cores = len(os.sched_getaffinity(0))
         prompts = self.path("prompts.txt")
         batches = [1] + ([32] if self.plan["gpu"] else [])
         rows = {}
@@ -564,15 +569,8 @@ class Runner:
                         command = [self.programs.infer, "-e", self.model(cell), "-f", from_root(prompts), "-n",
                                    str(self.plan["context"] - 16), "--greedy", "--attention", attention, "-k", str(K),
                                    "--context-full", "stop"]
-                        log = self.path("decode.log")
-                        open(log, "wb").close()
-                        try:
-                            self.wait(command, cores, log)
-                        except Failed as problem:
-                            print(f"decoding of {cell['name']}: {problem}", flush=True)
-                            continue
-                        with open(log, encoding="utf-8", errors="replace") as file:
-                            found = re.search(r"then ([0-9.]+) tokens/s", file.read())
+                        said = self.run_alone(command, "decode", f"decoding of {cell['name']}")
+                        found = re.search(r"then ([0-9.]+) tokens/s", said or "")
                         if found:
                             key = (cell["name"], attention, batch)
                             row = rows.setdefault(key, {"run": cell["name"], "attention": attention, "batch": batch,

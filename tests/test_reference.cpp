@@ -38,14 +38,9 @@ static void check_gradient(const char* what, const std::function<double(const Ve
     }
 }
 
-TEST_CASE("layernorm: input, weight and bias") {
-    const int rows = 3, C = 7;
-    const Vec x = normal(rows * C, 1), w = normal(C, 2), b = normal(C, 3), dout = normal(rows * C, 4);
-    Vec dx(x.size()), dw(C), db(C);
-    ref::layernorm_backward(dx, dw.data(), db.data(), dout, x, w.data(), rows, C);
-    auto f = [&](const Vec& x, const Vec& w, const Vec& b) {
-        return dot(dout, ref::layernorm_forward(x, w.data(), b.data(), rows, C));
-    };
+// The same for the input, weight and bias of a layer f.
+static void check_layer(const std::function<double(const Vec&, const Vec&, const Vec&)>& f, const Vec& x,
+                        const Vec& w, const Vec& b, const Vec& dx, const Vec& dw, const Vec& db) {
     check_gradient(
         "x", [&](const Vec& v) { return f(v, w, b); }, x, dx);
     check_gradient(
@@ -54,21 +49,29 @@ TEST_CASE("layernorm: input, weight and bias") {
         "bias", [&](const Vec& v) { return f(x, w, v); }, b, db);
 }
 
+TEST_CASE("layernorm: input, weight and bias") {
+    const int rows = 3, C = 7;
+    const Vec x = normal(rows * C, 1), w = normal(C, 2), b = normal(C, 3), dout = normal(rows * C, 4);
+    Vec dx(x.size()), dw(C), db(C);
+    ref::layernorm_backward(dx, dw.data(), db.data(), dout, x, w.data(), rows, C);
+    check_layer(
+        [&](const Vec& x, const Vec& w, const Vec& b) {
+            return dot(dout, ref::layernorm_forward(x, w.data(), b.data(), rows, C));
+        },
+        x, w, b, dx, dw, db);
+}
+
 TEST_CASE("matmul: input, weight and bias") {
     const int rows = 3, IC = 5, OC = 4;
     const Vec x = normal(rows * IC, 1), w = normal(OC * IC, 2), b = normal(OC, 3),
               dout = normal(rows * OC, 4);
     Vec dw(w.size()), db(OC);
     const Vec dx = ref::matmul_backward(dw.data(), db.data(), dout, x, w.data(), rows, IC, OC);
-    auto f = [&](const Vec& x, const Vec& w, const Vec& b) {
-        return dot(dout, ref::matmul_forward(x, w.data(), b.data(), rows, IC, OC));
-    };
-    check_gradient(
-        "x", [&](const Vec& v) { return f(v, w, b); }, x, dx);
-    check_gradient(
-        "weight", [&](const Vec& v) { return f(x, v, b); }, w, dw);
-    check_gradient(
-        "bias", [&](const Vec& v) { return f(x, w, v); }, b, db);
+    check_layer(
+        [&](const Vec& x, const Vec& w, const Vec& b) {
+            return dot(dout, ref::matmul_forward(x, w.data(), b.data(), rows, IC, OC));
+        },
+        x, w, b, dx, dw, db);
 }
 
 TEST_CASE("gelu") {

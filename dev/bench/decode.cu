@@ -45,7 +45,8 @@ std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
          [&c](auto&) { c.quick = true; }},
         {0, "serial", "", "", "let no kernel start before the one in front has ended",
          [&c](auto&) { c.serial = true; }},
-        {0, "halves", "", "", "one sequence: two kernels a layer, by clusters (llmc/decode_layer.cuh)",
+        {0, "halves", "", "",
+         "the CPU backend, too: one sequence by two kernels a layer, which are written for clusters of a GPU",
          [&c](auto&) { c.halves = true; }},
         {'h', "help", "", "", "show this table and exit",
          [&c](auto&) {
@@ -82,6 +83,19 @@ struct DecodeBench : Measuring {
     int L() const { return model.config.num_layers; }
     int NH() const { return model.config.num_heads; }
     double floor_ms(double bytes) const { return 1e3 * bytes / copy; }
+
+    // The context that decodes by halves of layers, and whether it does so.
+    Context with_halves() const {
+        Context with = ctx;
+        with.use_decode_halves = ctx.has_clusters;
+        with.row_lanes = 32;
+        return with;
+    }
+    bool takes_halves(int B, int capacity, DecodeHow how) const {
+        const int C = model.config.channels;
+        return (config.halves || !kOnCpu) && B == 1 &&
+               takes_decode_halves<Float>(with_halves(), C, model.hs(), capacity, how);
+    }
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -219,12 +233,15 @@ Reads count_reads(const DecodeBench& b, const Sequences& s, DecodeHow how, Work 
 struct Reading {
     std::string name;
     DecodeHow how;
+    bool halves = false;  // of layers, by clusters
 };
 
 std::vector<Reading> readings(int topk) {
     // The certificate is less than 1 after the first round already, and reaches 0 after the last page alone.
     return {{"dense", {DecodeMode::dense}},
+            {"dense, halves", {DecodeMode::dense}, true},
             {format("top-%d", topk), {DecodeMode::topk, topk}},
+            {format("top-%d, halves", topk), {DecodeMode::topk, topk}, true},
             {"pages, first round", {DecodeMode::pages, 0, 1.0f}},
             {"pages, all", {DecodeMode::pages, 0, 0.0f}}};
 }
@@ -240,7 +257,7 @@ struct StepTable {
 
     // One row; returns the step's time. dense_ms: that of dense attention, 0 if this is it.
     double row(const Sequences& s, const Reading& reading, double dense_ms) {
-        const Context& ctx = b.ctx;
+        const Context ctx = reading.halves ? b.with_halves() : b.ctx;
         const Model<Float>& m = b.model;
         const DecodeHow how = reading.how;
         const int B = s.B, T = s.T;
@@ -309,11 +326,13 @@ struct StepTable {
         attempt(b, table, name, rows, kOnCpu ? 1 : 6, [&] {
             const Sequences s(b, shape);
             double dense_ms = 0;
-            for (const Reading& reading : all)
+            for (const Reading& reading : all) {
+                if (reading.halves && !b.takes_halves(shape.B, s.d.capacity, reading.how)) continue;
                 attempt(b, table, name + ", " + reading.name, rows, kOnCpu ? 0.5 : 2, [&] {
                     const double ms = row(s, reading, dense_ms);
-                    if (reading.how.mode == DecodeMode::dense) dense_ms = ms;
+                    if (dense_ms == 0) dense_ms = ms;
                 });
+            }
         });
     }
 };
@@ -414,16 +433,17 @@ void bench_kernels(DecodeBench& b, const std::vector<int>& batches) {
             const LayerParams<Float>& p = layers[l];
             linear(a.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, as_it_is, a.residual, false, 4 * C, C);
         });
-        if (B == 1 && takes_decode_halves<Float>(ctx, C, m.hs(), s.d.capacity, {})) {
+        if (b.takes_halves(B, s.d.capacity, {})) {
+            const Context with = b.with_halves();
             const auto& [of_attention, of_mlp] = s.d.parts;
             const Stream<Float> x = {a.residual, of_mlp, kMlpSlices, layers[0].fcproj_b},
                                 y = {a.residual, of_attention, b.NH(), layers[0].attproj_b};
             kind("attention half", L, 4.0 * C * C, [&](int l) {
-                decode_attention_half<Float>(ctx, of_attention, a.branch, x, layers[l], s.d.cache[l],
+                decode_attention_half<Float>(with, of_attention, a.branch, x, layers[l], s.d.cache[l],
                                              s.d.positions, C, {});
             });
             kind("MLP half", L, 8.0 * C * C,
-                 [&](int l) { decode_mlp_half<Float>(ctx, of_mlp, a.branch, y, layers[l], C); });
+                 [&](int l) { decode_mlp_half<Float>(with, of_mlp, a.branch, y, layers[l], C); });
         }
         kind("logits", 1, 1.0 * Vp * C, [&](int) {
             linear(s.d.logits, a.residual, m.params.wte, nullptr, {m.params.lnf_w, m.params.lnf_b}, nullptr,
@@ -509,10 +529,6 @@ void run(const DecodeBenchConfig& config) {
     b.ctx = make_context();
     b.ctx.tune_matmuls = false;  // as infer_gpt2cu
     if (config.serial) b.ctx.overlap_kernels = false;
-    if (config.halves && !b.ctx.has_clusters)
-        fail("--halves needs a device with clusters, which %s has not", b.ctx.device_name.c_str());
-    b.ctx.use_decode_halves = config.halves;
-    if (config.halves && kOnCpu) b.ctx.row_lanes = 32;  // what the kernels with clusters are written for
     const std::vector<Shape> shapes = shapes_of(config);
     int longest = 16;
     std::vector<int> batches;
@@ -530,7 +546,6 @@ void run(const DecodeBenchConfig& config) {
         b.report.json["precision"] = kOnCpu ? "fp32" : "bf16";
         b.report.json["weight_bytes"] = b.weight_bytes;
         b.report.json["overlap_kernels"] = b.ctx.overlap_kernels;
-        b.report.json["halves"] = b.ctx.use_decode_halves;
         bench_decode_steps(b, shapes, batches);
         bench_kernels(b, batches);
         bench_sampling(b, batches);

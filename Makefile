@@ -5,6 +5,7 @@
 # make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
 # make bench            times of the machine, each kernel and whole steps; BENCH="--quick": flags, see dev/bench/README.md
 # make decode-bench     times of decoding token by token; DECODE="--quick": flags, see there
+# make cuda             get NVIDIA's compiler into build/cuda, where the CUDA Toolkit is not installed
 # make gpu-compile      compile the GPU code for sm_80 and sm_90a, on a machine that need not have a GPU
 # make readme           put the table of flags into the README
 # make format / make clean
@@ -12,7 +13,7 @@
 # What is missing is found by dev/deps, which installs it where it may and otherwise says what to install.
 
 CXX ?= g++
-NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc))
 
 # ---- flags ----
 
@@ -61,7 +62,7 @@ build/gpu:
 
 # ---- the programs ----
 
-.PHONY: all test gpu-compile readme format format-check clean FORCE
+.PHONY: all test cuda gpu-compile readme format format-check clean FORCE
 .DELETE_ON_ERROR:
 PROGRAMS = train_gpt2 infer_gpt2
 all: $(PROGRAMS:=cu)
@@ -74,7 +75,8 @@ else
 $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 	cp $< $@
 build/no_nvcc:
-	@echo "no nvcc was found: building for the CPU alone (install the CUDA Toolkit for the GPU)"
+	@echo "no nvcc was found: building for the CPU alone"
+	@! nvidia-smi -L >/dev/null 2>&1 || echo "For the NVIDIA GPU here: make cuda (528 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
 	@touch $@
 endif
 
@@ -104,6 +106,10 @@ build/tokenize: data/tokenize.cpp build/deps Makefile
 
 data/default_dataset: | build/tokenize
 	data/prepare
+
+# NVIDIA's compiler and cuBLAS, where the toolkit is not installed.
+cuda:
+	dev/get_cuda
 
 build/deps: dev/deps
 	@mkdir -p build

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# make on a machine with an NVIDIA GPU and without nvcc: what it says, and what `make cuda` does about it. The packages
+# are small ones of our own, nvidia-smi and nvcc are scripts; nothing is fetched from anywhere.
+set -u
+repository=$(cd "$(dirname "$0")/.." && pwd)
+source "$repository/tests/script.sh"
+mkdir -p "$work/repo/data" "$work/repo/dev" "$work/bin" "$work/mirror"
+cp "$repository/data/fetch" "$work/repo/data/"
+cp "$repository/dev/get_cuda" "$repository/dev/deps" "$work/repo/dev/"
+sed "s|/usr/local/cuda|$work/none|" "$repository/Makefile" >"$work/repo/Makefile"
+cd "$work/repo" || exit 1
+unset DATA_MIRROR NVCC MAKEFLAGS MAKELEVEL
+# Everything on PATH but nvcc, and the nvidia-smi of this test.
+for folder in ${PATH//:/ }; do
+    for program in "$folder"/*; do
+        name=${program##*/}
+        case $name in nvcc | nvidia-smi) ;; *) [ -e "$work/bin/$name" ] || ln -s "$program" "$work/bin/$name" 2>/dev/null ;; esac
+    done
+done
+export PATH=$work/bin
+said() { grep -qF -- "$1" out; }
+fails() { ! "$@"; }
+driver() { # of the version $1; none if there is no GPU
+    rm -f "$work/bin/nvidia-smi"
+    [ "$1" = none ] && return
+    printf '#!/bin/sh\n[ "$1" = -L ] && { echo "GPU 0: a GPU"; exit; }\necho "| NVIDIA-SMI 1  Driver Version: 1  CUDA Version: %s |"\n' "$1" >"$work/bin/nvidia-smi"
+    chmod +x "$work/bin/nvidia-smi"
+}
+nvcc() { make -s --eval 'show: ; @echo "[$(NVCC)]"' show; }
+without_nvcc() { rm -f build/no_nvcc; mkdir -p build; make -s build/no_nvcc >out 2>&1; }
+get() { make -s cuda >out 2>&1; }
+
+# Wheels as NVIDIA's are: one tree in several packages, no program marked as one.
+python3 - "$work/mirror" <<'END'
+import sys, zipfile
+def wheel(name, files):
+    with zipfile.ZipFile(f"{sys.argv[1]}/{name}.whl", "w") as z:
+        for path, text in files.items():
+            z.writestr("nvidia/cu13/" + path, text)
+wheel("compiler", {"bin/nvcc": "#!/bin/sh\nprintf 'first\\nrelease 13.0\\nlast\\n'\n", "nvvm/bin/cicc": "#!/bin/sh\n"})
+wheel("library", {"lib/libcublasLt.so.13": "a library", "include/cublasLt.h": "a header"})
+END
+for name in compiler library; do
+    printf 'cuda\tcuda/%s.whl\tfile\t%s\t%s\tfile://%s\n' $name "$(stat -c %s "$work/mirror/$name.whl")" \
+        "$(sha256sum <"$work/mirror/$name.whl" | cut -d' ' -f1)" "$work/mirror/$name.whl"
+done >data/manifest.tsv
+
+driver none
+check "no GPU: builds for the CPU" without_nvcc
+check "no GPU: says so" said "no nvcc was found: building for the CPU alone"
+check "no GPU: no advice for one" fails said "make cuda"
+driver 13.0
+check "a GPU: builds for the CPU" without_nvcc
+check "a GPU: says what to do for it" said "make cuda"
+check "no nvcc yet" test "$(nvcc)" = "[]"
+
+driver 12.4
+check "a driver that is too old" fails get
+check "a driver that is too old: its version is named" said "up to CUDA 12.4"
+check "a driver that is too old: what to install" said "nvidia-cuda-toolkit"
+check "a driver that is too old: nothing was fetched" test ! -e data/cuda -a ! -e build/cuda
+
+driver 13.0
+mv "$work/mirror/library.whl" "$work/library.whl"
+check "a package that cannot be had" fails get
+check "a package that cannot be had: no compiler is left" test ! -e build/cuda -a "$(nvcc)" = "[]"
+mv "$work/library.whl" "$work/mirror/library.whl"
+check "make cuda" get
+check "make cuda: the compiler runs" said "release 13.0"
+check "make cuda: make finds it" test "$(nvcc)" = "[build/cuda/bin/nvcc]"
+check "make cuda: its helper can be run" test -x build/cuda/nvvm/bin/cicc
+check "make cuda: the library is found by its name" cmp -s build/cuda/lib64/libcublasLt.so build/cuda/lib/libcublasLt.so.13
+check "make cuda: headers" test -s build/cuda/include/cublasLt.h
+check "make cuda: nothing half-made is left" test ! -e build/cuda.part
+check "make cuda again" get
+driver none
+check "make cuda without a GPU" get
+check "make cuda without a GPU: says so" said "found no NVIDIA GPU here"
+finish

@@ -1,12 +1,19 @@
-// Clusters: a few blocks of a grid that run at the same time, on neighbouring SMs, and reach into each
+// Clusters: a few blocks of a grid that run at the same time, on neighbouring SMs, and write into each
 // other's shared memory (compute capability 9.0 and up): they can exchange what else would have to go through
 // the L2 cache and into another kernel.
 //
-// The barrier has two halves: what a thread did before cluster_arrive() is seen by every thread of the
-// cluster behind its cluster_wait(). A block must not write to another before that one has begun to run, nor
-// after it has ended: so a kernel arrives first of all and waits before its first write to another block, and
-// every such write is followed by a barrier that the written block waits at. A warp's threads come to both
-// halves together.
+// What is written goes into a mailbox of the block that it is for: a place in its shared memory that counts
+// the bytes that are still to come. Who waits for the mailbox sees all that was sent to it. This is what the
+// hardware has for it (mbarrier and st.async); a barrier that makes ordinary stores seen, which compiles to a
+// fence over all of memory, is not needed. The rules:
+//
+//   - One thread opens each of its block's mailboxes, with the number of bytes, before anything else. Then
+//   all
+//     threads come to cluster_arrive(), and to cluster_wait() before they send: from there on all blocks of
+//     the cluster run and have opened their mailboxes. Nothing else is ordered by that.
+//   - A mailbox is used once, and every block waits for all of its own before it ends, for nothing may be
+//   sent
+//     to a block that has ended.
 //
 // On the CPU backend a cluster's blocks are run by one OS thread, so its kernels may only have dynamic shared
 // memory.
@@ -15,44 +22,65 @@
 
 #ifdef CUDA_CPU
 
+using Mailbox = cuda_cpu::Mailbox;
+
+inline void open_mailbox(Mailbox* box, int bytes, CUDA_CPU_WHERE) {
+    cuda_cpu::open_mailbox(box, bytes, where);
+}
 inline void cluster_arrive(CUDA_CPU_WHERE) {
     cuda_cpu::cluster_arrive(where);
 }
 inline void cluster_wait(CUDA_CPU_WHERE) {
     cuda_cpu::cluster_wait(where);
 }
-// The number of this block in its cluster.
 inline int cluster_rank() {
     return cuda_cpu::block_of(*cuda_cpu::worker, cuda_cpu::worker->current);
 }
-// p as block `rank` of the cluster has it; p points into this block's dynamic shared memory.
 template <class T>
-T* in_block(T* p, int rank) {
-    const cuda_cpu::Worker& w = *cuda_cpu::worker;
+void send(T* p, int rank, T x, Mailbox* box, CUDA_CPU_WHERE) {
+    static_assert(sizeof(T) == sizeof(float) || sizeof(T) == sizeof(float4));
+    cuda_cpu::Worker& w = *cuda_cpu::worker;
     assert(rank >= 0 && rank < w.cluster);
-    return reinterpret_cast<T*>(reinterpret_cast<char*>(p) +
-                                (rank - cluster_rank()) * (ptrdiff_t)w.block_shared_bytes);
+    const ptrdiff_t away = (rank - cluster_rank()) * (ptrdiff_t)w.block_shared_bytes;
+    T* there = reinterpret_cast<T*>(reinterpret_cast<char*>(p) + away);
+    *there = x;
+    cuda_cpu::deliver(reinterpret_cast<Mailbox*>(reinterpret_cast<char*>(box) + away), there, sizeof(T),
+                      where);
 }
-// *p of block `rank` = x.
-inline void store_to_block(float* p, int rank, float x) {
-    *in_block(p, rank) = x;
-}
-inline void store_to_block(float4* p, int rank, float4 x) {
-    *in_block(p, rank) = x;
+inline void wait_for(Mailbox* box, CUDA_CPU_WHERE) {
+    cuda_cpu::wait_for_mail(box, where);
 }
 
 #else
 
+struct Mailbox {
+    uint64_t barrier;
+};
+
+// By one thread.
+__device__ __forceinline__ void open_mailbox(Mailbox* box, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
+                 "r"(bytes)
+                 : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// By all threads of a warp together.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
+
+// The number of this block in its cluster.
 __device__ __forceinline__ int cluster_rank() {
     uint32_t rank = 0;
 #if __CUDA_ARCH__ >= 900
@@ -60,22 +88,46 @@ __device__ __forceinline__ int cluster_rank() {
 #endif
     return (int)rank;
 }
-__device__ __forceinline__ void store_to_block(float* p, int rank, float x) {
+
+// *p = x in block `rank` of the cluster, this one or another; its mailbox `box` counts it. p and box point
+// into this block's dynamic shared memory, where that block has its own.
+__device__ __forceinline__ void send(float* p, int rank, float x, Mailbox* box) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f32 [there], %2; }"
+        "{ .reg .b32 there, box;\n"
+        "mapa.shared::cluster.u32 there, %0, %2;\n"
+        "mapa.shared::cluster.u32 box, %1, %2;\n"
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [there], %3, [box]; }"
         :
-        : "r"(shared_address(p)), "r"(rank), "f"(x)
+        : "r"(shared_address(p)), "r"(shared_address(box)), "r"(rank), "f"(x)
         : "memory");
 #endif
 }
-__device__ __forceinline__ void store_to_block(float4* p, int rank, float4 x) {
+__device__ __forceinline__ void send(float4* p, int rank, float4 x, Mailbox* box) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.v4.f32 [there], {%2,%3,%4,%5}; }"
+        "{ .reg .b32 there, box;\n"
+        "mapa.shared::cluster.u32 there, %0, %2;\n"
+        "mapa.shared::cluster.u32 box, %1, %2;\n"
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3,%4,%5,%6}, [box]; }"
         :
-        : "r"(shared_address(p)), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+        : "r"(shared_address(p)), "r"(shared_address(box)), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
         : "memory");
+#endif
+}
+
+// Returns when everything that the mailbox was opened for is there, and may be read by this thread.
+__device__ __forceinline__ void wait_for(Mailbox* box) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t done = 0;
+    while (!done)
+        asm volatile(
+            "{ .reg .pred done;\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], 0;\n"
+            "selp.u32 %0, 1, 0, done; }"
+            : "=r"(done)
+            : "r"(shared_address(box))
+            : "memory");
 #endif
 }
 

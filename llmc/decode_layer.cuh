@@ -11,7 +11,7 @@
 // are added up by the next half, by every cluster for itself, each block C / 8 columns.
 //
 // Between blocks go, through shared memory: the sum x [C]; q, k, v [3 hs] of the head, or the slice [C / 4];
-// and of attention, whose keys are dealt to the blocks, each block's share. That is one cluster barrier each.
+// and of attention, whose keys are dealt to the blocks, each block's share. A mailbox for each (cluster.cuh).
 //
 // What a block multiplies with, bf16 of GPT-2 124M: 3 hs / 8 rows of qkv and C / 8 rows of hs columns of
 // attproj, 37 + 12 KB; C / 32 rows of fc and C / 8 rows of C / 4 columns of fcproj, 37 + 37 KB. All of it is
@@ -44,9 +44,11 @@ struct HalfShape {
     static constexpr int hidden = 4 * C / kMlpSlices;   // channels of a slice
     static constexpr int qkv_rows = 3 * kHalfHeadSize / kClusterBlocks, fc_rows = hidden / kClusterBlocks;
     static constexpr int eights = ceil_div(C, 256);  // of a row's columns, that a lane holds
-    // A block's columns by four, and the threads that share the parts of such four.
+    // A block's columns by four, the threads that share the parts of such four, and how many parts each has.
     static constexpr int quads = columns / 4;
     static constexpr int groups = kHalfThreads / quads < 8 ? kHalfThreads / quads : 8;
+    static constexpr int most_parts = heads > kMlpSlices ? heads : kMlpSlices;
+    static constexpr int parts_each = ceil_div(most_parts, groups);
     static_assert(C % 32 == 0 && C % kHalfHeadSize == 0);
 };
 
@@ -55,8 +57,8 @@ template <class Float>
 struct Stream {
     const Float* x;      // [C]
     const float* parts;  // [count,C]
-    int count;
-    const Float* bias;  // [C], of the layer that the parts are the output of; null if there are none
+    int count;           // at most C / 64 or 16, whichever is more
+    const Float* bias;   // [C], of the layer that the parts are the output of; null if there are none
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -98,26 +100,26 @@ struct StreamQuad {
     }
 };
 
-// x [C] = the stream's sum, in the shared memory of all blocks of the cluster; kept [C]: where the first
-// cluster leaves it. sums [groups][C / 8]: shared memory. The first cluster_wait() pairs with the kernel's
-// first cluster_arrive().
+// x [C] = the stream's sum, sent to all blocks of the cluster; kept [C]: where the first cluster leaves it.
+// sums [groups][C / 8]: shared memory.
 template <class Float, int C>
-__device__ void gather_stream(float* x, float* sums, Float* kept, const Stream<Float>& s,
+__device__ void gather_stream(float* x, Mailbox* box, float* sums, Float* kept, const Stream<Float>& s,
                               const StreamQuad<Float, C>& mine) {
     using Shape = HalfShape<C>;
     if (mine.group < Shape::groups) {
         float sum[4] = {};
         if (mine.group == 0)
-            for (int k = 0; k < 4; k++) sum[k] = (float)s.x[mine.column + k] + mine.bias[k];
-#pragma unroll 4
-        for (int i = mine.group; i < s.count; i += Shape::groups) {
-            const Pack<float> part = load_pack(s.parts + i * C + mine.column);
-            for (int k = 0; k < 4; k++) sum[k] += part[k];
+            for (int k = 0; k < 4; k++) sum[k] = (float)__ldcg(s.x + mine.column + k) + mine.bias[k];
+#pragma unroll
+        for (int i = 0; i < Shape::parts_each; i++) {
+            const int p = mine.group + i * Shape::groups;
+            float4 part = {0.0f, 0.0f, 0.0f, 0.0f};
+            if (p < s.count) part = __ldcg(reinterpret_cast<const float4*>(s.parts + p * C + mine.column));
+            sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
         }
         store_floats(sums + threadIdx.x * 4, sum);
     }
     __syncthreads();
-    cluster_wait();
     for (int i = threadIdx.x; i < Shape::quads * kClusterBlocks; i += kHalfThreads) {
         const int quad = i % Shape::quads, to = i / Shape::quads;
         float sum[4] = {};
@@ -127,14 +129,11 @@ __device__ void gather_stream(float* x, float* sums, Float* kept, const Stream<F
         }
         for (int k = 0; k < 4; k++) sum[k] = (float)(Float)sum[k];
         const int column = cluster_rank() * Shape::columns + quad * 4;
-        store_to_block(reinterpret_cast<float4*>(x + column), to,
-                       make_float4(sum[0], sum[1], sum[2], sum[3]));
+        send(reinterpret_cast<float4*>(x + column), to, make_float4(sum[0], sum[1], sum[2], sum[3]), box);
         if (to == 0 && (int)blockIdx.x < kClusterBlocks)
             for (int k = 0; k < 4; k++) kept[column + k] = (Float)sum[k];
     }
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait();
+    wait_for(box);
 }
 
 // A layernorm's parameters, or a row, as the lanes of a warp hold it: lane l has columns 8 l ... 8 l + 7, and
@@ -216,7 +215,6 @@ __device__ void multiply_rows(const float (&x)[HalfShape<C>::eights][8], const F
     }
     const float y = sum_each(sum);
     if (lane / 4 < mine.count) take(mine.first + lane / 4, y, lane % 4);
-    __syncwarp();
 }
 
 // The second product: C / 8 rows of COLS columns, those that belong to the cluster of a matrix whose rows
@@ -256,12 +254,14 @@ __device__ void multiply_columns(float* part, const Float* shared, const float* 
 // and what it is made of, the bias of the rows, and what lies between the two products [MIDDLE].
 template <class Float, int C, int ROWS, int COLS, int MIDDLE>
 struct HalfMemory {
+    static_assert(ROWS <= kHalfThreads);
     alignas(16) Float rows[ROWS * C];
     alignas(16) Float columns[C / kClusterBlocks * COLS];
     alignas(16) float x[C];
     alignas(16) float sums[4 * kHalfThreads];
     alignas(16) float bias[ROWS];
     alignas(16) float middle[MIDDLE];
+    Mailbox x_box, middle_box;
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -279,31 +279,36 @@ __global__ void __launch_bounds__(kHalfThreads, 3)
     extern __shared__ __align__(16) char half_shared[];
     auto& memory = *reinterpret_cast<MlpMemory<Float, C>*>(half_shared);
     start_next_kernel();
-    cluster_arrive();
     const int slice = blockIdx.x / kClusterBlocks, rank = cluster_rank(), tid = threadIdx.x;
+    if (tid == 0) {
+        open_mailbox(&memory.x_box, sizeof memory.x);
+        open_mailbox(&memory.middle_box, sizeof memory.middle);
+    }
+    __syncwarp();
+    cluster_arrive();
     const int out = rank * Shape::columns;  // the first column that this block puts out
     const auto row_of = [&](int r) { return slice * HIDDEN + rank * ROWS + r; };
     copy_rows<ROWS, C>(memory.rows, p.fc_w, row_of);
     cp_async_commit();
     copy_columns<C, HIDDEN>(memory.columns, p.fcproj_w + (size_t)out * 4 * C + slice * HIDDEN, 4 * C);
     cp_async_commit();
-    for (int r = tid; r < ROWS; r += kHalfThreads) memory.bias[r] = (float)p.fc_b[row_of(r)];
+    if (tid < ROWS) memory.bias[tid] = (float)p.fc_b[row_of(tid)];
     const LaneNorm<Float, C> norm(p.ln2_w, p.ln2_b);
     const StreamQuad<Float, C> quad(in);
+    cluster_wait();
     wait_for_previous_kernel();
 
-    gather_stream(memory.x, memory.sums, kept, in, quad);
+    gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
     float y[Shape::eights][8];
     norm.apply(y, memory.x);
     cp_async_wait<1>();
     multiply_rows<ROWS, C>(y, memory.rows, [&](int r, float sum, int l) {
         const float h = sum + memory.bias[r], gelu = h * gelu_sigmoid(h);
         for (int to = l; to < kClusterBlocks; to += 4)
-            store_to_block(memory.middle + rank * ROWS + r, to, gelu);
+            send(memory.middle + rank * ROWS + r, to, gelu, &memory.middle_box);
     });
-    cluster_arrive();
     cp_async_wait<0>();
-    cluster_wait();
+    wait_for(&memory.middle_box);
     multiply_columns<C, HIDDEN>(parts + slice * C + out, memory.columns, memory.middle);
 }
 
@@ -374,6 +379,7 @@ template <class Float, int C>
 struct AttentionMemory : HalfMemory<Float, C, HalfShape<C>::qkv_rows, kHalfHeadSize, 3 * kHalfHeadSize> {
     Share<kHalfHeadSize> shares[kClusterBlocks], of_warps[kHalfWarps];
     alignas(16) float att[kHalfHeadSize];
+    Mailbox shares_box, scores_box;
 };
 template <class Float, int C>
 struct TopAttentionMemory : AttentionMemory<Float, C> {
@@ -394,9 +400,17 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
     auto& memory = *reinterpret_cast<AttentionMemory<Float, C>*>(half_shared);
     float *q = memory.middle, *newest_k = q + HS, *newest_v = newest_k + HS;
     start_next_kernel();
-    cluster_arrive();
     const int head = blockIdx.x / kClusterBlocks, rank = cluster_rank(), tid = threadIdx.x;
     const int out = rank * Shape::columns;  // the first column that this block puts out
+    const int n = positions[0] + 1, newest = n - 1;
+    if (tid == 0) {
+        open_mailbox(&memory.x_box, sizeof memory.x);
+        open_mailbox(&memory.middle_box, sizeof memory.middle);
+        open_mailbox(&memory.shares_box, sizeof memory.shares);
+        if (TOPK) open_mailbox(&memory.scores_box, n * (int)sizeof(float));
+    }
+    __syncwarp();
+    cluster_arrive();
     const auto row_of = [&](int r) {
         const int i = rank * ROWS + r;
         return i / HS * C + head * HS + i % HS;
@@ -407,7 +421,6 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
     cp_async_commit();
 
     // The newest token is not in the cache yet; of all others, keys and values.
-    const int n = positions[0] + 1, newest = n - 1;
     const size_t place = (size_t)head * cache.capacity * HS;
     const int lane = tid % LANES, group = rank * BLOCK_GROUPS + tid / LANES;
     const auto key_of = [&](int first, int i) { return first + i * BLOCK_GROUPS * kClusterBlocks + group; };
@@ -421,22 +434,22 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
         }
     };
     fetch(0);
-    for (int r = tid; r < ROWS; r += kHalfThreads) memory.bias[r] = (float)p.qkv_b[row_of(r)];
+    if (tid < ROWS) memory.bias[tid] = (float)p.qkv_b[row_of(tid)];
     const LaneNorm<Float, C> norm(p.ln1_w, p.ln1_b);
     const StreamQuad<Float, C> quad(in);
+    cluster_wait();
     wait_for_previous_kernel();
 
-    gather_stream(memory.x, memory.sums, kept, in, quad);
+    gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
     float y[Shape::eights][8];
     norm.apply(y, memory.x);
     cp_async_wait<1>();
     multiply_rows<ROWS, C>(y, memory.rows, [&](int r, float sum, int l) {
         const float rounded = (float)(Float)(sum + memory.bias[r]);
         for (int to = l; to < kClusterBlocks; to += 4)
-            store_to_block(memory.middle + rank * ROWS + r, to, rounded);
+            send(memory.middle + rank * ROWS + r, to, rounded, &memory.middle_box);
     });
-    cluster_arrive();
-    cluster_wait();
+    wait_for(&memory.middle_box);
 
     Slice query;
     query.set(Slice::pack(q, lane, HS), 0.125f);  // 1 / sqrt(HS)
@@ -456,13 +469,11 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
         }
         if constexpr (TOPK) {  // all keys are here at once
             float* scores = reinterpret_cast<TopAttentionMemory<Float, C>&>(memory).scores;
-            if (lane < kClusterBlocks)
 #pragma unroll
-                for (int i = 0; i < KEYS; i++)
-                    if (key_of(0, i) < n) store_to_block(scores + key_of(0, i), lane, score[i]);
-            __syncwarp();
-            cluster_arrive();
-            cluster_wait();
+            for (int i = 0; i < KEYS; i++)
+                if (lane < kClusterBlocks && key_of(0, i) < n)
+                    send(scores + key_of(0, i), lane, score[i], &memory.scores_box);
+            wait_for(&memory.scores_box);
             if (topk < n) {
                 const WarpTop top = find_top_by_warp<kHalfKeys<Float>>(scores, n, topk);
 #pragma unroll
@@ -478,13 +489,14 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
         const int d = i % HS, to = i / HS;
         const Merged all = merge_shares(memory.of_warps, kHalfWarps, d);
         Share<HS>& share = memory.shares[rank];
-        store_to_block(&share.o[d], to, all.o);
-        if (d == 0) store_to_block(&share.max, to, all.max), store_to_block(&share.total, to, all.total);
+        send(&share.o[d], to, all.o, &memory.shares_box);
+        if (d == 0) {
+            send(&share.max, to, all.max, &memory.shares_box);
+            send(&share.total, to, all.total, &memory.shares_box);
+        }
     }
-    __syncwarp();
-    cluster_arrive();
     cp_async_wait<0>();
-    cluster_wait();
+    wait_for(&memory.shares_box);
     for (int d = tid; d < HS; d += kHalfThreads) {
         const Merged all = merge_shares(memory.shares, kClusterBlocks, d);
         memory.att[d] = all.o / all.total;
@@ -513,9 +525,9 @@ __global__ void finish_stream_kernel(Float* out, Stream<Float> in, int C) {
     const float bias = c < C ? (float)in.bias[c] : 0.0f;
     wait_for_previous_kernel();
     if (c >= C) return;
-    float sum = (float)in.x[c] + bias;
+    float sum = (float)__ldcg(in.x + c) + bias;
 #pragma unroll 8
-    for (int i = 0; i < in.count; i++) sum += in.parts[(size_t)i * C + c];
+    for (int i = 0; i < in.count; i++) sum += __ldcg(in.parts + (size_t)i * C + c);
     out[c] = (Float)sum;
 }
 

@@ -293,39 +293,94 @@ void use_after_free(float* out) {
 
 // ---------------------------------------------------------------- clusters
 
-// Each block's threads write to their neighbour's memory.
-template <bool BUG>
-__global__ void missing_cluster_barrier(float* out) {
-    extern __shared__ float s[];
+struct PairMemory {
+    Mailbox box;
+    float mail[64];
+};
+static __device__ PairMemory& pair_memory() {
+    extern __shared__ float4 pair_shared[];
+    return *reinterpret_cast<PairMemory*>(pair_shared);
+}
+static __device__ void begin_pair(PairMemory& memory, bool opens = true, int bytes = 256) {
+    if (opens && threadIdx.x == 0) open_mailbox(&memory.box, bytes);
     cluster_arrive();
     cluster_wait();
-    store_to_block(s + threadIdx.x, 1 - cluster_rank(), 1.0f);
-    if (!BUG) {
-        cluster_arrive();
-        cluster_wait();
-    }
-    __syncthreads();
-    if (cluster_rank() == 0) out[threadIdx.x] = s[threadIdx.x];
 }
 
-// Reads what a neighbour may overwrite already: a barrier of the block does not keep another block back.
+// Each block's threads write to the other's memory.
 template <bool BUG>
-__global__ void missing_cluster_barrier_after_read(float* out) {
-    extern __shared__ float s[];
-    s[threadIdx.x] = 1;
-    cluster_arrive();
-    cluster_wait();
-    const float x = s[(threadIdx.x + 1) % 64];
-    if (BUG) {
-        __syncthreads();
-    } else {
-        cluster_arrive();
-        cluster_wait();
-    }
-    store_to_block(s + threadIdx.x, 1 - cluster_rank(), 2.0f);
-    cluster_arrive();
-    cluster_wait();
+__global__ void mail_not_waited_for(float* out) {
+    PairMemory& memory = pair_memory();
+    begin_pair(memory);
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 1.0f, &memory.box);
+    if (!BUG) wait_for(&memory.box);
+    __syncthreads();
+    if (cluster_rank() == 0) out[threadIdx.x] = memory.mail[63 - threadIdx.x];
+    if (BUG) wait_for(&memory.box);
+}
+
+// One thread waits for all of its block: a barrier must follow.
+template <bool BUG>
+__global__ void mail_of_another_thread(float* out) {
+    PairMemory& memory = pair_memory();
+    begin_pair(memory);
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 1.0f, &memory.box);
+    if (threadIdx.x == 0) wait_for(&memory.box);
+    if (!BUG) __syncthreads();
+    if (cluster_rank() == 0) out[threadIdx.x] = memory.mail[threadIdx.x];
+}
+
+// Sends over what the other may still read.
+template <bool BUG>
+__global__ void mail_over_what_is_read(float* out) {
+    PairMemory& memory = pair_memory();
+    float* own = memory.mail + (BUG ? 0 : 64);
+    own[threadIdx.x] = 1;
+    __syncthreads();
+    begin_pair(memory);
+    const float x = own[63 - threadIdx.x];
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 2.0f, &memory.box);
+    wait_for(&memory.box);
     if (cluster_rank() == 0) out[threadIdx.x] = x;
+}
+
+template <bool BUG>
+__global__ void sends_before_all_have_begun(float* out) {
+    PairMemory& memory = pair_memory();
+    if (threadIdx.x == 0) open_mailbox(&memory.box, 256);
+    cluster_arrive();
+    if (!BUG) cluster_wait();
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 1.0f, &memory.box);
+    wait_for(&memory.box);
+    if (BUG) cluster_wait();
+    if (cluster_rank() == 0) out[threadIdx.x] = memory.mail[threadIdx.x];
+}
+
+template <bool BUG>
+__global__ void mailbox_not_opened(float* out) {
+    PairMemory& memory = pair_memory();
+    begin_pair(memory, !BUG);
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 1.0f, &memory.box);
+    wait_for(&memory.box);
+    if (cluster_rank() == 0) out[threadIdx.x] = memory.mail[threadIdx.x];
+}
+
+template <bool BUG>
+__global__ void more_mail_than_expected(float* out) {
+    PairMemory& memory = pair_memory();
+    begin_pair(memory, true, BUG ? 252 : 256);
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 1.0f, &memory.box);
+    wait_for(&memory.box);
+    if (cluster_rank() == 0) out[threadIdx.x] = memory.mail[threadIdx.x];
+}
+
+template <bool BUG>
+__global__ void less_mail_than_expected(float* out) {
+    PairMemory& memory = pair_memory();
+    begin_pair(memory, true, BUG ? 260 : 256);
+    send(memory.mail + threadIdx.x, 1 - cluster_rank(), 1.0f, &memory.box);
+    wait_for(&memory.box);
+    if (cluster_rank() == 0) out[threadIdx.x] = memory.mail[threadIdx.x];
 }
 
 template <bool BUG>
@@ -338,8 +393,7 @@ __global__ void wait_without_arriving(float* out) {
 template <bool BUG>
 __global__ void arrives_twice(float* out) {
     cluster_arrive();
-    if (!BUG) cluster_wait();
-    cluster_arrive();
+    if (BUG) cluster_arrive();
     cluster_wait();
     if (cluster_rank() == 0) out[threadIdx.x] = 1;
 }
@@ -362,7 +416,7 @@ __global__ void cluster_barrier_without_cluster(float* out) {
 }
 
 static void launch_pair(void (*kernel)(float*), float* out) {
-    launch_clusters(Context(), kernel, 1, 2, 64, 256, out);
+    launch_clusters(Context(), kernel, 1, 2, 64, 2 * sizeof(PairMemory), out);
 }
 
 struct Case {
@@ -405,8 +459,13 @@ static const Case cases[] = {
     KERNEL(missing_barrier_after_wait, 1, 0),
     KERNEL(blocks_race, 64, 0),
     KERNEL(atomic_meets_plain, 1, 0),
-    CLUSTER(missing_cluster_barrier),
-    CLUSTER(missing_cluster_barrier_after_read),
+    CLUSTER(mail_not_waited_for),
+    CLUSTER(mail_of_another_thread),
+    CLUSTER(mail_over_what_is_read),
+    CLUSTER(sends_before_all_have_begun),
+    CLUSTER(mailbox_not_opened),
+    CLUSTER(more_mail_than_expected),
+    CLUSTER(less_mail_than_expected),
     CLUSTER(wait_without_arriving),
     CLUSTER(arrives_twice),
     CLUSTER(static_in_cluster),

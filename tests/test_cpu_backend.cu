@@ -454,29 +454,35 @@ TEST_CASE("constant memory is filled with cudaMemcpyToSymbol") {
 
 // ---------------------------------------------------------------- clusters
 
-// Each block tells all blocks of its cluster `rounds` numbers, one a round, and sums up what it is told:
+// Each block tells all blocks of its cluster kRounds numbers, one a round, and sums up what it is told:
 // out[block] = sum over rounds and blocks b of the cluster of (b + 1) (round + 1), b counted over the grid.
 // Meanwhile block r of a cluster meets in r barriers of its own, so that no block waits for another's.
-__global__ void tell_cluster_kernel(float* out, int cluster, int rounds) {
-    extern __shared__ float4 told[];  // [cluster] vectors
-    float* all = (float*)(told + cluster);
-    cluster_arrive();
+constexpr int kRounds = 3;
+struct Told {
+    Mailbox box[kRounds];
+    float4 vectors[kRounds][8];
+    float numbers[kRounds][8];
+};
+__global__ void tell_cluster_kernel(float* out, int cluster) {
+    extern __shared__ float4 told_shared[];
+    Told& told = *reinterpret_cast<Told*>(told_shared);
     const int rank = cluster_rank(), tid = threadIdx.x;
+    if (tid == 0)
+        for (Mailbox& box : told.box) open_mailbox(&box, cluster * (int)(sizeof(float4) + sizeof(float)));
+    cluster_arrive();
     for (int i = 0; i < rank; i++) __syncthreads();
     float sum = 0;
     cluster_wait();
-    for (int round = 0; round < rounds; round++) {
+    for (int round = 0; round < kRounds; round++) {
         if (tid < cluster) {
             const float x = (float)((blockIdx.x + 1) * (round + 1));
-            store_to_block(told + rank, tid, make_float4(x, 0, 0, 1));
-            store_to_block(all + rank, tid, 2 * x);
+            send(&told.vectors[round][rank], tid, make_float4(x, 0, 0, 1), &told.box[round]);
+            send(&told.numbers[round][rank], tid, 2 * x, &told.box[round]);
         }
-        cluster_arrive();
         for (int i = 0; i < rank; i++) __syncthreads();
-        cluster_wait();
-        for (int b = 0; b < cluster; b++) sum += told[b].x * told[b].w + all[b];
-        cluster_arrive();
-        cluster_wait();
+        wait_for(&told.box[round]);
+        for (int b = 0; b < cluster; b++)
+            sum += told.vectors[round][b].x * told.vectors[round][b].w + told.numbers[round][b];
     }
     if (tid == 0) out[blockIdx.x] = sum;
 }
@@ -486,16 +492,15 @@ TEST_CASE("the blocks of a cluster run together and write to each other's shared
     if (!ctx.has_clusters) return;
     for_all_schedules([&] {
         for (const auto [clusters, cluster, threads] : {std::array{1, 2, 32}, {5, 8, 128}, {3, 4, 96}}) {
-            const int rounds = 3;
             DeviceArray<float> out(clusters * cluster);
-            launch_clusters(ctx, tell_cluster_kernel, clusters, cluster, threads,
-                            cluster * (sizeof(float4) + sizeof(float)), (float*)out, cluster, rounds);
+            launch_clusters(ctx, tell_cluster_kernel, clusters, cluster, threads, sizeof(Told), (float*)out,
+                            cluster);
             const std::vector<float> got = out.get();
             for (int b = 0; b < clusters * cluster; b++) {
                 const int first = b / cluster * cluster;  // of its cluster
                 float of_blocks = 0;
                 for (int i = 0; i < cluster; i++) of_blocks += (float)(first + i + 1);
-                CHECK(got[b] == 3 * of_blocks * rounds * (rounds + 1) / 2);
+                CHECK(got[b] == 3 * of_blocks * kRounds * (kRounds + 1) / 2);
             }
         }
     });
@@ -515,7 +520,7 @@ TEST_CASE("clusters that cannot be launched") {
         config.blockDim = block;
         attribute.val.clusterDim = cluster;
         const cudaError_t error =
-            cudaLaunchKernelEx(&config, tell_cluster_kernel, (float*)out, (int)cluster.x, 1);
+            cudaLaunchKernelEx(&config, tell_cluster_kernel, (float*)out, (int)cluster.x);
         CHECK(cudaGetLastError() == error);
         return error;
     };

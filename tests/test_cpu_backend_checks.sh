@@ -58,7 +58,12 @@ catches check two_collectives_meet 'lanes of a warp meet in two different collec
 catches check misaligned_ldmatrix 'a row address of ldmatrix is not a multiple of 16 bytes at '
 catches check misaligned_copy 'an address of cp.async is not a multiple of 16 bytes at '
 catches check wait_without_arriving "a thread waits at the cluster's barrier without having arrived at .*cpu_backend_bugs.cu:"
-catches check arrives_twice "a thread arrives twice at the cluster's barrier without waiting between at .*cpu_backend_bugs.cu:"
+catches check arrives_twice "a thread arrives twice at the cluster's barrier at .*cpu_backend_bugs.cu:"
+catches check sends_before_all_have_begun 'a block sends before all of its cluster have begun at .*cpu_backend_bugs.cu:'
+catches check mailbox_not_opened 'a mailbox that nobody has opened at .*cpu_backend_bugs.cu:'
+catches check more_mail_than_expected 'more was sent to a mailbox than it was opened for at .*cpu_backend_bugs.cu:'
+catches check less_mail_than_expected 'deadlock in block'
+catches check less_mail_than_expected 'thread (0,0,0) waits in a wait for its cluster at .*cpu_backend_bugs.cu:'
 catches check static_in_cluster 'static __shared__ memory in a cluster, whose blocks would share it here'
 catches check cluster_barrier_without_cluster "a cluster's barrier in a kernel launched without clusters at "
 catches check stack_overrun ''
@@ -88,9 +93,10 @@ catches race missing_syncwarp_before_ldmatrix 'a read with no barrier after a wr
 catches race missing_barrier_after_wait 'a read of what nobody wrote in static shared memory'
 catches race blocks_race 'no barrier .* in global memory by thread (0,0,0) of block (1,0,0)'
 catches race atomic_meets_plain 'no barrier .* in global memory'
-catches race missing_cluster_barrier 'a read of what nobody wrote in dynamic shared memory\|a read with no barrier after a write in dynamic shared'
-catches race missing_cluster_barrier_after_read 'a write with no barrier after a read in dynamic shared memory'
-catches race missing_cluster_barrier_after_read 'of another block of the cluster'
+catches race mail_not_waited_for 'in dynamic shared memory'
+catches race mail_of_another_thread 'a read with no barrier after a write in dynamic shared memory'
+catches race mail_of_another_thread 'of another block of the cluster'
+catches race mail_over_what_is_read 'in dynamic shared memory'
 catches race unwritten_static 'a read of what nobody wrote in static shared memory'
 catches race left_by_another_block 'a read of what nobody wrote in static shared memory'
 catches race unwritten_dynamic 'a read of what nobody wrote in dynamic shared memory'

@@ -9,8 +9,8 @@
 // and warp barriers order accesses; shuffles and votes do not, as on a GPU. The blocks of a grid are ordered
 // only by release_store and acquire_load of a flag: what a block acquires makes all of the releasing block's
 // accesses, and of those that it was ordered after, earlier ones (which thread did either is not followed).
-// The blocks of a cluster count as one block whose parts only the cluster's barrier orders: what a thread did
-// before it arrived, before what another does after it has waited.
+// The blocks of a cluster count as one block whose parts only mailboxes order: what was sent to one, before
+// what a thread does that has waited for it, or has met such a thread at a barrier.
 #ifndef CUDA_CPU_RACE
 #error "race_check.cpp must be compiled with -DCUDA_CPU_RACE"
 #endif
@@ -36,13 +36,13 @@ namespace {
 struct Access {
     uint32_t block = 0;       // or cluster, counted over the whole run; 0 is no access
     uint32_t epoch = 0;       // barriers of the block before it
-    uint16_t arrivals = 0;    // of the thread at the cluster's barrier, before it
     uint16_t warp_epoch = 0;  // and, since the last of them, warp barriers of the warp
     uint16_t thread = 0;
     uint8_t others = 0;  // for reads: who else read since the last barrier; then atomic means that all were
     bool atomic = false;
-    uint8_t bytes = 3;   // of the cell: 1, 2 or both
-    void* pc = nullptr;  // the code's address
+    uint8_t bytes = 3;    // of the cell: 1, 2 or both
+    uint8_t mailbox = 0;  // that a write was sent to: its number, from 1
+    void* pc = nullptr;   // the code's address
 };
 enum Others : uint8_t { kSameWarp = 1, kOtherWarps = 2, kOtherBlocks = 4, kOtherOfCluster = 8 };
 
@@ -64,6 +64,8 @@ std::vector<Cell> static_cells, dynamic_cells;
 uint32_t block = 1, first_block_of_grid = 1;
 uint32_t epochs[kMaxCluster];  // of each block of the cluster
 uint16_t warp_epoch[32];
+std::vector<const void*> mailboxes;  // of the cluster, by number - 1
+uint64_t received[1024];             // of each thread: whose mail it has waited for
 bool in_kernel = false;
 int reports = 0;
 
@@ -160,8 +162,7 @@ bool unordered(const Access& earlier, const Access& now, bool shared) {
         return false;
     if (now.atomic && earlier.atomic) return false;
     if (earlier.block != block || (earlier.others & kOtherBlocks)) return true;
-    const ClusterBarrier& cluster = worker->cluster_barrier;
-    if (worker->cluster > 1 && cluster.waits[thread] > earlier.arrivals) return false;
+    if (earlier.mailbox) return !(received[thread] >> (earlier.mailbox - 1) & 1);
     if (part_of(earlier.thread) != part_of(thread) || (earlier.others & kOtherOfCluster)) return true;
     if (earlier.epoch != now.epoch) return false;
     if ((earlier.others & kOtherWarps) || earlier.thread / 32 != thread / 32) return true;
@@ -176,10 +177,8 @@ void remember_read(Cell& cell, Access now, bool shared) {
         now.others = kOtherBlocks;
         now.atomic = now.atomic && last.atomic;
     } else if (last.block == block &&
-               (part_of(last.thread) != part_of(now.thread) || (last.others & kOtherOfCluster)) &&
-               worker->cluster_barrier.waits[now.thread] <= last.arrivals) {
+               (part_of(last.thread) != part_of(now.thread) || (last.others & kOtherOfCluster))) {
         now.others = static_cast<uint8_t>(last.others | kOtherOfCluster);
-        now.arrivals = std::max(now.arrivals, last.arrivals);
         now.bytes |= last.bytes;
         now.atomic = now.atomic && last.atomic;
     } else if (last.block == block && last.epoch == now.epoch && (last.bytes & now.bytes)) {
@@ -224,7 +223,6 @@ void access(const volatile void* address, size_t bytes, bool write, bool atomic,
     Access now;
     now.block = block;
     now.epoch = epochs[part_of(thread)];
-    now.arrivals = w.cluster_barrier.arrivals[thread];
     now.warp_epoch = warp_epoch[thread / 32];
     now.thread = static_cast<uint16_t>(thread);
     now.atomic = atomic;
@@ -271,17 +269,45 @@ void race_block() {
     block++;
     earlier_blocks.clear();
     std::fill(epochs, epochs + kMaxCluster, 0u);
+    mailboxes.clear();
+    if (worker->cluster > 1) std::fill(received, received + 1024, uint64_t{0});
     std::fill(warp_epoch, warp_epoch + 32, uint16_t{0});
     if (size_t cells = worker->shared_bytes / kCellBytes + 1; dynamic_cells.size() < cells)
         dynamic_cells.resize(cells);
 }
+// What one of these threads has received, all have.
+static void share_mail(int first, int count) {
+    if (mailboxes.empty()) return;
+    uint64_t all = 0;
+    for (int t = first; t < first + count; t++) all |= received[t];
+    std::fill_n(received + first, count, all);
+}
 void race_barrier(int of_cluster) {
     epochs[of_cluster]++;
-    const int warps = (worker->block_threads + 31) / 32;
+    const int threads = worker->block_threads, warps = (threads + 31) / 32;
     std::fill_n(warp_epoch + of_cluster * warps, warps, uint16_t{0});
+    share_mail(of_cluster * threads, threads);
 }
 void race_syncwarp(int warp) {
     warp_epoch[warp]++;
+    share_mail(warp * 32, 32);
+}
+static int number_of(const void* mailbox) {
+    const auto at = std::find(mailboxes.begin(), mailboxes.end(), mailbox);
+    const auto number = static_cast<int>(at - mailboxes.begin());
+    if (at == mailboxes.end()) mailboxes.push_back(mailbox);
+    if (number >= 64) fail("more than 64 mailboxes in a cluster", {});
+    return number;
+}
+void race_send(const void* mailbox, const void* p, size_t bytes) {
+    if (!in_kernel) return;
+    const int number = number_of(mailbox);
+    Cell* cell =
+        &dynamic_cells[static_cast<size_t>(static_cast<const char*>(p) - worker->shared) / kCellBytes];
+    for (size_t i = 0; i < bytes / kCellBytes; i++) cell[i].write.mailbox = static_cast<uint8_t>(number + 1);
+}
+void race_receive(const void* mailbox) {
+    if (in_kernel) received[worker->current] |= uint64_t{1} << number_of(mailbox);
 }
 void race_release(const void* flag) {
     if (!in_kernel) return;

@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "fibers.h"
@@ -49,6 +50,8 @@ void race_launch(bool begins);
 void race_block();
 void race_barrier(int block);
 void race_syncwarp(int warp);
+void race_send(const void* mailbox, const void* p, size_t bytes);
+void race_receive(const void* mailbox);
 void race_release(const void* flag);
 void race_acquire(const void* flag);
 void* race_malloc(size_t bytes);
@@ -60,6 +63,8 @@ inline void race_launch(bool) {}
 inline void race_block() {}
 inline void race_barrier(int) {}
 inline void race_syncwarp(int) {}
+inline void race_send(const void*, const void*, size_t) {}
+inline void race_receive(const void*) {}
 inline void race_release(const void*) {}
 inline void race_acquire(const void*) {}
 inline void* race_malloc(size_t) {
@@ -96,9 +101,13 @@ struct Block {  // its threads, of which those of a cluster's blocks have number
 
 struct ClusterBarrier {  // a thread arrives, and may wait later
     int arrived = 0;
-    uint16_t phase = 0;                              // how often all have arrived
-    uint16_t arrivals[1024] = {}, waits[1024] = {};  // of each thread
-    uint32_t waiting[32] = {};                       // sets of lanes
+    bool complete = false;                            // all have arrived: it is used once in a kernel
+    uint32_t has_arrived[32] = {}, waiting[32] = {};  // sets of lanes
+};
+
+struct Mailbox {  // of a block of a cluster, in its shared memory
+    static constexpr int kOpened = 0x6d61696c;
+    int opened, bytes_to_come;
 };
 
 struct AsyncCopies {  // cp.async copies that a check build has yet to make (mma_cpu.h)
@@ -122,6 +131,7 @@ struct Worker {  // one for an OS thread: the block, or the cluster, that it run
     unsigned first_block = 0;            // blockIdx.x of the first of them
     Block blocks[kMaxCluster];
     ClusterBarrier cluster_barrier;
+    std::vector<std::pair<const Mailbox*, int>> waiting_for_mail;  // and the thread
 
     void (*run)(void*) = nullptr;  // runs the kernel for the current thread and those that follow it straight
     void* kernel = nullptr;
@@ -173,6 +183,11 @@ inline Block& current_block() {
     for (int b = 0; b < w.cluster; b++) at_barrier += w.blocks[b].at_barrier;
     fprintf(stderr, "CUDA on the CPU: deadlock in block (%u,%u,%u): %d live threads, %d in __syncthreads\n",
             blockIdx.x, blockIdx.y, blockIdx.z, w.alive, at_barrier);
+    const auto for_cluster = [&](int t) {
+        return (!w.cluster_barrier.complete && w.cluster_barrier.waiting[t / 32] >> t % 32 & 1) ||
+               std::any_of(w.waiting_for_mail.begin(), w.waiting_for_mail.end(),
+                           [t](const auto& waiting) { return waiting.second == t; });
+    };
     int shown = 0;
     for (int t = 0; t < w.num_threads; t++) {
         const Warp& warp = w.warp[t / 32];
@@ -180,9 +195,9 @@ inline Block& current_block() {
         if (++shown > 8 && t < w.num_threads - 1) continue;
         fprintf(stderr, "  thread (%u,%u,%u) waits in %s at %s:%d\n", w.index[t].x, w.index[t].y,
                 w.index[t].z,
-                warp.at_barrier >> t % 32 & 1                     ? "__syncthreads"
-                : w.cluster_barrier.waiting[t / 32] >> t % 32 & 1 ? "cluster_wait"
-                                                                  : "a warp collective",
+                warp.at_barrier >> t % 32 & 1 ? "__syncthreads"
+                : for_cluster(t)              ? "a wait for its cluster"
+                                              : "a warp collective",
                 w.where[t].file, w.where[t].line);
     }
     abort();
@@ -355,39 +370,68 @@ inline void release_barrier(Worker& w, Block& block) {
     }
 }
 
-// When all threads of the cluster have arrived.
-inline void release_cluster(Worker& w) {
-    ClusterBarrier& barrier = w.cluster_barrier;
-    barrier.arrived = 0;
-    barrier.phase++;
-    for (int c = 0; c * 32 < w.num_threads; c++) {
-        set_ready(w, c, barrier.waiting[c]);
-        barrier.waiting[c] = 0;
-    }
+inline ClusterBarrier& cluster_barrier(Where where) {
+    if (worker->cluster == 1) fail("a cluster's barrier in a kernel launched without clusters", where);
+    return worker->cluster_barrier;
 }
 
 [[gnu::noinline]] inline void cluster_arrive(Where where) {
     Worker& w = *worker;
+    ClusterBarrier& barrier = cluster_barrier(where);
     if (w.straight) stop_running_straight(w);
-    ClusterBarrier& barrier = w.cluster_barrier;
-    if (w.cluster == 1) fail("a cluster's barrier in a kernel launched without clusters", where);
-    if (check && barrier.arrivals[w.current] != barrier.waits[w.current])
-        fail("a thread arrives twice at the cluster's barrier without waiting between", where);
-    barrier.arrivals[w.current]++;
-    if (++barrier.arrived == w.alive) release_cluster(w);
+    uint32_t& arrived = barrier.has_arrived[w.current / 32];
+    if (arrived >> w.current % 32 & 1) fail("a thread arrives twice at the cluster's barrier", where);
+    arrived |= 1u << w.current % 32;
+    if (++barrier.arrived < w.num_threads) return;
+    barrier.complete = true;
+    for (int c = 0; c * 32 < w.num_threads; c++) set_ready(w, c, barrier.waiting[c]);
 }
 
 [[gnu::noinline]] inline void cluster_wait(Where where) {
     Worker& w = *worker;
-    ClusterBarrier& barrier = w.cluster_barrier;
-    if (barrier.arrivals[w.current] != static_cast<uint16_t>(barrier.waits[w.current] + 1))
+    ClusterBarrier& barrier = cluster_barrier(where);
+    if (!(barrier.has_arrived[w.current / 32] >> w.current % 32 & 1))
         fail("a thread waits at the cluster's barrier without having arrived", where);
+    if (barrier.complete) return;
     w.where[w.current] = where;
-    if (barrier.phase == barrier.waits[w.current]) {
-        barrier.waiting[w.current / 32] |= 1u << w.current % 32;
+    barrier.waiting[w.current / 32] |= 1u << w.current % 32;
+    wait_while_runs(w, next_ready(w));
+}
+
+inline void check_opened(const Mailbox* box, Where where) {
+    if (__atomic_load_n(&box->opened, __ATOMIC_RELAXED) != Mailbox::kOpened)
+        fail("a mailbox that nobody has opened", where);
+}
+inline void open_mailbox(Mailbox* box, int bytes, Where where) {
+    if (bytes <= 0) fail("a mailbox for nothing", where);
+    __atomic_store_n(&box->bytes_to_come, bytes, __ATOMIC_RELAXED);
+    __atomic_store_n(&box->opened, Mailbox::kOpened, __ATOMIC_RELAXED);
+}
+
+// `bytes` at p have come to the mailbox.
+[[gnu::noinline]] inline void deliver(Mailbox* box, const void* p, size_t bytes, Where where) {
+    Worker& w = *worker;
+    if (!w.cluster_barrier.complete) fail("a block sends before all of its cluster have begun", where);
+    check_opened(box, where);
+    race_send(box, p, bytes);
+    const int left = __atomic_sub_fetch(&box->bytes_to_come, static_cast<int>(bytes), __ATOMIC_RELAXED);
+    if (left < 0) fail("more was sent to a mailbox than it was opened for", where);
+    if (left > 0) return;
+    for (const auto& [waited_for, thread] : w.waiting_for_mail)
+        if (waited_for == box) set_ready(w, thread / 32, 1u << thread % 32);
+    std::erase_if(w.waiting_for_mail, [box](const auto& waiting) { return waiting.first == box; });
+}
+
+[[gnu::noinline]] inline void wait_for_mail(Mailbox* box, Where where) {
+    Worker& w = *worker;
+    check_opened(box, where);
+    if (__atomic_load_n(&box->bytes_to_come, __ATOMIC_RELAXED) > 0) {
+        if (w.straight) stop_running_straight(w);
+        w.where[w.current] = where;
+        w.waiting_for_mail.push_back({box, w.current});
         wait_while_runs(w, next_ready(w));
     }
-    barrier.waits[w.current]++;
+    race_receive(box);
 }
 
 inline void meet(void**, uint32_t) {}  // the whole of __syncwarp
@@ -451,7 +495,6 @@ inline void exit_thread(Worker& w) {
                  w.where[c * 32 + lowest(g.arrived)]);
         if (g.arrived == (g.mask & warp.alive)) complete(w, c, g);
     }
-    if (w.cluster_barrier.arrived && w.cluster_barrier.arrived == w.alive) release_cluster(w);
     if (!block.at_barrier) return;
     if (check) fail("a thread exits while others wait in __syncthreads", block.barrier);
     if (block.at_barrier == block.alive) release_barrier(w, block);
@@ -504,7 +547,7 @@ inline void run_block(Worker& w, uint64_t block_index) {
     w.block++;
     w.straight = true;
     for (int b = 0; b < w.cluster; b++) w.blocks[b] = Block();
-    if (w.cluster > 1) w.cluster_barrier = ClusterBarrier();
+    if (w.cluster > 1) w.cluster_barrier = ClusterBarrier(), w.waiting_for_mail.clear();
     w.first_block = blockIdx.x;
     if (check && w.shared_bytes) memset(w.shared, 0xff, w.shared_bytes);  // reads as NaN
     race_block();

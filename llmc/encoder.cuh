@@ -25,11 +25,20 @@ __global__ void encoder_forward_kernel(Float* out, const int* tokens, const Floa
     if (row >= rows) return;
     const Float* token = wte + (size_t)tokens[row] * C;
     const Float* position = wpe + (size_t)(positions ? positions[row] : row % T) * C;
-    for (int c = lane * N; c < C; c += LANES * N) {
-        const Pack<Float> a = load_pack(token + c), b = load_pack(position + c);
-        Pack<Float> sum;
-        for (int k = 0; k < N; k++) sum[k] = (Float)((float)a[k] + (float)b[k]);
-        store_pack(out + (size_t)row * C + c, sum);
+    constexpr int STEP = LANES * N, AT_ONCE = LANES == 32 ? 4 : 1;  // loads before the first store
+    for (int first = lane * N; first < C; first += AT_ONCE * STEP) {
+        Pack<Float> a[AT_ONCE], b[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            a[i] = load_pack_if(first + i * STEP < C, token + first + i * STEP);
+            b[i] = load_pack_if(first + i * STEP < C, position + first + i * STEP);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            Pack<Float> sum;
+            for (int k = 0; k < N; k++) sum[k] = (Float)((float)a[i][k] + (float)b[i][k]);
+            if (first + i * STEP < C) store_pack(out + (size_t)row * C + first + i * STEP, sum);
+        }
     }
 }
 
@@ -102,27 +111,50 @@ inline std::vector<int> plan_tokens(const int* tokens, int n, int vocab_size) {
     return plan;
 }
 
-// blockIdx.y: a strip of channels, a pack a thread; blockIdx.x: which segments.
+// blockIdx.y: a strip of channels, a pack a thread; blockIdx.x: which segments. Most tokens occur once or
+// twice, so that a block is done with a segment as soon as it is there, and the way to it is four loads long:
+// the segment, the position, the row, and what it is added to. The first two are made one segment ahead, the
+// last beside the row.
 template <class Float>
 __global__ void wte_backward_kernel(float* dwte, float* slots, const Float* dout, const int* plan, int n,
                                     int C) {
-    constexpr int N = Pack<Float>::size;
+    constexpr int N = Pack<Float>::size, AT_ONCE = 4;  // rows
     const int c = (blockIdx.y * blockDim.x + threadIdx.x) * N;
     if (c >= C) return;
     const int num_segments = plan[0];
     const int* order = plan + TokenPlan::kHeader;
     const TokenSegment* segments = reinterpret_cast<const TokenSegment*>(plan + TokenPlan::segments_begin(n));
-    for (int s = blockIdx.x; s < num_segments; s += gridDim.x) {
-        const TokenSegment segment = segments[s];
-        float sum[N] = {};
-        for (int i = segment.begin; i < segment.end; i++) {
-            const Pack<Float> d = load_pack(dout + (size_t)order[i] * C + c);
-            for (int k = 0; k < N; k++) sum[k] += (float)d[k];
+    int s = blockIdx.x;
+    if (s >= num_segments) return;
+    TokenSegment segment = segments[s];
+    int position = order[segment.begin];  // of its first row
+    for (;;) {
+        s += gridDim.x;
+        const bool more = s < num_segments;
+        const TokenSegment next = more ? segments[s] : segment;
+        const bool to_dwte = segment.slot == kNoSlot;
+        float* to = to_dwte ? dwte + (size_t)segment.token * C + c : slots + (size_t)segment.slot * C + c;
+        Pack<float> before[N / 4];
+        for (int i = 0; i < N / 4; i++) before[i] = load_pack_if(to_dwte, to + 4 * i);
+        float sum[N];
+        unpack<Float>(sum, load_pack(dout + (size_t)position * C + c));
+        position = order[next.begin];
+        for (int first = segment.begin + 1; first < segment.end; first += AT_ONCE) {
+            int at[AT_ONCE];
+            Pack<Float> d[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) at[i] = first + i < segment.end ? order[first + i] : 0;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                d[i] = load_pack_if(first + i < segment.end, dout + (size_t)at[i] * C + c);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                for (int k = 0; k < N; k++) sum[k] += (float)d[i][k];
         }
-        if (segment.slot == kNoSlot)
-            add_floats(dwte + (size_t)segment.token * C + c, sum);
-        else
-            store_floats(slots + (size_t)segment.slot * C + c, sum);
+        for (int k = 0; k < N; k++) sum[k] += before[k / 4][k % 4];
+        store_floats(to, sum);
+        if (!more) return;
+        segment = next;
     }
 }
 

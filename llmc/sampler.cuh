@@ -1,19 +1,22 @@
 // Drawing each sequence's next token on the device, so that decoding never waits for the host. What is drawn
 // is defined in sampler.h, and is what sample_token would draw there.
 //
-// One block a sequence. "The k most probable" and "the fewest that reach top_p" are both: the largest key
-// from which on the tokens sum to so much, in number or in weight. It is found by deciding its bits from the
-// top, with a sum each. So that these sums are short, they go over a list of candidates: a row's packs are
-// dealt to 256 groups, and the smallest of the groups' maxima is reached by 256 tokens at least, and by about
-// 1600 if the row is in no particular order (256 times the sum of 1/g over g from 1 to 256). Where these are
-// not enough, or too many for the list, the sums go over the whole row.
+// One block a sequence. A row of 50,257 logits of bf16 is 100 KB, which the first pass brings into the first-
+// level cache, with several loads under way; three more passes at most find it there.
+//
+// "The k most probable" and "the fewest that reach top_p" are both: the largest key from which on the tokens
+// sum to so much, in number or in weight. It is found by deciding its bits from the top, with a sum each. So
+// that these sums are short, they go over a list of candidates: a row's packs are dealt to 256 groups, and
+// the smallest of the groups' maxima is reached by 256 tokens at least, and by about 1600 if the row is in no
+// particular order (256 times the sum of 1/g over g from 1 to 256). Where these are not enough, or too many
+// for the list, the sums go over the whole row.
 //
 // Weights are integers (sampler.h), so the order of the list and of the sums does not matter.
 #pragma once
 #include "overlap.cuh"
 #include "sampler.h"
 
-inline constexpr int kSamplerThreads = 512;
+inline constexpr int kSamplerThreads = 1024;
 inline constexpr int kSamplerGroups = 256;
 inline constexpr int kSamplerList = 4096;
 inline constexpr int kSamplerPiece = 256;  // tokens; and so many pieces at most: 16 bits number their tokens
@@ -55,20 +58,49 @@ __device__ bool find_place(Place& place, const uint64_t* units, int n, uint64_t 
     return true;
 }
 
-// LANES: 32, or 1 for a block of one thread. weights: V elements a row, written for the tokens that top_k
-// keeps.
+// work(p, x) for every block-th pack of a row of V logits: x[N] are pack p's; what is beyond the row is no
+// number. AT_ONCE loads are under way. All lanes of a warp come to it together.
+template <int LANES, int AT_ONCE, class Float, class Work>
+__device__ void for_packs(const Float* row, int V, Work work) {
+    constexpr int N = Pack<Float>::size, BLOCK = LANES == 1 ? 1 : kSamplerThreads;
+    for (int p0 = threadIdx.x; (p0 - (int)threadIdx.x % LANES) * N < V; p0 += AT_ONCE * BLOCK) {
+        Pack<Float> packs[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            packs[i] = load_pack_if((p0 + i * BLOCK) * N < V, row + (p0 + i * BLOCK) * N);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int p = p0 + i * BLOCK;
+            float x[N];
+            unpack<Float>(x, packs[i]);
+            if ((p + 1) * N > V)
+                for (int k = 0; k < N; k++)
+                    if (p * N + k >= V) x[k] = __uint_as_float(0x7fffffffu);
+            work(p, x);
+        }
+    }
+}
+
+// Tokens whose keys are large, in shared memory.
+struct Candidates {
+    int count;  // may be more than the list has room for
+    uint16_t token[kSamplerList];
+    uint32_t key[kSamplerList];
+    float weight[kSamplerList];
+};
+
+// LANES: 32, or 1 for a block of one thread. weights: V elements a row, for rows whose candidates do not do.
 template <class Float, int LANES>
-__global__ void __launch_bounds__(kSamplerThreads)
+__global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
     sample_tokens_kernel(int* tokens, const Float* logits, float* weights, int V, int Vp, Sampling how,
                          float scale, const int* streams, const int* positions) {
     constexpr int N = Pack<Float>::size, block = LANES == 1 ? 1 : kSamplerThreads;
     __shared__ unsigned pack_max[kSamplerThreads], max_scratch[3][32];
     __shared__ uint64_t sum_scratch[2][32], units[kSamplerPiece];
-    __shared__ int list[kSamplerList], listed;
+    __shared__ Candidates list;
     __shared__ Place shared_place;
     const int tid = threadIdx.x;
     const Float* row = logits + (size_t)blockIdx.x * Vp;
-    float* weight = weights + (size_t)blockIdx.x * V;
     auto key = [&](int v) { return logit_key((float)row[v]); };
     auto barrier = [] {
         if constexpr (LANES > 1) __syncthreads();
@@ -76,53 +108,20 @@ __global__ void __launch_bounds__(kSamplerThreads)
 
     start_next_kernel();
     wait_for_previous_kernel();
-    // The first of the largest, in one pass over the row. Where none is larger than -infinity, see below.
-    if (how.temperature == 0.0f) {
-        constexpr int AT_ONCE = 4;
-        float best = -INFINITY;
-        int place = 0;  // of the first pack that has it
-        for (int p = tid; p * N < V; p += AT_ONCE * block) {
-            Pack<Float> x[AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++)
-                x[i] = load_pack_if((p + i * block) * N < V, row + (p + i * block) * N);
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int v = (p + i * block) * N;
-                float most = -INFINITY;
-                for (int k = 0; k < N; k++)
-                    if (v + k < V) most = fmaxf(most, (float)x[i][k]);
-                if (most > best) best = most, place = v;
-            }
-        }
-        const unsigned most = block_max<LANES>(logit_key(best), max_scratch[0]);
-        unsigned not_first = 0;
-        if (logit_key(best) == most) {
-            const Pack<Float> x = load_pack(row + place);
-            for (int k = N - 1; k >= 0; k--)
-                if (place + k < V && (float)x[k] == best) not_first = ~(unsigned)(place + k);
-        }
-        not_first = block_max<LANES>(not_first, max_scratch[2]);
-        if (most > logit_key(-INFINITY)) {
-            if (tid == 0) tokens[blockIdx.x] = (int)~not_first;
-            return;
-        }
-        barrier();  // before the next use of max_scratch
-    }
-
     for (int i = tid; i < kSamplerThreads; i += block) pack_max[i] = 0;
-    if (tid == 0) listed = 0;
-    for (int p = tid; p * N < V; p += block) {  // its slot of pack_max is this thread's own
-        const Pack<Float> x = load_pack(row + p * N);
-        unsigned most = pack_max[p % kSamplerThreads];
-        for (int k = 0; k < N; k++)
-            if (p * N + k < V) most = max(most, logit_key((float)x[k]));
-        pack_max[p % kSamplerThreads] = most;
-    }
+    if (tid == 0) list.count = 0;
+    for_packs<LANES, LANES == 1 ? 1 : 4>(row, V, [&](int p, const float(&x)[N]) {
+        if (p * N >= V) return;
+        float most = x[0];
+        for (int k = 1; k < N; k++) most = fmaxf(most, x[k]);
+        unsigned& slot = pack_max[p % kSamplerThreads];  // this thread's own
+        slot = max(slot, logit_key(most));
+    });
     barrier();
     unsigned most = 0, not_least = 0;
     for (int g = tid; g < kSamplerGroups; g += block) {
-        const unsigned group_max = max(pack_max[g], pack_max[g + kSamplerGroups]);
+        unsigned group_max = 0;
+        for (int i = g; i < kSamplerThreads; i += kSamplerGroups) group_max = max(group_max, pack_max[i]);
         most = max(most, group_max);
         not_least = max(not_least, ~group_max);
     }
@@ -130,10 +129,13 @@ __global__ void __launch_bounds__(kSamplerThreads)
     const unsigned least = ~block_max<LANES>(not_least, max_scratch[1]);  // the candidates' smallest
     const float max_logit = __uint_as_float(most & 0x80000000u ? most & 0x7fffffffu : ~most);
 
-    if (how.temperature == 0.0f || !(fabsf(max_logit) < INFINITY)) {
+    if (how.temperature == 0.0f || !(fabsf(max_logit) < INFINITY)) {  // the first of the largest
         unsigned not_first = 0;
-        for (int v = tid; v < V; v += block)
-            if (key(v) == most) not_first = max(not_first, ~(unsigned)v);
+        for_packs<LANES, 1>(row, V, [&](int p, const float(&x)[N]) {
+            for (int k = N - 1; k >= 0; k--)
+                if (p * N + k < V && logit_key(x[k]) == most)
+                    not_first = max(not_first, ~(unsigned)(p * N + k));
+        });
         not_first = block_max<LANES>(not_first, max_scratch[2]);
         if (tid == 0) tokens[blockIdx.x] = (int)~not_first;
         return;
@@ -141,76 +143,102 @@ __global__ void __launch_bounds__(kSamplerThreads)
 
     const bool cut_number = how.top_k > 0 && how.top_k < V, cut_weight = how.top_p < 1.0f;
     if (cut_number || cut_weight)
-        for (int p = tid; p * N < V; p += block) {
-            const Pack<Float> x = load_pack(row + p * N);
+        for_packs<LANES, 1>(row, V, [&](int p, const float(&x)[N]) {
+            float most_here = x[0];
+            for (int k = 1; k < N; k++) most_here = fmaxf(most_here, x[k]);
+            if (logit_key(most_here) < least) return;
             for (int k = 0; k < N; k++) {
-                if (p * N + k >= V || logit_key((float)x[k]) < least) continue;
-                const int place = atomicAdd(&listed, 1);
-                if (place < kSamplerList) list[place] = p * N + k;
+                const unsigned key_here = logit_key(x[k]);
+                if (p * N + k >= V || key_here < least) continue;
+                const int place = atomicAdd(&list.count, 1);
+                if (place >= kSamplerList) continue;
+                list.token[place] = (uint16_t)(p * N + k);
+                list.key[place] = key_here;
+                list.weight[place] = token_weight(x[k] - max_logit, scale);
             }
-        }
+        });
     barrier();
-    const int num_listed = listed <= kSamplerList ? listed : 0;
+    const int listed = list.count <= kSamplerList ? list.count : 0;
 
     bool use_list = false;
     unsigned threshold = 0;  // tokens with this key or a larger one are kept
-    int turn = 0;            // block_sum's scratch is free for the next use only after a barrier: take turns
-    auto sum_candidates = [&](auto f) {
-        const int n = use_list ? num_listed : V;
+    uint64_t total = 0;      // weight of what is kept
+    float* weight = weights + (size_t)blockIdx.x * V;
+    const int pieces = ceil_div(V, kSamplerPiece);
+    int turn = 0;  // block_sum's scratch is free for the next use only after a barrier: take turns
+    auto sum_over = [&](int n, auto f) {
         uint64_t sum = 0;
-        for (int i = tid; i < n; i += block) sum += f(use_list ? list[i] : i);
+        for (int i = tid; i < n; i += block) sum += f(i);
         turn ^= 1;
         return block_sum(sum, sum_scratch[turn]);
     };
+    // Number or weight of the tokens from a key on.
     auto sum_from = [&](unsigned from, bool of_weights) {
-        return sum_candidates([&](int v) -> uint64_t {
+        if (use_list)
+            return sum_over(listed, [&](int i) -> uint64_t {
+                return list.key[i] < from ? 0 : of_weights ? weight_units(list.weight[i]) : 1;
+            });
+        return sum_over(V, [&](int v) -> uint64_t {
             return key(v) < from ? 0 : of_weights ? weight_units(weight[v]) : 1;
         });
     };
-    auto raise_threshold = [&](uint64_t wanted, bool of_weights) {
+    // units = the weights of what is kept, by pieces of the row.
+    auto add_to_piece = [&](int v, uint64_t x) {
+        atomicAdd(reinterpret_cast<unsigned long long*>(&units[v / kSamplerPiece]), (unsigned long long)x);
+    };
+    static_assert(kSamplerPiece % (32 * N) == 0);  // a warp's packs are of one piece
+    auto sum_pieces = [&](bool of_list) {
+        for (int i = tid; i < kSamplerPiece; i += block) units[i] = 0;
+        barrier();
+        if (of_list)
+            for (int i = tid; i < listed; i += block)
+                if (list.key[i] >= threshold) add_to_piece(list.token[i], weight_units(list.weight[i]));
+        if (!of_list)
+            for_packs<LANES, 1>(row, V, [&](int p, const float(&x)[N]) {
+                uint64_t sum = 0;
+                for (int k = 0; k < N; k++)
+                    if (threshold == 0 || logit_key(x[k]) >= threshold)
+                        sum += weight_units(token_weight(x[k] - max_logit, scale));
+                for (int offset = LANES / 2; offset > 0; offset /= 2)
+                    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+                if (tid % LANES == 0 && p * N < V) add_to_piece(p * N, sum);
+            });
+        barrier();
+        total = sum_over(pieces, [&](int i) { return units[i]; });
+    };
+
+    // What is kept by number, of that what is kept by weight, and then the sums for the draw. A loop, so that
+    // each of these passes is there once: instructions have to be fetched, too.
+#pragma unroll 1
+    for (int cut = 0; cut <= 2; cut++) {
+        const bool of_weights = cut == 1;
+        if (cut > 0) sum_pieces(cut == 2 && use_list);
+        if (cut == 2 || (of_weights && !cut_weight)) break;
+        if (cut == 0 && !cut_number) continue;
+        uint64_t wanted = how.top_k;
+        if (of_weights) wanted = units_to_keep(how.top_p, total);
+        if (!use_list) {
+            use_list = true;
+            use_list = sum_from(max(threshold, least), of_weights) >= wanted;
+        }
+        if (use_list) threshold = max(threshold, least);
+        if (!use_list && of_weights) {
+            for (int v = tid; v < V; v += block) weight[v] = token_weight((float)row[v] - max_logit, scale);
+            barrier();
+        }
+        // A key's lower half is that of all keys of its upper half, if logits are bf16.
+        constexpr int LAST_BIT = sizeof(Float) == 2 ? 16 : 0;
         unsigned found = 0;
-        for (int bit = 31; bit >= 0; bit--) {
+#pragma unroll 1
+        for (int bit = 31; bit >= LAST_BIT; bit--) {
             const unsigned candidate = found | 1u << bit;
             if (candidate <= threshold || (candidate <= most && sum_from(candidate, of_weights) >= wanted))
                 found = candidate;
         }
         threshold = found;
-    };
-
-    if (cut_number) {
-        use_list = num_listed >= how.top_k;
-        if (use_list) threshold = least;
-        raise_threshold(how.top_k, false);
-    }
-    uint64_t total = sum_candidates([&](int v) -> uint64_t {
-        if (key(v) < threshold) return 0;
-        weight[v] = token_weight((float)row[v] - max_logit, scale);
-        return weight_units(weight[v]);
-    });
-    if (cut_weight) {
-        const uint64_t enough = units_to_keep(how.top_p, total);
-        if (!use_list) {
-            use_list = true;
-            use_list = sum_from(max(threshold, least), true) >= enough;
-        }
-        if (use_list) threshold = max(threshold, least);
-        raise_threshold(enough, true);
-        total = sum_from(threshold, true);
     }
 
     // The draw: first the piece of the row, then the token in it.
-    auto kept_units = [&](int v) -> uint64_t {
-        return v < V && key(v) >= threshold ? weight_units(weight[v]) : 0;
-    };
-    const int pieces = ceil_div(V, kSamplerPiece);
-    for (int piece = tid / LANES; piece < pieces; piece += block / LANES) {
-        uint64_t sum = 0;
-        for (int i = tid % LANES; i < kSamplerPiece; i += LANES) sum += kept_units(piece * kSamplerPiece + i);
-        for (int offset = LANES / 2; offset > 0; offset /= 2)
-            sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        if (tid % LANES == 0) units[piece] = sum;
-    }
-    barrier();
     Place place;
     if (tid < LANES) {
         const double uniform = random_uniform(how.seed, streams[blockIdx.x], positions[blockIdx.x]);
@@ -218,7 +246,11 @@ __global__ void __launch_bounds__(kSamplerThreads)
     }
     barrier();
     const int first = shared_place.index * kSamplerPiece;
-    for (int i = tid; i < kSamplerPiece; i += block) units[i] = kept_units(first + i);
+    for (int i = tid; i < kSamplerPiece; i += block) {
+        const int v = first + i;
+        units[i] =
+            v < V && key(v) >= threshold ? weight_units(token_weight((float)row[v] - max_logit, scale)) : 0;
+    }
     barrier();
     if (tid < LANES && find_place<LANES>(place, units, kSamplerPiece, shared_place.left))
         tokens[blockIdx.x] = first + place.index;

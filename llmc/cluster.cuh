@@ -68,14 +68,16 @@ __device__ __forceinline__ void open_mailbox(Mailbox* box, int bytes) {
 #endif
 }
 
-// By all threads of a warp together.
+// By all threads of the block, as cluster_wait().
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
+    __syncwarp();  // the two instructions are for whole warps
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
+    __syncwarp();
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }

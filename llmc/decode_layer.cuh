@@ -284,7 +284,6 @@ __global__ void __launch_bounds__(kHalfThreads, 3)
         open_mailbox(&memory.x_box, sizeof memory.x);
         open_mailbox(&memory.middle_box, sizeof memory.middle);
     }
-    __syncwarp();
     cluster_arrive();
     const int out = rank * Shape::columns;  // the first column that this block puts out
     const auto row_of = [&](int r) { return slice * HIDDEN + rank * ROWS + r; };
@@ -409,7 +408,6 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
         open_mailbox(&memory.shares_box, sizeof memory.shares);
         if (TOPK) open_mailbox(&memory.scores_box, n * (int)sizeof(float));
     }
-    __syncwarp();
     cluster_arrive();
     const auto row_of = [&](int r) {
         const int i = rank * ROWS + r;

@@ -13,7 +13,12 @@
 # What is missing is found by dev/deps, which installs it where it may and otherwise says what to install.
 
 CXX ?= g++
-NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc))
+# The first nvcc of CUDA 12 or newer.
+NVCC_PLACES = "$$(command -v nvcc)" /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc
+CUDA_RELEASE = "$$("$$nvcc" --version | sed -n 's/.*release \([0-9]*\).*/\1/p')"
+ifndef NVCC
+  NVCC := $(shell for nvcc in $(NVCC_PLACES); do [ -x "$$nvcc" ] && [ $(CUDA_RELEASE) -ge 12 ] && echo "$$nvcc" && break; done 2>/dev/null)
+endif
 
 # ---- flags ----
 
@@ -75,6 +80,7 @@ else
 $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 	cp $< $@
 build/no_nvcc:
+	@for nvcc in $(NVCC_PLACES); do [ ! -x "$$nvcc" ] || echo "$$nvcc is of CUDA "$(CUDA_RELEASE)", and 12 is the oldest that will do"; done
 	@echo "no nvcc was found: building for the CPU alone"
 	@! nvidia-smi -L >/dev/null 2>&1 || echo "For the NVIDIA GPU here: make cuda (528 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
 	@touch $@

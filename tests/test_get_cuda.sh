@@ -54,6 +54,15 @@ check "a GPU: builds for the CPU" without_nvcc
 check "a GPU: says what to do for it" said "make cuda"
 check "no nvcc yet" test "$(nvcc)" = "[]"
 
+printf '#!/bin/sh\necho "Cuda compilation tools, release 11.8, V11.8.89"\n' >"$work/bin/nvcc"
+chmod +x "$work/bin/nvcc"
+check "an nvcc that is too old is none" test "$(nvcc)" = "[]"
+check "an nvcc that is too old: builds for the CPU" without_nvcc
+check "an nvcc that is too old: which, and what would do" said "$work/bin/nvcc is of CUDA 11, and 12 is the oldest"
+sed -i s/11/12/g "$work/bin/nvcc"
+check "an nvcc that will do" test "$(nvcc)" = "[$work/bin/nvcc]"
+rm "$work/bin/nvcc"
+
 driver 12.4
 check "a driver that is too old" fails get
 check "a driver that is too old: its version is named" said "up to CUDA 12.4"

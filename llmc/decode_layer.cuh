@@ -466,7 +466,7 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
             score[i] = j < n ? product : -INFINITY;
         }
         if constexpr (TOPK) {  // all keys are here at once
-            float* scores = reinterpret_cast<TopAttentionMemory<Float, C>&>(memory).scores;
+            float* scores = static_cast<TopAttentionMemory<Float, C>&>(memory).scores;
 #pragma unroll
             for (int i = 0; i < KEYS; i++)
                 if (lane < kClusterBlocks && key_of(0, i) < n)

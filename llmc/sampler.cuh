@@ -81,6 +81,14 @@ __device__ void for_packs(const Float* row, int V, Work work) {
     }
 }
 
+// The largest of the keys: numbers are compared as such, and none is smaller than what is no number.
+template <int N>
+__device__ unsigned largest_key(const float (&x)[N]) {
+    float most = x[0];
+    for (int k = 1; k < N; k++) most = fmaxf(most, x[k]);
+    return logit_key(most);
+}
+
 // Tokens whose keys are large, in shared memory.
 struct Candidates {
     int count;  // may be more than the list has room for
@@ -112,10 +120,8 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
     if (tid == 0) list.count = 0;
     for_packs<LANES, LANES == 1 ? 1 : 4>(row, V, [&](int p, const float(&x)[N]) {
         if (p * N >= V) return;
-        float most = x[0];
-        for (int k = 1; k < N; k++) most = fmaxf(most, x[k]);
         unsigned& slot = pack_max[p % kSamplerThreads];  // this thread's own
-        slot = max(slot, logit_key(most));
+        slot = max(slot, largest_key(x));
     });
     barrier();
     unsigned most = 0, not_least = 0;
@@ -132,6 +138,7 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
     if (how.temperature == 0.0f || !(fabsf(max_logit) < INFINITY)) {  // the first of the largest
         unsigned not_first = 0;
         for_packs<LANES, 1>(row, V, [&](int p, const float(&x)[N]) {
+            if (largest_key(x) < most) return;
             for (int k = N - 1; k >= 0; k--)
                 if (p * N + k < V && logit_key(x[k]) == most)
                     not_first = max(not_first, ~(unsigned)(p * N + k));
@@ -144,9 +151,7 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
     const bool cut_number = how.top_k > 0 && how.top_k < V, cut_weight = how.top_p < 1.0f;
     if (cut_number || cut_weight)
         for_packs<LANES, 1>(row, V, [&](int p, const float(&x)[N]) {
-            float most_here = x[0];
-            for (int k = 1; k < N; k++) most_here = fmaxf(most_here, x[k]);
-            if (logit_key(most_here) < least) return;
+            if (largest_key(x) < least) return;
             for (int k = 0; k < N; k++) {
                 const unsigned key_here = logit_key(x[k]);
                 if (p * N + k >= V || key_here < least) continue;

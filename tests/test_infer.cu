@@ -194,7 +194,7 @@ TEST_CASE("kernels that start early compute what they compute one after another"
         prefill(with, m, a, d, 2, lengths, how, {});
         Graph graph;
         std::vector<bf16> all;
-        for (int step = 0; step < 37; step++) {
+        for (int step = 0; step < (kOnCpu ? 5 : 37); step++) {
             graph.run(with, [&] { decode_step(with, m, one, d, how, {}); });
             const std::vector<bf16> now = to_host(with, d.logits, (size_t)B * config.padded_vocab_size);
             all.insert(all.end(), now.begin(), now.end());

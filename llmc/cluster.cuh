@@ -19,6 +19,7 @@
 // memory.
 #pragma once
 #include "mma.cuh"
+#include "overlap.cuh"
 
 #ifdef CUDA_CPU
 
@@ -140,17 +141,5 @@ __device__ __forceinline__ void wait_for(Mailbox* box) {
 template <class... Params, class... Args>
 void launch_clusters(const Context& ctx, void (*kernel)(Params...), int clusters, int cluster, int threads,
                      size_t shared, Args... args) {
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {(unsigned)cluster, 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(clusters * cluster);
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = ctx.stream;
-    config.attrs = attributes;
-    config.numAttrs = ctx.overlap_kernels ? 2 : 1;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, (Params)args...));
+    launch_with_attributes(ctx, kernel, clusters * cluster, cluster, threads, shared, args...);
 }

@@ -36,6 +36,11 @@ inline constexpr int kMlpSlices = 16;
 inline constexpr int kHalfHeadSize = 64;
 inline constexpr int kHalfKeysAhead = 8;  // that a group of lanes fetches at once
 
+// Parts that a half of C channels makes, at most: one a head or slice.
+constexpr __host__ __device__ int most_half_parts(int C) {
+    return C / kHalfHeadSize > kMlpSlices ? C / kHalfHeadSize : kMlpSlices;
+}
+
 // How a model of C channels is shared by a cluster's blocks, threads and lanes.
 template <int C>
 struct HalfShape {
@@ -47,8 +52,7 @@ struct HalfShape {
     // A block's columns by four, the threads that share the parts of such four, and how many parts each has.
     static constexpr int quads = columns / 4;
     static constexpr int groups = kHalfThreads / quads < 8 ? kHalfThreads / quads : 8;
-    static constexpr int most_parts = heads > kMlpSlices ? heads : kMlpSlices;
-    static constexpr int parts_each = ceil_div(most_parts, groups);
+    static constexpr int parts_each = ceil_div(most_half_parts(C), groups);
     static_assert(C % 32 == 0 && C % kHalfHeadSize == 0);
 };
 
@@ -264,6 +268,18 @@ struct HalfMemory {
     Mailbox x_box, middle_box;
 };
 
+// y = layernorm(the stream's sum), each lane's part of it. Waits for the kernel in front.
+template <class Float, int C, class Memory>
+__device__ void normalize_stream(float (&y)[HalfShape<C>::eights][8], Memory& memory, Float* kept,
+                                 const Stream<Float>& in, const Float* weight, const Float* bias) {
+    const LaneNorm<Float, C> norm(weight, bias);
+    const StreamQuad<Float, C> quad(in);
+    cluster_wait();
+    wait_for_previous_kernel();
+    gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
+    norm.apply(y, memory.x);
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // the MLP half
 
@@ -292,14 +308,8 @@ __global__ void __launch_bounds__(kHalfThreads, 3)
     copy_columns<C, HIDDEN>(memory.columns, p.fcproj_w + (size_t)out * 4 * C + slice * HIDDEN, 4 * C);
     cp_async_commit();
     if (tid < ROWS) memory.bias[tid] = (float)p.fc_b[row_of(tid)];
-    const LaneNorm<Float, C> norm(p.ln2_w, p.ln2_b);
-    const StreamQuad<Float, C> quad(in);
-    cluster_wait();
-    wait_for_previous_kernel();
-
-    gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
     float y[Shape::eights][8];
-    norm.apply(y, memory.x);
+    normalize_stream<Float, C>(y, memory, kept, in, p.ln2_w, p.ln2_b);
     cp_async_wait<1>();
     multiply_rows<ROWS, C>(y, memory.rows, [&](int r, float sum, int l) {
         const float h = sum + memory.bias[r], gelu = h * gelu_sigmoid(h);
@@ -433,14 +443,8 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
     };
     fetch(0);
     if (tid < ROWS) memory.bias[tid] = (float)p.qkv_b[row_of(tid)];
-    const LaneNorm<Float, C> norm(p.ln1_w, p.ln1_b);
-    const StreamQuad<Float, C> quad(in);
-    cluster_wait();
-    wait_for_previous_kernel();
-
-    gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
     float y[Shape::eights][8];
-    norm.apply(y, memory.x);
+    normalize_stream<Float, C>(y, memory, kept, in, p.ln1_w, p.ln1_b);
     cp_async_wait<1>();
     multiply_rows<ROWS, C>(y, memory.rows, [&](int r, float sum, int l) {
         const float rounded = (float)(Float)(sum + memory.bias[r]);
@@ -558,7 +562,7 @@ bool takes_decode_halves(const Context& ctx, int C, int hs, int capacity, Decode
 
 // Floats of the parts that a half makes, at most.
 inline size_t decode_parts(int C) {
-    return (size_t)C * (C / kHalfHeadSize > kMlpSlices ? C / kHalfHeadSize : kMlpSlices);
+    return (size_t)C * most_half_parts(C);
 }
 
 template <class Memory, class... Params, class... Args>

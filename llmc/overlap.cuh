@@ -32,23 +32,37 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
+// Launches a kernel in clusters of `cluster` blocks (1: without), and early if the device can.
+template <class... Params, class... Args>
+void launch_with_attributes(const Context& ctx, void (*kernel)(Params...), dim3 grid, int cluster,
+                            int threads, size_t shared, Args... args) {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = ctx.stream;
+    config.attrs = attributes;
+    if (cluster > 1) {
+        cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
+        clusters.id = cudaLaunchAttributeClusterDimension;
+        clusters.val.clusterDim = {(unsigned)cluster, 1, 1};
+    }
+    if (ctx.overlap_kernels) {
+        cudaLaunchAttribute& early = attributes[config.numAttrs++];
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+    }
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, (Params)args...));
+}
+
 // Launches a kernel that keeps to these rules. A stream that is captured turns the permission to start early
 // into an edge of the graph.
 template <class... Params, class... Args>
 void launch_early(const Context& ctx, void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
                   Args... args) {
     if (ctx.overlap_kernels) {
-        cudaLaunchAttribute early = {};
-        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        early.val.programmaticStreamSerializationAllowed = 1;
-        cudaLaunchConfig_t config = {};
-        config.gridDim = grid;
-        config.blockDim = dim3(threads);
-        config.dynamicSmemBytes = shared;
-        config.stream = ctx.stream;
-        config.attrs = &early;
-        config.numAttrs = 1;
-        CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, (Params)args...));
+        launch_with_attributes(ctx, kernel, grid, 1, threads, shared, args...);
         return;
     }
     kernel<<<grid, threads, shared, ctx.stream>>>(args...);

@@ -195,10 +195,10 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
     auto sum_pieces = [&](bool of_list) {
         for (int i = tid; i < kSamplerPiece; i += block) units[i] = 0;
         barrier();
-        if (of_list)
+        if (of_list) {
             for (int i = tid; i < listed; i += block)
                 if (list.key[i] >= threshold) add_to_piece(list.token[i], weight_units(list.weight[i]));
-        if (!of_list)
+        } else {
             for_packs<LANES, 1>(row, V, [&](int p, const float(&x)[N]) {
                 uint64_t sum = 0;
                 for (int k = 0; k < N; k++)
@@ -208,6 +208,7 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
                     sum += __shfl_xor_sync(0xffffffffu, sum, offset);
                 if (tid % LANES == 0 && p * N < V) add_to_piece(p * N, sum);
             });
+        }
         barrier();
         total = sum_over(pieces, [&](int i) { return units[i]; });
     };

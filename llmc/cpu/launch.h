@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "graphs.h"
@@ -268,8 +269,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(
         config.cluster = cluster.x;
     }
     const auto call = [kernel](P... copies) { kernel(copies...); };
+    const cudaError_t before = std::exchange(cuda_cpu::last_error, cudaSuccess);
     cuda_cpu::TypedLaunch<std::remove_const_t<decltype(call)>, P...>{
         {config, "a launch with attributes", call, reinterpret_cast<const void*>(kernel)}}(
         static_cast<P>(args)...);
-    return cuda_cpu::last_error;
+    const cudaError_t error = cuda_cpu::last_error;  // of this launch
+    if (error == cudaSuccess) cuda_cpu::last_error = before;
+    return error;
 }

@@ -252,7 +252,7 @@ struct DecodeHead {
         v = cache.v + keys;
         low = cache.low + pages;
         high = cache.high + pages;
-        n = positions[b] + 1;
+        n = __ldcg(positions + b) + 1;  // which the kernel before last may have counted up
     }
 };
 

@@ -87,7 +87,7 @@ __device__ __forceinline__ void cluster_wait() {
 __device__ __forceinline__ int cluster_rank() {
     uint32_t rank = 0;
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
     return (int)rank;
 }

@@ -89,18 +89,18 @@ __device__ inline void add_product(float& sum, const float (&a)[8], const float 
 // ---------------------------------------------------------------------------------------------------------
 // what both halves do
 
-// The four columns of the stream that this thread adds up, and their bias, which no kernel makes and which is
-// asked for early.
+// The four columns of the stream that this thread adds up, and their bias, which no kernel makes: it is asked
+// for early, and not looked at before the wait for the kernel in front, which would have to wait for it.
 template <class Float, int C>
 struct StreamQuad {
     using Shape = HalfShape<C>;
     int group = (int)threadIdx.x / Shape::quads;
     int column = cluster_rank() * Shape::columns + (int)threadIdx.x % Shape::quads * 4;
-    float bias[4] = {};
+    Float bias[4] = {};
 
     __device__ explicit StreamQuad(const Stream<Float>& s) {
         if (s.bias && group == 0)
-            for (int k = 0; k < 4; k++) bias[k] = (float)s.bias[column + k];
+            for (int k = 0; k < 4; k++) bias[k] = s.bias[column + k];
     }
 };
 
@@ -113,7 +113,7 @@ __device__ void gather_stream(float* x, Mailbox* box, float* sums, Float* kept, 
     if (mine.group < Shape::groups) {
         float sum[4] = {};
         if (mine.group == 0)
-            for (int k = 0; k < 4; k++) sum[k] = (float)__ldcg(s.x + mine.column + k) + mine.bias[k];
+            for (int k = 0; k < 4; k++) sum[k] = (float)__ldcg(s.x + mine.column + k) + (float)mine.bias[k];
 #pragma unroll
         for (int i = 0; i < Shape::parts_each; i++) {
             const int p = mine.group + i * Shape::groups;
@@ -268,14 +268,17 @@ struct HalfMemory {
     Mailbox x_box, middle_box;
 };
 
-// y = layernorm(the stream's sum), each lane's part of it. Waits for the kernel in front.
+// y = layernorm(the stream's sum), each lane's part of it. Waits for the kernel in front. row_bias: of the
+// block's row threadIdx.x, for memory.bias.
 template <class Float, int C, class Memory>
 __device__ void normalize_stream(float (&y)[HalfShape<C>::eights][8], Memory& memory, Float* kept,
-                                 const Stream<Float>& in, const Float* weight, const Float* bias) {
+                                 const Stream<Float>& in, const Float* weight, const Float* bias,
+                                 Float row_bias) {
     const LaneNorm<Float, C> norm(weight, bias);
     const StreamQuad<Float, C> quad(in);
     cluster_wait();
     wait_for_previous_kernel();
+    if (threadIdx.x < std::size(memory.bias)) memory.bias[threadIdx.x] = (float)row_bias;
     gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
     norm.apply(y, memory.x);
 }
@@ -307,9 +310,9 @@ __global__ void __launch_bounds__(kHalfThreads, 3)
     cp_async_commit();
     copy_columns<C, HIDDEN>(memory.columns, p.fcproj_w + (size_t)out * 4 * C + slice * HIDDEN, 4 * C);
     cp_async_commit();
-    if (tid < ROWS) memory.bias[tid] = (float)p.fc_b[row_of(tid)];
+    const Float row_bias = tid < ROWS ? p.fc_b[row_of(tid)] : (Float)0.0f;
     float y[Shape::eights][8];
-    normalize_stream<Float, C>(y, memory, kept, in, p.ln2_w, p.ln2_b);
+    normalize_stream<Float, C>(y, memory, kept, in, p.ln2_w, p.ln2_b, row_bias);
     cp_async_wait<1>();
     multiply_rows<ROWS, C>(y, memory.rows, [&](int r, float sum, int l) {
         const float h = sum + memory.bias[r], gelu = h * gelu_sigmoid(h);
@@ -411,7 +414,7 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
     start_next_kernel();
     const int head = blockIdx.x / kClusterBlocks, rank = cluster_rank(), tid = threadIdx.x;
     const int out = rank * Shape::columns;  // the first column that this block puts out
-    const int n = positions[0] + 1, newest = n - 1;
+    const int n = __ldcg(positions) + 1, newest = n - 1;
     if (tid == 0) {
         open_mailbox(&memory.x_box, sizeof memory.x);
         open_mailbox(&memory.middle_box, sizeof memory.middle);
@@ -442,9 +445,9 @@ __global__ void __launch_bounds__(kHalfThreads, 2)
         }
     };
     fetch(0);
-    if (tid < ROWS) memory.bias[tid] = (float)p.qkv_b[row_of(tid)];
+    const Float row_bias = tid < ROWS ? p.qkv_b[row_of(tid)] : (Float)0.0f;
     float y[Shape::eights][8];
-    normalize_stream<Float, C>(y, memory, kept, in, p.ln1_w, p.ln1_b);
+    normalize_stream<Float, C>(y, memory, kept, in, p.ln1_w, p.ln1_b, row_bias);
     cp_async_wait<1>();
     multiply_rows<ROWS, C>(y, memory.rows, [&](int r, float sum, int l) {
         const float rounded = (float)(Float)(sum + memory.bias[r]);
@@ -570,6 +573,10 @@ void launch_half(const Context& ctx, void (*kernel)(Params...), int clusters, Ar
     static_assert(sizeof(Memory) < (227 << 10));  // what a block of a GPU with clusters can have
     CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(Memory)));
+    // A block of the next half comes to a multiprocessor beside one of this half, which is not divided anew
+    // between L1 cache and shared memory as long as a block is there: so all of it from the beginning.
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared));
     launch_clusters(ctx, kernel, clusters, kClusterBlocks, kHalfThreads, sizeof(Memory), args...);
 }
 

@@ -111,7 +111,7 @@ def run_updates(args, tokens, micro):
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-                                  lr=1e-4, betas=(0.9, 0.95), eps=1e-8, fused=device == "cuda")
+                                  lr=1e-4, betas=(0.9, 0.95), eps=1e-8, fused=True)
     step = torch.compile(model) if args.compile else model
     accumulate = args.batch // micro
     ms, losses = [], []

@@ -110,8 +110,9 @@ build/commit.o: build/commit.cpp
 build/tokenize: data/tokenize.cpp build/deps Makefile
 	$(CXX) $(CPU_FLAGS) -MMD -MF build/tokenize.d $< -lpcre2-8 -o $@
 
-data/default_dataset: | build/tokenize
-	data/prepare
+# Asked again as long as something is missing: a network or a mirror may be there by now.
+data/default_dataset: $(if $(wildcard data/tinyshakespeare_gpt2_train_000000.bin),,FORCE) | build/tokenize
+	@data/prepare
 
 # NVIDIA's compiler and cuBLAS, where the toolkit is not installed.
 cuda:

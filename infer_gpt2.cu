@@ -1179,7 +1179,8 @@ void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
 
 // All of a text, zero bytes included: they are tokens like others.
 void write_text(const std::string& text) {
-    fwrite(text.data(), 1, text.size(), stdout);
+    const std::string shown = terminal_text(text);
+    fwrite(shown.data(), 1, shown.size(), stdout);
 }
 
 std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
@@ -1312,14 +1313,11 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
 
 // The newest run in log/ that has a checkpoint.
 std::string newest_run() {
-    std::string newest;
-    for (int n = 1; is_folder("log/run" + std::to_string(n)); n++) {
-        const std::string run = "log/run" + std::to_string(n);
-        if (!latest_checkpoint(run, false).empty()) newest = run;
-    }
-    if (newest.empty())
+    std::vector<int64_t> runs = numbered_runs("log");
+    while (!runs.empty() && latest_checkpoint(run_name("log", runs.back()), false).empty()) runs.pop_back();
+    if (runs.empty())
         fail("there is no run in log/ yet: train one with ./train_gpt2cu, or name a model with -e");
-    return newest;
+    return run_name("log", runs.back());
 }
 
 std::string today() {
@@ -1395,6 +1393,7 @@ void infer(InferConfig c) {
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
+    open_standard_streams();
     try {
         InferConfig config;
         const std::vector<Flag> flags = infer_flags(config);
@@ -1410,6 +1409,7 @@ int main(int argc, char** argv) {
             infer<float>(config);
         return 0;
     } catch (const std::exception& e) {
+        fflush(stdout);
         fprintf(stderr, "error: %s\n", e.what());
         return 1;
     }

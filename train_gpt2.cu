@@ -39,6 +39,7 @@
 #include "llmc/startup.h"
 #include "llmc/step_stats.cuh"
 #include "llmc/target_loss.h"
+#include "llmc/text_stream.h"
 #include "llmc/tokenizer.h"
 #include "llmc/topk.h"
 
@@ -160,7 +161,8 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {'v', "validate-every", "N", std::to_string(c.validate_every),
          "updates between validations, also before the first and after the last; 0 = never",
          [&c](auto& v) { c.validate_every = parse_int("-v (--validate-every)", v, 0, INT64_MAX); }},
-        {'m', "val-batches", "N", std::to_string(c.val_batches), "micro-batches of a validation",
+        {'m', "val-batches", "N", std::to_string(c.val_batches),
+         "micro-batches of a validation; fewer where the data has fewer whole ones",
          [&c](auto& v) { c.val_batches = parse_int("-m (--val-batches)", v, 1, INT64_MAX); }},
         {'s', "sample-every", "N", std::to_string(c.sample_every),
          "updates between samples, one more at the end; 0 = never",
@@ -779,6 +781,13 @@ void check_stats(const StepStats& stats, const GPT2Config& config, int64_t t) {
 // ---------------------------------------------------------------------------------------------------------
 // validation and samples
 
+// Ctrl-C, or a SIGTERM: the update, and a validation that is due behind it, are finished; a sample is not.
+static volatile sig_atomic_t g_interrupted = 0;
+static void on_interrupt(int sig) {
+    g_interrupted = 1;
+    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
+}
+
 struct Validation {
     double ce = 0;
     double mass = NAN;         // top-k mass, mean over the rows with more than k keys
@@ -818,13 +827,13 @@ Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& da
     return v;
 }
 
-// Continues `prompt` by c.sample_tokens tokens. Each token is a forward over all before it; what lies more
-// than T tokens back is forgotten.
+// Continues `prompt` by c.sample_tokens tokens, or fewer if it is interrupted. Each token is a forward over
+// all before it; what lies more than T tokens back is forgotten.
 template <class Float>
 std::vector<uint16_t> generate(const Context& ctx, const GPT2<Float>& model,
                                const std::vector<uint16_t>& prompt, const TrainConfig& c, int64_t step) {
     std::vector<uint16_t> tokens = prompt;
-    for (int64_t i = 0; i < c.sample_tokens; i++) {
+    for (int64_t i = 0; i < c.sample_tokens && !g_interrupted; i++) {
         const int n = (int)std::min<size_t>(tokens.size(), c.T);
         const std::vector<int> window(tokens.end() - n, tokens.end());
         to_device(model.acts.inputs, window.data(), window.size());
@@ -848,7 +857,8 @@ std::string sample_text(const Context& ctx, const GPT2<Float>& model, DataLoader
     const std::vector<uint16_t> prompt(data.inputs(), data.inputs() + prompt_tokens);
     const std::vector<uint16_t> made = generate(ctx, model, prompt, c, step);
     std::string text = format("sample after %lld updates (the prompt is in brackets):\n", (long long)step);
-    if (tokenizer) return text + "[" + tokenizer->decode(prompt) + "]" + tokenizer->decode(made) + "\n";
+    if (tokenizer)
+        return text + terminal_text("[" + tokenizer->decode(prompt) + "]" + tokenizer->decode(made)) + "\n";
     for (uint16_t t : made) text += std::to_string(t) + " ";
     return text + "\n";
 }
@@ -873,12 +883,13 @@ LambdaRise lambda_rise(const TrainConfig& c) {
 std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2Config& config,
                                                 const DataLoader& train, const char* precision) {
     std::string layers;
-    for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + format("%g", f);
+    for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + setting_text(f);
     return {{"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers,
                              config.num_heads, config.channels, config.vocab_size)},
             {"training data",
              format("%lld tokens in %d shards", (long long)train.num_tokens(), train.num_shards())},
-            {"lambda", format("%g", c.lambda)},
+            {"data-digest", format("%016llx", (unsigned long long)train.digest())},
+            {"lambda", setting_text(c.lambda)},
             {"topk", std::to_string(c.topk)},
             {"reg", reg_name(c.reg)},
             {"lambda-warmup", lambda_rise(c).setting},
@@ -887,12 +898,12 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
             {"context", std::to_string(c.T)},
             {"tokens-per-update", std::to_string(c.tokens_per_update)},
             {"updates", std::to_string(c.updates)},
-            {"lr", format("%g", c.lr)},
+            {"lr", setting_text(c.lr)},
             {"schedule", schedule_name(c.schedule)},
             {"warmup", std::to_string(c.warmup_updates) + " updates"},
-            {"final-lr", format("%g", c.final_lr)},
-            {"weight-decay", format("%g", c.weight_decay)},
-            {"clip", format("%g", c.clip)},
+            {"final-lr", setting_text(c.final_lr)},
+            {"weight-decay", setting_text(c.weight_decay)},
+            {"clip", setting_text(c.clip)},
             {"overfit", c.overfit ? "yes" : "no"},
             {"seed", std::to_string(c.seed)},
             {"precision", precision}};
@@ -918,7 +929,7 @@ template <class Float>
 int64_t resume(GPT2<Float>& model, DataLoader& train, const std::string& folder,
                const std::map<std::string, std::string>& settings, TargetLoss* target) {
     RunState state = load_run_state(folder);
-    check_settings(folder, state, settings);
+    check_settings(folder, state.settings, settings);
     if (target) target->restore(state.extra["target-loss"], state.step);
     std::vector<float> host(model.num_params), other(model.num_params);
     load_weights(find_model(folder), model.config, host.data());
@@ -984,12 +995,12 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
 // ---------------------------------------------------------------------------------------------------------
 // setting up
 
-// log/run1, log/run2, ...: the first that is not there yet; to resume, the last that is.
+// log/run1, log/run2, ...: one behind the last that is there; to resume, that one.
 std::string default_run_folder(bool resume) {
-    int n = 1;
-    while (std::filesystem::exists("log/run" + std::to_string(n))) n++;
-    if (resume && n == 1) fail("there is no run to resume in log/: name the run folder with -o");
-    return "log/run" + std::to_string(resume ? n - 1 : n);
+    const std::vector<int64_t> runs = numbered_runs("log");
+    if (!resume) return run_name("log", runs.empty() ? 1 : runs.back() + 1);
+    if (runs.empty()) fail("there is no run to resume in log/: name the run folder with -o");
+    return run_name("log", runs.back());
 }
 
 // Factors on lambda: one for all layers, or one for each.
@@ -1049,13 +1060,21 @@ void export_weights(TrainConfig& c) {
            vocabulary.empty() ? ", without a tokenizer" : "");
 }
 
-// The vocabulary of the default data that suits the model: bytes for tiny, GPT-2's for the rest.
+// The vocabulary of the default data that suits the model: bytes for tiny, GPT-2's for the rest. Where that
+// could not be got, a model from scratch can learn bytes, too.
 void choose_data(TrainConfig& c, const Start& start) {
     const bool bytes = start.from_scratch ? c.from == "tiny" : start.config.vocab_size == kByteVocab;
     const char* tokens = bytes ? "bytes" : "gpt2";
     if (c.train_data.empty()) {
         if (!c.val_data.empty())
             fail("-j (--val-data) is given without -i (--train-data): give both, or neither");
+        if (!bytes && !any_shards(default_data(tokens, "train"))) {
+            constexpr const char* missing =
+                "the default data has no GPT-2 tokens (data/fetch gpt2 gets the vocabulary, then make)";
+            if (!start.from_scratch) fail("%s: get it, or name token shards with -i and -j", missing);
+            printf("%s: training on bytes\n", missing);
+            tokens = "bytes";
+        }
         c.train_data = default_data(tokens, "train");
         c.val_data = default_data(tokens, "val");
     }
@@ -1126,15 +1145,10 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
 // ---------------------------------------------------------------------------------------------------------
 // the loop
 
-static volatile sig_atomic_t g_interrupted = 0;
-static void on_interrupt(int sig) {
-    g_interrupted = 1;
-    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
-}
-
 std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig& c, const GPT2Config& config,
                                                                const Context& ctx, const DataLoader& train,
-                                                               size_t bytes, const char* precision) {
+                                                               size_t bytes, const char* precision,
+                                                               int64_t step) {
     const std::string micro = format("%d x %d", c.B, c.T);
     const int64_t accumulate = c.tokens_per_update / ((int64_t)c.B * c.T);
     bool cudnn = false;
@@ -1165,7 +1179,7 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
          format("%g, %s, warm-up %lld updates, down to %g of it; weight decay %g, clip %g", c.lr,
                 schedule_name(c.schedule), (long long)c.warmup_updates, c.final_lr, c.weight_decay, c.clip)},
         {"memory", format("%s, recompute %d", pretty_bytes((double)bytes).c_str(), c.recompute)},
-        {"run folder", c.out + (c.resume ? " (resumed)" : "")},
+        {"run folder", c.out + (step > 0 ? format(" (resumed after %lld updates)", (long long)step) : "")},
     };
 }
 
@@ -1221,13 +1235,13 @@ void train(TrainConfig c) {
                                          c.target_loss.margin, c.lambda_warmup_updates);
         settings["target-loss"] = target->setting();
     }
-    const std::string checkpoint = open_run_folder(c.out, c.resume);
+    const std::string checkpoint = open_run_folder(c.out, c.resume, settings);
     int64_t step = 0;
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
     c.resume = !checkpoint.empty();
     const size_t bytes =
         model_bytes<Float>(ctx, config, c.B, c.T, c.recompute, true, c.reg, c.precision == Precision::fp8);
-    const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision);
+    const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision, step);
     fputs(settings_table(rows).c_str(), stdout);
     nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};
     for (const auto& [name, value] : settings) first_line["settings"][name] = value;
@@ -1293,9 +1307,12 @@ void train(TrainConfig c) {
 
     const int64_t micro_steps = c.tokens_per_update / ((int64_t)c.B * c.T);
     const float share = 1.0f / (float)micro_steps;
-    if (c.overfit) train_data.next_batch();
+    if (c.overfit) {  // the first batch, also where the run goes on from a checkpoint
+        train_data.reset();
+        train_data.next_batch();
+    }
     int64_t saved = step;
-    while (step < c.updates && !g_interrupted) {
+    for (bool stop = g_interrupted; step < c.updates && !stop;) {
         const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
         const float lambda = lambda_at(step, c.lambda, c.lambda_start_updates, c.lambda_warmup_updates) *
                              (target ? target->factor(step + 1) : 1.0f);
@@ -1316,12 +1333,13 @@ void train(TrainConfig c) {
         metrics_of[step % 2].lambda = lambda;
         step++;
 
-        const bool save_now = due(c.checkpoint_every) || (g_interrupted && c.checkpoint_every > 0);
-        const bool pause = due(c.validate_every) || due(c.sample_every) || save_now;
-        report_until(kOnCpu || pause || step == c.updates || g_interrupted ? step : step - 1);
+        const bool pause = due(c.validate_every) || due(c.sample_every) || due(c.checkpoint_every);
+        report_until(kOnCpu || pause || step == c.updates ? step : step - 1);
         if (due(c.validate_every)) validate_now();
         if (due(c.sample_every)) sample_now();
-        if (save_now) {
+        stop = g_interrupted;  // once, and behind all that takes long: what stops the loop is also saved
+        if (stop) report_until(step);
+        if (due(c.checkpoint_every) || (stop && c.checkpoint_every > 0)) {
             metrics.sync();
             save(ctx, model, c, train_data, step, settings, target.get());
             saved = step;
@@ -1333,7 +1351,7 @@ void train(TrainConfig c) {
         cudaEventDestroy(ready[i]);
     }
     progress.finish();
-    if (g_interrupted && step < c.updates)
+    if (step < c.updates)
         printf("stopped after %lld updates%s\n", (long long)step,
                saved == step ? format(": go on with -y -o %s and the same settings", c.out.c_str()).c_str()
                              : "");
@@ -1347,6 +1365,7 @@ void train(TrainConfig c) {
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
+    open_standard_streams();
     try {
         TrainConfig config;
         std::vector<Flag> flags = train_flags(config);
@@ -1366,6 +1385,7 @@ int main(int argc, char** argv) {
             train<float>(config);
         return 0;
     } catch (const std::exception& e) {
+        fflush(stdout);
         fprintf(stderr, "error: %s\n", e.what());
         return 1;
     }

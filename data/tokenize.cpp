@@ -179,6 +179,7 @@ struct Input {
 // Binary formats have control characters, and zeros above all, in their first bytes.
 static bool looks_like_text(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
+    if (!file) fail("cannot open %s: %s", path.c_str(), strerror(errno));
     char head[8192];
     file.read(head, sizeof(head));
     for (std::streamsize i = 0; i < file.gcount(); i++) {
@@ -530,16 +531,18 @@ static int64_t find_split(TokenFile& tokens, double val_fraction, int64_t docume
     return after < 0 || ideal - before <= after - ideal ? before : after;
 }
 
-// Writes the tokens from `first` up to `end` as the shards of one kind ("train" or "val").
+// Of the shards of one kind ("train" or "val").
+static std::string shard_name(const Options& o, const char* kind, int64_t number) {
+    return format("%s_%s_%06lld.bin", o.output.c_str(), kind, static_cast<long long>(number));
+}
+
+// Writes the tokens from `first` up to `end` as the shards of one kind.
 static void write_shards(TokenFile& tokens, int64_t first, int64_t end, const Options& o, const char* kind,
                          int vocab_size) {
-    const auto name = [&](int64_t i) {
-        return format("%s_%s_%06lld.bin", o.output.c_str(), kind, static_cast<long long>(i));
-    };
     constexpr int64_t kBlock = int64_t{1} << 20;
     int64_t shards = 0;
     while (first < end) {
-        const std::string path = name(shards++);
+        const std::string path = shard_name(o, kind, shards++);
         const int64_t count = std::min(end - first, o.shard_tokens), shard_end = first + count;
         ShardWriter shard(path, count, vocab_size);
         while (first < shard_end) {
@@ -553,8 +556,8 @@ static void write_shards(TokenFile& tokens, int64_t first, int64_t end, const Op
                static_cast<long long>(count));
     }
     // An earlier run with the same prefix and more shards would otherwise add its last ones to this set.
-    while (unlink(name(shards).c_str()) == 0)
-        printf("removed     %s, left by an earlier run\n", name(shards++).c_str());
+    while (unlink(shard_name(o, kind, shards).c_str()) == 0)
+        printf("removed     %s, left by an earlier run\n", shard_name(o, kind, shards++).c_str());
 }
 
 static void run(const Options& o) {
@@ -584,7 +587,11 @@ static void run(const Options& o) {
            100.0 * static_cast<double>(n - split) / static_cast<double>(n));
     printf("bytes/token %.3f\n", static_cast<double>(corpus.bytes()) / static_cast<double>(n));
     write_shards(tokens, 0, split, o, "train", tokenizer.vocab_size());
-    if (o.val_fraction > 0) write_shards(tokens, split, n, o, "val", tokenizer.vocab_size());
+    if (o.val_fraction > 0)
+        write_shards(tokens, split, n, o, "val", tokenizer.vocab_size());
+    else if (const std::string val = shard_name(o, "val", 0); is_file(val))
+        printf("note        %s is there from before: its text may be among what is now trained on\n",
+               val.c_str());
 }
 
 int main(int argc, char** argv) {

@@ -44,6 +44,27 @@ inline int64_t step_of_folder(const std::string& name) {
     return name == step_folder_name(step) ? step : -1;
 }
 
+// The folder of run number n, which has no name of its own.
+inline std::string run_name(const std::string& folder, int64_t n) {
+    return folder + "/run" + std::to_string(n);
+}
+
+// The numbers of the runs that are there, in ascending order.
+inline std::vector<int64_t> numbered_runs(const std::string& folder) {
+    std::vector<int64_t> runs;
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+         it.increment(error)) {
+        const std::string name = it->path().filename().string();
+        int64_t n = 0;
+        if (name.starts_with("run")) std::from_chars(name.data() + 3, name.data() + name.size(), n);
+        if (n > 0 && run_name(folder, n) == folder + "/" + name && is_folder(folder + "/" + name))
+            runs.push_back(n);
+    }
+    std::sort(runs.begin(), runs.end());
+    return runs;
+}
+
 // The steps of the run folder's checkpoints, complete or not, in ascending order.
 inline std::vector<int64_t> checkpoint_steps(const std::string& run_folder) {
     std::vector<int64_t> steps;
@@ -112,15 +133,20 @@ inline RunState load_run_state(const std::string& folder) {
     return state;
 }
 
+// Settings that runs did not record from the first version on. One that was not recorded is not compared.
+inline bool is_new_setting(const std::string& name) {
+    return name == "data-digest";
+}
+
 // An Error that names every setting in which the run that is resumed from `folder` differs from `now`.
-inline void check_settings(const std::string& folder, const RunState& saved,
+inline void check_settings(const std::string& folder, const std::map<std::string, std::string>& saved,
                            const std::map<std::string, std::string>& now) {
     std::string differences;
     auto compare = [&](const std::string& name, const std::string& was, const std::string& is) {
         differences +=
             (differences.empty() ? "" : ", ") + printable(name) + " was " + printable(was) + " and is " + is;
     };
-    for (const auto& [name, value] : saved.settings) {
+    for (const auto& [name, value] : saved) {
         auto found = now.find(name);
         if (found == now.end())
             compare(name, value, "not known now");
@@ -128,7 +154,8 @@ inline void check_settings(const std::string& folder, const RunState& saved,
             compare(name, value, "now " + printable(found->second));
     }
     for (const auto& [name, value] : now)
-        if (!saved.settings.count(name)) compare(name, "not recorded", "now " + printable(value));
+        if (!saved.count(name) && !is_new_setting(name))
+            compare(name, "not recorded", "now " + printable(value));
     if (!differences.empty())
         fail(
             "cannot resume %s with other settings (%s): give the same ones, or start a new run with another "
@@ -268,9 +295,24 @@ inline void save_checkpoint(const std::string& run_folder, const GPT2Config& con
         unlink((run_folder + "/" + step_folder_name(steps[i]) + "/optimizer.safetensors").c_str());
 }
 
+// The settings in the first line of a run's metrics.jsonl, as metrics.h writes it.
+inline std::map<std::string, std::string> settings_of_metrics(const std::string& path) {
+    const MappedFile file(path);
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    const auto line = nlohmann::json::parse(text.substr(0, text.find('\n')), nullptr, false);
+    if (!line.is_object() || !line.contains("settings") || !line["settings"].is_object())
+        fail("%s has no first line with the configuration of the run", path.c_str());
+    std::map<std::string, std::string> settings;
+    for (const auto& [name, value] : line["settings"].items())
+        if (value.is_string()) settings[name] = value.get<std::string>();
+    return settings;
+}
+
 // Makes a run folder ready, and returns the checkpoint to resume from, or "" for a run that starts new. A
-// folder with a run in it is refused unless `resume`; with `resume`, an empty folder starts a new run.
-inline std::string open_run_folder(const std::string& run_folder, bool resume) {
+// folder with a run in it is refused unless `resume`. With `resume` a new run starts in an empty folder, and
+// where a run with the same settings was stopped before its first checkpoint; what happens is said to `say`.
+inline std::string open_run_folder(const std::string& run_folder, bool resume,
+                                   const std::map<std::string, std::string>& settings, FILE* say = stdout) {
     std::error_code error;
     std::filesystem::create_directories(run_folder, error);
     if (error || !is_folder(run_folder))
@@ -283,10 +325,20 @@ inline std::string open_run_folder(const std::string& run_folder, bool resume) {
                  run_folder.c_str());
         return "";
     }
+    const std::string metrics = run_folder + "/metrics.jsonl";
+    if (steps.empty() && is_file(metrics)) {
+        check_settings(run_folder, settings_of_metrics(metrics), settings);
+        fprintf(say, "%s has no checkpoint to go on from: the run begins anew\n", run_folder.c_str());
+    }
     std::string latest = latest_checkpoint(run_folder);
-    if (latest.empty() && !steps.empty())
+    if (steps.empty()) return latest;
+    const std::string newest = run_folder + "/" + step_folder_name(steps.back());
+    if (latest.empty())
         fail("%s cannot be resumed, none of its checkpoints is complete: %s", run_folder.c_str(),
-             checkpoint_problem(run_folder + "/" + step_folder_name(steps.back()), true).c_str());
+             checkpoint_problem(newest, true).c_str());
+    if (latest != newest)
+        fprintf(say, "going on from %s, for the newest checkpoint is not complete: %s\n", latest.c_str(),
+                checkpoint_problem(newest, true).c_str());
     return latest;
 }
 

@@ -181,6 +181,17 @@ class Permutation {
     int half_bits_ = 1;
 };
 
+// The glob that matches a name and nothing else, as find_shards() reads it; a comma, which would end it
+// there, is matched by any character.
+inline std::string glob_of(const std::string& name) {
+    std::string glob;
+    for (const char c : name) {
+        if (c == '*' || c == '?' || c == '[' || c == ']' || c == '\\') glob += '\\';
+        glob += c == ',' ? '?' : c;
+    }
+    return glob;
+}
+
 // The files that a comma list of globs names: sorted, each once. Every glob must match something.
 inline std::vector<std::string> find_shards(const std::string& pattern) {
     std::vector<std::string> files;
@@ -199,6 +210,14 @@ inline std::vector<std::string> find_shards(const std::string& pattern) {
     std::sort(files.begin(), files.end());
     files.erase(std::unique(files.begin(), files.end()), files.end());
     return files;
+}
+
+inline bool any_shards(const std::string& pattern) {
+    try {
+        return !find_shards(pattern).empty();
+    } catch (const Error&) {
+        return false;
+    }
 }
 
 class DataLoader {
@@ -252,6 +271,22 @@ class DataLoader {
             if (++state_.position == windows()) enter_epoch(state_.epoch + 1);
         }
     }
+    // Of the shards' lengths and of 16 places in each: other data of the same size has another digest, but
+    // for small changes in it.
+    uint64_t digest() const {
+        constexpr int64_t kPlaces = 16, kTokens = 32;
+        uint64_t digest = 0;
+        for (const TokenShard& shard : shards_) {
+            const int64_t n = shard.num_tokens(), some = std::min(n, kTokens);
+            digest = mix_bits(digest ^ static_cast<uint64_t>(n));
+            for (int64_t place = 0; place < kPlaces; place++) {
+                const uint16_t* from = shard.tokens() + (n - some) * place / (kPlaces - 1);
+                for (int64_t i = 0; i < some; i++) digest = mix_bits(digest ^ from[i]);
+            }
+        }
+        return digest;
+    }
+
     const int* inputs() const { return inputs_.data(); }
     const int* targets() const { return targets_.data(); }
 

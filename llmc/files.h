@@ -2,8 +2,9 @@
 //
 // A file that is written here appears under its name only when it is complete and on the disk: it is written
 // as NAME.tmp, synced, and renamed. Whatever stops the program on the way (a full disk, a kill, a power cut)
-// leaves what was there before. A file that is read is memory-mapped; text from it that ends up in a message
-// is made printable first.
+// leaves what was there before. What has the name already and is no file (/dev/null, a pipe) is written to
+// instead: renaming would put a file in its place. A file that is read is memory-mapped; text from it that
+// ends up in a message is made printable first.
 #pragma once
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -89,19 +91,28 @@ class MappedFile {
     size_t size_ = 0;
 };
 
-// A file being written as PATH.tmp, which becomes PATH in commit(); without commit() it is removed.
+// A file being written as PATH.tmp, which becomes PATH in commit(); without commit() it is removed. A link
+// stays, and what it points to is written.
 class OutputFile {
   public:
-    explicit OutputFile(const std::string& path) : path_(path), temporary_(path + ".tmp") {
-        fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (fd_ < 0) fail("cannot create %s: %s", temporary_.c_str(), strerror(errno));
+    explicit OutputFile(const std::string& path) : path_(path), target_(path) {
+        struct stat info;
+        const bool there = stat(path.c_str(), &info) == 0;
+        is_file_ = !there || S_ISREG(info.st_mode);
+        if (char* real = there && is_file_ ? realpath(path.c_str(), nullptr) : nullptr) {
+            target_ = real;
+            free(real);
+        }
+        const std::string name = is_file_ ? temporary() : path;
+        fd_ = open(name.c_str(), O_WRONLY | O_CLOEXEC | (is_file_ ? O_CREAT | O_TRUNC : 0), 0666);
+        if (fd_ < 0) fail("cannot create %s: %s", name.c_str(), strerror(errno));
     }
     OutputFile(const OutputFile&) = delete;
     OutputFile& operator=(const OutputFile&) = delete;
     ~OutputFile() {
         if (fd_ < 0) return;
         close(fd_);
-        unlink(temporary_.c_str());
+        if (is_file_) unlink(temporary().c_str());
     }
 
     const std::string& path() const { return path_; }
@@ -118,18 +129,22 @@ class OutputFile {
     }
 
     void commit() {
-        if (fsync(fd_) != 0) fail("cannot write %s to the disk: %s", path_.c_str(), strerror(errno));
+        if (is_file_ && fsync(fd_) != 0)
+            fail("cannot write %s to the disk: %s", path_.c_str(), strerror(errno));
         int result = close(fd_);
         fd_ = -1;
-        if (result != 0 || rename(temporary_.c_str(), path_.c_str()) != 0) {
+        if (result != 0 || (is_file_ && rename(temporary().c_str(), target_.c_str()) != 0)) {
             int error = errno;
-            unlink(temporary_.c_str());
+            if (is_file_) unlink(temporary().c_str());
             fail("cannot write %s: %s", path_.c_str(), strerror(error));
         }
     }
 
   private:
-    std::string path_, temporary_;
+    std::string temporary() const { return target_ + ".tmp"; }
+
+    std::string path_, target_;  // as it was given, and the file behind it if that is a link
+    bool is_file_ = true;
     int fd_ = -1;
 };
 

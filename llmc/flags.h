@@ -9,6 +9,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
@@ -50,6 +51,12 @@ inline float parse_float(const std::string& flag, const std::string& text, doubl
     return static_cast<float>(value);
 }
 
+// A number as text that is short, as %g makes it, if that gives the same float back.
+inline std::string setting_text(float x) {
+    const std::string text = format("%g", x);
+    return std::strtof(text.c_str(), nullptr) == x ? text : format("%.9g", x);
+}
+
 // One of a few words; returns its index.
 inline int parse_choice(const std::string& flag, const std::string& text,
                         const std::vector<std::string>& choices) {
@@ -74,26 +81,29 @@ inline std::vector<std::string> split_list(const std::string& text) {
 
 // Sets everything that argv names, in order. Throws Error on anything that is not in the table.
 inline void parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
+    constexpr int kLongFlag = 256;  // behind all letters
     std::string letters = ":";
     std::vector<option> options;
     for (const Flag& f : flags) {
         if (f.letter) letters += std::string(1, f.letter) + (f.argument.empty() ? "" : ":");
-        options.push_back({f.name.c_str(), f.argument.empty() ? no_argument : required_argument, nullptr, 0});
+        // Each with a number of its own: getopt takes an abbreviation of two flags that are alike in all else
+        // for the first.
+        options.push_back({f.name.c_str(), f.argument.empty() ? no_argument : required_argument, nullptr,
+                           kLongFlag + static_cast<int>(options.size())});
     }
     options.push_back({nullptr, 0, nullptr, 0});
     opterr = 0;
     optind = 0;  // so that tests can parse more than once
     for (;;) {
         const int word = optind ? optind : 1;
-        int index = -1;
-        const int letter = getopt_long(argc, argv, letters.c_str(), options.data(), &index);
+        const int letter = getopt_long(argc, argv, letters.c_str(), options.data(), nullptr);
         if (letter == -1) break;
         const std::string given = word < argc ? argv[word] : "";
         if (letter == ':') fail("%s needs a value: see --help", given.c_str());
         if (letter == '?')
             fail("there is no flag %s, or its short form is ambiguous: see --help", given.c_str());
         for (size_t i = 0; i < flags.size(); i++)
-            if (letter ? flags[i].letter == letter : static_cast<int>(i) == index)
+            if (letter == kLongFlag + static_cast<int>(i) || (flags[i].letter && flags[i].letter == letter))
                 flags[i].set(optarg ? optarg : "");
     }
     if (optind < argc) fail("'%s' belongs to no flag: see --help", argv[optind]);

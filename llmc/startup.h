@@ -2,6 +2,7 @@
 // the model that the user named together with its vocabulary.
 #pragma once
 #include <cuda_runtime.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -13,7 +14,15 @@
 
 #include "checkpoint.h"
 #include "context.h"
+#include "dataloader.h"
 #include "tokenizer.h"
+
+// Standard input, output and error where they were closed: to nowhere. Otherwise the next file that is opened
+// would be the standard output, and get what is printed.
+inline void open_standard_streams() {
+    for (int fd = 0; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);  // takes the lowest number that is free
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // device
@@ -142,11 +151,11 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const WeightFiles* weights, int
 // ---------------------------------------------------------------------------------------------------------
 // data
 
-// The default data set that make prepared: data/default_dataset holds its name.
+// The shards of the default data set that make prepared, as a glob: data/default_dataset holds its name.
 inline std::string default_data(const std::string& tokens, const char* part) {
     const std::string folder = program_folder() + "/data/";
     std::ifstream file(folder + "default_dataset");
     std::string name;
     if (!(file >> name)) fail("there is no data yet: run data/prepare, or name token shards with -i and -j");
-    return folder + name + "_" + tokens + "_" + part + "_*.bin";
+    return glob_of(folder + name + "_" + tokens + "_" + part + "_") + "*.bin";
 }

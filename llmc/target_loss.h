@@ -45,6 +45,7 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint.h"
 #include "error.h"
 #include "files.h"
 #include "flags.h"
@@ -107,12 +108,13 @@ inline std::vector<float> read_plain_losses(std::string path, const std::string&
             compare("start (-e)", text_of(object, "from"), from);
             for (const auto& [name, value] : settings)
                 if (name != "lambda" && name != "topk" && name != "reg" && name != "lambda-warmup" &&
-                    name != "lambda-layers")
+                    name != "lambda-layers" && !(is_new_setting(name) && !was.contains(name)))
                     compare(name, text_of(was, name), value);
         } else if (object.contains("ce")) {
             if (!object.contains("step") || object["step"] != losses.size() + 1 || !object["ce"].is_number())
                 bad_line();
             losses.push_back(object["ce"].get<float>());
+            if (!std::isfinite(losses.back())) bad_line();
         }
     }
     if ((int64_t)losses.size() != updates)

@@ -1,10 +1,28 @@
 // Text that arrives token by token, of which only whole characters are shown: GPT-2's tokens are bytes, and a
 // character of several bytes may be spread over several tokens.
 #pragma once
+#include <unistd.h>
+
 #include <string>
 #include <string_view>
 
 #include "tokenizer.h"
+
+// Text as it is shown: on a terminal, which would obey them, control characters other than line feed and tab
+// become '?'. The bytes of a model can be any.
+inline std::string terminal_text(std::string text, bool terminal = isatty(STDOUT_FILENO)) {
+    if (!terminal) return text;
+    std::string shown;
+    for (size_t i = 0; i < text.size(); i++) {
+        const auto c = static_cast<unsigned char>(text[i]);
+        const auto next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
+        const bool c1 = c == 0xC2 && next >= 0x80 && next < 0xA0;  // U+0080 ... U+009F
+        const bool control = c1 || c == 0x7F || (c < 0x20 && c != '\n' && c != '\t');
+        shown += control ? '?' : text[i];
+        i += c1;
+    }
+    return shown;
+}
 
 class TextStream {
   public:

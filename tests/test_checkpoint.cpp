@@ -559,9 +559,9 @@ TEST_CASE("an optimizer of another model is an Error that names the tensor") {
 TEST_CASE("a resume with other settings names each one that differs") {
     RunState saved;
     saved.settings = {{"--lambda", "0.1"}, {"--lr", "3e-4"}, {"--reg", "tail"}, {"--old", "1"}};
-    CHECK(error_of([&] { check_settings("run/step_00000001", saved, saved.settings); }) == "");
+    CHECK(error_of([&] { check_settings("run/step_00000001", saved.settings, saved.settings); }) == "");
     const std::string message = error_of([&] {
-        check_settings("run/step_00000001", saved,
+        check_settings("run/step_00000001", saved.settings,
                        {{"--lambda", "0.2"}, {"--lr", "3e-4"}, {"--reg", "kl"}, {"--new", "2"}});
     });
     for (const char* fragment :
@@ -569,6 +569,13 @@ TEST_CASE("a resume with other settings names each one that differs") {
           "--old was 1 and is not known now", "--new was not recorded and is now 2", "-o"})
         check_mentions(message, fragment);
     CHECK(message.find("--lr") == std::string::npos);
+    // What runs did not always record is compared where they did.
+    std::map<std::string, std::string> now = saved.settings;
+    now["data-digest"] = "1";
+    CHECK(error_of([&] { check_settings("run", saved.settings, now); }) == "");
+    saved.settings["data-digest"] = "2";
+    check_mentions(error_of([&] { check_settings("run", saved.settings, now); }),
+                   "data-digest was 2 and is now 1");
 }
 
 TEST_CASE("a setting that is not UTF-8 (a path, say) survives a resume") {
@@ -578,7 +585,9 @@ TEST_CASE("a setting that is not UTF-8 (a path, say) survives a resume") {
     snapshot.save(run.path);
     const std::string folder = latest_checkpoint(run.path);
     CHECK(folder == run / "step_00000001");
-    CHECK(error_of([&] { check_settings(folder, load_run_state(folder), snapshot.state.settings); }) == "");
+    CHECK(error_of([&] {
+              check_settings(folder, load_run_state(folder).settings, snapshot.state.settings);
+          }) == "");
 }
 
 TEST_CASE("a model with NaN or infinity is neither saved nor loaded") {
@@ -607,22 +616,66 @@ TEST_CASE("a model with NaN or infinity is neither saved nor loaded") {
 TEST_CASE("a new run does not start in another's folder") {
     TempFolder folder;
     const std::string run = folder / "a/b";
-    CHECK(open_run_folder(run, false) == "");
+    std::map<std::string, std::string> settings = {{"lr", "1"}};
+    FILE* said = tmpfile();
+    const auto open_run = [&](bool resume) { return open_run_folder(run, resume, settings, said); };
+    CHECK(open_run(false) == "");
     CHECK(is_folder(run));
-    CHECK(open_run_folder(run, true) == "");  // nothing there: a new run
+    CHECK(open_run(true) == "");  // nothing there: a new run
+    CHECK(ftell(said) == 0);
+    write_text(run + "/metrics.jsonl", "{\"settings\":{\"lr\":\"1\"}}\n{\"step\":1}\n");
+    check_mentions(error_of([&] { open_run(false); }), "resume it with -y, or choose another folder with -o");
+    CHECK(open_run(true) == "");  // stopped before its first checkpoint: it starts again, and says so
+    CHECK(ftell(said) > 0);
+    settings["lr"] = "2";  // but it does not take the place of another run
+    check_mentions(error_of([&] { open_run(true); }), "lr was 1 and is now 2");
     write_text(run + "/metrics.jsonl", "{}\n");
-    check_mentions(error_of([&] { open_run_folder(run, false); }),
-                   "resume it with -y, or choose another folder with -o");
-    CHECK(open_run_folder(run, true) == "");  // stopped before its first checkpoint: it starts again
+    check_mentions(error_of([&] { open_run(true); }), "no first line with the configuration");
     fs::remove(run + "/metrics.jsonl");
     Snapshot(4).save(run);
-    check_mentions(error_of([&] { open_run_folder(run, false); }), "resume it with -y");
-    CHECK(open_run_folder(run, true) == run + "/step_00000004");
+    Snapshot(6).save(run);
+    check_mentions(error_of([&] { open_run(false); }), "resume it with -y");
+    long before = ftell(said);
+    CHECK(open_run(true) == run + "/step_00000006");
+    CHECK(ftell(said) == before);
+    fs::resize_file(run + "/step_00000006/model.safetensors", 9);
+    CHECK(open_run(true) == run + "/step_00000004");  // the one before it, and says so
+    CHECK(ftell(said) > before);
     fs::resize_file(run + "/step_00000004/model.safetensors", 9);
-    check_mentions(error_of([&] { open_run_folder(run, true); }), "none of its checkpoints is complete");
+    check_mentions(error_of([&] { open_run(true); }), "none of its checkpoints is complete");
+    fclose(said);
     write_text(folder / "file", "");
-    CHECK(error_of([&] { open_run_folder(folder / "file", false); }) != "");
-    CHECK(error_of([&] { open_run_folder(folder / "file/run", false); }) != "");
+    CHECK(error_of([&] { open_run_folder(folder / "file", false, settings); }) != "");
+    CHECK(error_of([&] { open_run_folder(folder / "file/run", false, settings); }) != "");
+}
+
+TEST_CASE("runs are numbered; gaps and other names do not count") {
+    TempFolder folder;
+    CHECK(numbered_runs(folder / "none").empty());
+    for (const char* name : {"run3", "run10", "run1", "run02", "run", "run5x", "run-4", "runs", "run0"})
+        fs::create_directory(folder / name);
+    write_text(folder / "run7", "a file");
+    CHECK(numbered_runs(folder.path) == std::vector<int64_t>{1, 3, 10});
+    CHECK(run_name("log", 10) == "log/run10");
+}
+
+TEST_CASE("a file is written behind a link; what is no file is written to") {
+    TempFolder folder;
+    write_file(folder / "real", "old");
+    fs::create_symlink("real", folder / "link");
+    write_file(folder / "link", "new");
+    CHECK(fs::is_symlink(folder / "link"));
+    CHECK(read_text(folder / "real") == "new");
+    REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
+    const int reader = open((folder / "pipe").c_str(), O_RDONLY | O_NONBLOCK);
+    write_file(folder / "pipe", "through");
+    char text[16] = {};
+    CHECK(read(reader, text, sizeof text) == 7);
+    CHECK(text == std::string("through"));
+    close(reader);
+    CHECK(fs::is_fifo(folder / "pipe"));
+    check_mentions(error_of([&] { write_file(folder.path, ""); }), "cannot create " + folder.path);
+    CHECK(names_in(folder.path) == std::vector<std::string>{"link", "pipe", "real"});
 }
 
 // ---- Crashes and full disks ----

@@ -212,7 +212,7 @@ TEST_CASE("find_bad_token finds the first, wherever it is") {
 
 TEST_CASE("patterns of files") {
     const Folder folder;
-    for (const char* name : {"b_1.bin", "b_0.bin", "a.bin", "odd[1].bin"})
+    for (const char* name : {"b_1.bin", "b_0.bin", "a.bin", "odd[1].bin", "x*?\\[a],_0.bin", "xy_0.bin"})
         write_shard(folder / name, {1, 2, 3}, 257);
     const auto names = [&](const std::string& pattern) {
         std::vector<std::string> found;
@@ -223,6 +223,9 @@ TEST_CASE("patterns of files") {
     CHECK(names((folder / "b_*.bin") + "," + (folder / "a.bin") + "," + (folder / "b_1.bin")) ==
           std::vector<std::string>{"a.bin", "b_0.bin", "b_1.bin"});
     CHECK(names(folder / "odd[1].bin") == std::vector<std::string>{"odd[1].bin"});
+    CHECK(names(glob_of(folder / "x*?\\[a],") + "_*.bin") == std::vector<std::string>{"x*?\\[a],_0.bin"});
+    CHECK(any_shards(folder / "b_*.bin"));
+    CHECK(!any_shards(folder / "c_*.bin"));
     CHECK_HAS(error_of([&] { find_shards(folder / "none*.bin"); }), "none*.bin");
     CHECK_HAS(error_of([&] { find_shards((folder / "a.bin") + "," + (folder / "none*.bin")); }), "none*.bin");
     CHECK_HAS(error_of([] { find_shards(""); }), "no token shard matches \"\"");
@@ -321,6 +324,35 @@ TEST_CASE("the seed decides the order") {
         orders.insert(order);
     }
     CHECK(orders.size() == 20);
+}
+
+TEST_CASE("other data has another digest") {
+    const Folder folder;
+    std::vector<uint16_t> tokens(1000);
+    for (size_t i = 0; i < tokens.size(); i++) tokens[i] = static_cast<uint16_t>(i * i % 250);
+    const auto digest = [&](const std::vector<std::vector<uint16_t>>& shards) {
+        for (const auto& entry : fs::directory_iterator(folder.path)) fs::remove(entry);
+        for (size_t i = 0; i < shards.size(); i++)
+            write_shard(folder / ("s_" + std::to_string(i) + ".bin"), shards[i]);
+        return DataLoader(folder / "s_*.bin", 2, 8, true, 1).digest();
+    };
+    const uint64_t first = digest({tokens});
+    CHECK(digest({tokens}) == first);
+    const std::vector<uint16_t> backwards(tokens.rbegin(), tokens.rend()),
+        half(tokens.begin() + 500, tokens.end());
+    std::vector<uint16_t> other_end = tokens;
+    other_end.back()++;
+    std::set<uint64_t> digests = {first,
+                                  digest({backwards}),
+                                  digest({half}),
+                                  digest({half, half}),
+                                  digest({other_end}),
+                                  digest({tokens, half}),
+                                  digest({half, tokens})};
+    CHECK(digests.size() == 7);
+    CHECK(digest({{1, 2, 3, 4, 5, 6, 7, 8, 9}}) !=
+          digest({{1, 2, 3, 4, 5, 6, 7, 8, 10}}));  // shorter than a place
+    CHECK(digest({{}, tokens}) != first);
 }
 
 TEST_CASE("the batch size only groups") {

@@ -421,6 +421,11 @@ if prepare; then
     cp public/text.txt again/tinyshakespeare.txt
     check "with a mirror after all" env DATA_MIRROR=again TOKENIZE="$tokenize" data/prepare >out 2>err
     check "with a mirror after all: the default" test "$(cat data/default_dataset)" = tinyshakespeare
+    rm -rf data/tinyshakespeare* data/default_dataset
+    prepare
+    cp public/text.txt data/tinyshakespeare.txt
+    check "with the text there by hand, after it could not be got" prepare
+    check "with the text there by hand: the default" test "$(cat data/default_dataset)" = tinyshakespeare
 else
     echo "this machine has too little English text: $(cat err)"
     check "too little local text: said" said "DATA_MIRROR"

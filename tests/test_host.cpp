@@ -137,9 +137,11 @@ static std::vector<Flag> some_flags(Parsed& p) {
         {'b', "batch", "N", "3", "rows", [&p](auto& v) { p.number = parse_int("-b (--batch)", v, 1, 64); }},
         {0, "lr", "X", "0", "rate", [&p](auto& v) { p.real = parse_float("--lr", v, 0, 10); }},
         {'a', "all", "", "", "a switch", [&p](auto&) { p.on = true; }},
-        {0, "kind", "one|two", "one", "a choice", [](auto& v) {
+        {0, "kind", "one|two", "one", "a choice",
+         [](auto& v) {
              parse_choice("--kind", v, {"one", "two"});
-         }}};
+         }},
+        {0, "kindness", "X", "", "is as long a name", [](auto&) {}}};
 }
 static std::string parse(std::vector<std::string> words, Parsed& p) {
     words.insert(words.begin(), "program");
@@ -163,6 +165,9 @@ TEST_CASE("flags: what is taken") {
     CHECK(parse({"-b9", "--lr=2"}, p) == "");
     CHECK(p.number == 9);
     CHECK(p.real == 2.0f);
+    CHECK(parse({"--bat", "10", "--l", "3", "--kindn", "x"}, p) == "");  // as much as it takes to know which
+    CHECK(p.number == 10);
+    CHECK(p.real == 3.0f);
 }
 
 TEST_CASE("flags: what is not, and a sentence that says why") {
@@ -177,6 +182,7 @@ TEST_CASE("flags: what is not, and a sentence that says why") {
         {{"--batch"}, "--batch needs a value"},
         {{"-z"}, "there is no flag -z"},
         {{"--nothing"}, "there is no flag --nothing"},
+        {{"--kin", "one"}, "there is no flag --kin, or its short form is ambiguous"},
         {{"--lr", "nan"}, "takes a number from 0 to 10"},
         {{"--lr", "inf"}, "takes a number from 0 to 10"},
         {{"--lr", "-1"}, "takes a number from 0 to 10"},
@@ -187,6 +193,16 @@ TEST_CASE("flags: what is not, and a sentence that says why") {
         Parsed p;
         const std::string message = parse(words, p);
         CHECK_MESSAGE(message.find(expected) != std::string::npos, message << " should say: " << expected);
+    }
+}
+
+TEST_CASE("a setting as text is short, and gives the same number back") {
+    for (const auto& [x, text] : {std::pair{0.1f, "0.1"}, {6e-4f, "0.0006"}, {0.0f, "0"}, {1e-5f, "1e-05"}})
+        CHECK(setting_text(x) == text);
+    CHECK(setting_text(0.1234561f) != setting_text(0.1234564f));
+    for (int i = 0; i < 1000; i++) {
+        const float x = (float)random_uniform(1, 2, (uint64_t)i);
+        CHECK(std::strtof(setting_text(x).c_str(), nullptr) == x);
     }
 }
 

@@ -143,6 +143,11 @@ TEST_CASE("the plain run's losses, and what is refused by name") {
         CHECK_MESSAGE(text.find(words) != text.npos, text << " should say: " << words);
     };
     says(message("d6"), "start (-e) is tiny");
+    std::map<std::string, std::string> digest = settings;
+    digest["data-digest"] = "1";  // which older runs did not record
+    CHECK(read_plain_losses(folder.path, "tiny", digest, 3).size() == 3);
+    file("0", "12", two + "{\"step\":3,\"ce\":1e300}\n");
+    says(message(), "line 5 of");
     file("0", "12", two);
     says(message(), "holds 2 updates of a run of 3");
     file("0", "12", two + "{\"step\":3,\"ce\":4.2");  // a line that is being written

@@ -5,6 +5,13 @@
 
 #include "../llmc/text_stream.h"
 
+TEST_CASE("a terminal gets no control characters, a file gets all") {
+    const std::string text = "a\x1b[2J\x07\r\x7f\tb\n\xC2\x9B\xC2\xA0\xC3\xA9\xC2";
+    CHECK(terminal_text(text, true) == "a?[2J???\tb\n?\xC2\xA0\xC3\xA9\xC2");
+    CHECK(terminal_text(text, false) == text);
+    CHECK(terminal_text(std::string(1, '\0'), true) == "?");
+}
+
 TEST_CASE("a character is never split") {
     const std::string text = "a é € 😀 z\n日本";
     TextStream stream;

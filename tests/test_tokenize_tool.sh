@@ -79,8 +79,12 @@ check "the summary counts tokens" grep -q '^tokens      20,' stdout
 check "a validation fraction" bytes --val-fraction 0.5 -o half digits.txt
 same "half of it" "$(text half_val_000000.bin)" abcdefghij
 check "no validation" bytes --val-fraction 0 -o all digits.txt
+check "no validation: nothing to say" '! grep -q note stdout'
 same "all of it" "$(text all_train_000000.bin)" 0123456789abcdefghij
 check "no validation shard" test ! -e all_val_000000.bin
+cp half_val_000000.bin all_val_000000.bin
+check "no validation, and an earlier run's is there" bytes --val-fraction 0 -o all digits.txt
+check "no validation, and an earlier run's is there: it is told" 'grep -q "note.*all_val_000000.bin is there from before" stdout'
 
 # --- several documents: one <|endoftext|> between two, split between them
 mkdir -p docs/sub

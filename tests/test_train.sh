@@ -85,6 +85,34 @@ kill -INT $pid
 wait $pid
 check "Ctrl-C finishes the update, saves and says how to go on" '[ $? = 0 ] && grep -q "go on with -y" "$work/log" &&
     [ -f "$work/interrupted/step_$(printf %08d "$(last "$work/interrupted" step)")/model.safetensors" ]'
+# A sample that takes long: Ctrl-C while it is being made keeps the updates before it.
+"$train" "${quick[@]}" -x 3000 -s 3 -g 100000 -o "$work/sampling" >"$work/log" 2>&1 &
+pid=$!
+for _ in $(seq 600); do
+    [ "0$(updates_in "$work/sampling")" -ge 3 ] && break
+    sleep 0.02
+done
+sleep 0.2
+kill -INT $pid
+wait $pid
+check "Ctrl-C in a sample ends it, and saves" '[ $? = 0 ] && [ -f "$work/sampling/step_00000003/model.safetensors" ] &&
+    grep -q "sample after 3" "$work/log" && grep -q "go on with -y" "$work/log"'
+run "${quick[@]}" -x 6 -n 3 -a -o "$work/batch" && cp -r "$work/batch" "$work/batch_again" && rm -r "$work/batch_again/step_00000006"
+run "${quick[@]}" -x 6 -n 3 -a -y -o "$work/batch_again"
+check "-a resumes on its batch" 'grep -q "resumed after 3 updates" "$work/log" &&
+    cmp -s "$work/batch/step_00000006/model.safetensors" "$work/batch_again/step_00000006/model.safetensors"'
+head -c 100000 "$work/text.txt" >"$work/one.txt" && tail -c 100000 "$work/text.txt" >"$work/other.txt"
+for text in one other; do "$root/build/tokenize" --tokenizer bytes -o "$work/$text" "$work/$text.txt" >"$work/log" 2>&1; done
+on() { run -e tiny -b 2 -t 64 -s 0 -v 0 -x 4 -n 2 -i "$work/$1_train_*.bin" -j "$work/$1_val_*.bin" "${@:2}"; }
+on one -o "$work/same_size" && rm -r "$work/same_size/step_00000004"
+on other -y -o "$work/same_size"
+check "resuming with other data of the same size is refused" '[ $? = 1 ] && grep -q "data-digest was" "$work/log"'
+on one -y -o "$work/same_size"
+check "and with the same data it is not" '[ $? = 0 ]'
+run "${quick[@]}" -x 3 -n 0 -l 0 -o "$work/plain_only"
+run "${quick[@]}" -x 3 -n 0 -l 0.5 -y -o "$work/plain_only"
+check "-y does not take the place of a run that has no checkpoint" '[ $? = 1 ] && grep -q "lambda was 0 and is now 0.5" "$work/log" &&
+    [ "$(updates_in "$work/plain_only")" = 3 ]'
 run "${common[@]}" --lr 1e-5 -y -o "$work/straight"
 check "resuming with another setting is refused by name" '[ $? = 1 ] && grep -q "lr was" "$work/log"'
 run "${common[@]}" -o "$work/straight"
@@ -119,7 +147,27 @@ check "bf16 trains" '[ $? = 0 ] && grep -q bf16 "$work/log"'
 run "${small[@]}" -x 2 -n 2 --precision fp8 -o "$work/fp8"
 check "fp8 trains, and to other bits than bf16" '[ $? = 0 ] && grep -q "fp8" "$work/log" && [ "$(last "$work/fp8" ce)" != "$(last "$work/bf16" ce)" ]'
 
+# ---- where it finds itself
+mkdir -p "$work/here/log/run1" "$work/here/log/run3"
+(cd "$work/here" && run "${quick[@]}" -x 2 -n 2)
+check "a run of no name comes behind the last, whatever is missing before it" '[ $? = 0 ] && [ -d "$work/here/log/run4/step_00000002" ]'
+(cd "$work/here" && run "${quick[@]}" -x 2 -n 2 -y)
+check "and -y goes on with that one" '[ $? = 0 ] && grep -q "log/run4 (resumed after 2 updates)" "$work/log"'
+("$train" "${quick[@]}" -x 2 -n 2 -o "$work/closed" <&- >&- 2>&-)
+check "with closed standard streams nothing else gets what is printed" '[ $? = 0 ] && [ "$(grep -cv "^{" "$work/closed/metrics.jsonl")" = 0 ]'
+# A copy of it in a folder whose name is also a glob, with bytes to train on, but no GPT-2 tokens.
+place="$work/a [1], place"
+mkdir -p "$place/data" && cp "$train" "$place/" && cp "$work"/one_*.bin "$place/data/" && echo one >"$place/data/default_dataset"
+for part in train val; do mv "$place/data/one_${part}_000000.bin" "$place/data/one_bytes_${part}_000000.bin"; done
+"$place/train_gpt2cpu" -e d6 -b 1 -t 16 -x 1 -n 0 -s 0 -v 0 -o "$work/of_bytes" >"$work/log" 2>&1
+check "without GPT-2 tokens a model from scratch learns bytes, and that is said" '[ $? = 0 ] &&
+    grep -q "has no GPT-2 tokens.*training on bytes" "$work/log" && grep -q "vocabulary 257" "$work/log"'
+
 # ---- --debug-state
+mkfifo "$work/pipe"
+cat "$work/pipe" >"$work/piped" &
+run "${quick[@]}" --debug-state "$work/pipe"
+check "--debug-state writes to what is no file" '[ $? = 0 ] && wait $! && [ -p "$work/pipe" ] && [ -s "$work/piped" ]'
 run "${quick[@]}" --debug-state "$work/state.safetensors" -o "$work/none"
 check "--debug-state writes its file, exits with 0 and leaves no run" '[ $? = 0 ] && [ -s "$work/state.safetensors" ] && [ ! -e "$work/none" ]'
 

@@ -856,7 +856,7 @@ std::string sample_text(const Context& ctx, const GPT2<Float>& model, DataLoader
     const int prompt_tokens = std::max(1, std::min(32, c.T / 4));
     const std::vector<uint16_t> prompt(data.inputs(), data.inputs() + prompt_tokens);
     const std::vector<uint16_t> made = generate(ctx, model, prompt, c, step);
-    std::string text = format("sample after %lld updates (the prompt is in brackets):\n", (long long)step);
+    std::string text = "sample after " + updates_text(step) + " (the prompt is in brackets):\n";
     if (tokenizer)
         return text + terminal_text("[" + tokenizer->decode(prompt) + "]" + tokenizer->decode(made)) + "\n";
     for (uint16_t t : made) text += std::to_string(t) + " ";
@@ -876,7 +876,8 @@ LambdaRise lambda_rise(const TrainConfig& c) {
     const std::string end = std::to_string(c.lambda_warmup_updates);
     if (c.lambda_start_updates > 0)
         return {" (rising from update " + start + " to " + end + ")", start + " to " + end + " updates"};
-    return {c.lambda_warmup_updates > 0 ? " (rising over " + end + " updates)" : "", end + " updates"};
+    return {c.lambda_warmup_updates > 0 ? " (rising over " + updates_text(c.lambda_warmup_updates) + ")" : "",
+            end + " updates"};
 }
 
 // The settings that change the mathematics of a run: a resumed run must have the same ones.
@@ -1172,14 +1173,14 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
          format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train.num_tokens()).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
                           (long long)accumulate, accumulate == 1 ? "" : "es", micro.c_str())},
-        {"run", format("%lld updates, %s tokens, %.2f epochs", (long long)c.updates,
+        {"run", format("%s, %s tokens, %.2f epochs", updates_text(c.updates).c_str(),
                        pretty_count((double)c.updates * (double)c.tokens_per_update).c_str(),
                        (double)c.updates * (double)c.tokens_per_update / (double)train.num_tokens())},
-        {"learning rate",
-         format("%g, %s, warm-up %lld updates, down to %g of it; weight decay %g, clip %g", c.lr,
-                schedule_name(c.schedule), (long long)c.warmup_updates, c.final_lr, c.weight_decay, c.clip)},
+        {"learning rate", format("%g, %s, warm-up %s, down to %g of it; weight decay %g, clip %g", c.lr,
+                                 schedule_name(c.schedule), updates_text(c.warmup_updates).c_str(),
+                                 c.final_lr, c.weight_decay, c.clip)},
         {"memory", format("%s, recompute %d", pretty_bytes((double)bytes).c_str(), c.recompute)},
-        {"run folder", c.out + (step > 0 ? format(" (resumed after %lld updates)", (long long)step) : "")},
+        {"run folder", c.out + (step > 0 ? " (resumed after " + updates_text(step) + ")" : "")},
     };
 }
 
@@ -1255,7 +1256,7 @@ void train(TrainConfig c) {
     const auto validate_now = [&] {
         const Validation v = validate(ctx, model, *val_data, c);
         metrics.validation(step, (float)v.ce, (float)v.mass, (float)v.mass_nosink);
-        std::string text = format("validation after %lld updates: loss %.4f", (long long)step, v.ce);
+        std::string text = format("validation after %s: loss %.4f", updates_text(step).c_str(), v.ce);
         if (std::isfinite(v.mass))
             text += format(", top-%d mass %.4f (%.4f without position 0)", c.topk, v.mass, v.mass_nosink);
         if (std::isfinite(v.sink))
@@ -1352,11 +1353,11 @@ void train(TrainConfig c) {
     }
     progress.finish();
     if (step < c.updates)
-        printf("stopped after %lld updates%s\n", (long long)step,
+        printf("stopped after %s%s\n", updates_text(step).c_str(),
                saved == step ? format(": go on with -y -o %s and the same settings", c.out.c_str()).c_str()
                              : "");
     else
-        printf("done: %lld updates; metrics and checkpoints are in %s\n", (long long)step, c.out.c_str());
+        printf("done: %s; metrics and checkpoints are in %s\n", updates_text(step).c_str(), c.out.c_str());
     free_model(model);
 }
 

@@ -167,6 +167,11 @@ inline std::string pretty_count(double n) {
     return format("%.*f%s", std::fabs(n) < 9.995 ? 2 : std::fabs(n) < 99.95 ? 1 : 0, n, unit);
 }
 
+// "1 update", "2 updates"
+inline std::string updates_text(int64_t n) {
+    return std::to_string(n) + (n == 1 ? " update" : " updates");
+}
+
 // 7s, 3m12s, 2h05m, 3d04h
 inline std::string pretty_seconds(double seconds) {
     if (!(seconds < 1e9)) return "?";

@@ -15,6 +15,7 @@
 
 #include "graphs.h"
 #include "scheduler.h"
+#include "symbols.h"
 #include "types.h"
 
 namespace cuda_cpu {
@@ -50,16 +51,20 @@ struct Profile {  // time by kernel
     };
     bool on = getenv("CUDA_CPU_PROFILE") && strcmp(getenv("CUDA_CPU_PROFILE"), "0");
     std::mutex mutex;
-    std::map<std::string, Row> rows;
+    std::map<std::pair<const void*, std::string>, Row> rows;  // by address, if known, and name at the launch
 
-    void add(const char* kernel, double seconds) {
+    void add(const void* kernel, const char* name, double seconds) {
         std::lock_guard lock(mutex);
-        Row& row = rows[kernel];
+        Row& row = rows[{kernel, name}];
         row.seconds += seconds;
         row.calls++;
     }
     ~Profile() {
-        std::vector<std::pair<std::string, Row>> sorted(rows.begin(), rows.end());
+        std::vector<std::pair<std::string, Row>> sorted;
+        for (const auto& [which, row] : rows) {
+            const std::string name = which.first ? function_at(which.first) : "";
+            sorted.emplace_back(name.empty() ? which.second : name, row);
+        }
         std::sort(sorted.begin(), sorted.end(),
                   [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
         for (const auto& [kernel, row] : sorted)
@@ -132,7 +137,7 @@ struct Launch {
             auto thread = [&] { launch.call(copies...); };
             double start = profile.on ? omp_get_wtime() : 0;
             launch.run_grid(&thread, run_threads<decltype(thread)>);
-            if (profile.on) profile.add(launch.name, omp_get_wtime() - start);
+            if (profile.on) profile.add(launch.kernel, launch.name, omp_get_wtime() - start);
         });
     }
 

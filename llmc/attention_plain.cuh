@@ -8,8 +8,14 @@
 #pragma once
 #include "attention_common.cuh"
 
-inline constexpr int kAttentionThreads = 128;  // 16 groups of rows x 8 groups of columns of a tile
+// A tile's scores and outputs are dealt to groups of rows x groups of columns, a thread each. On the CPU
+// fewer threads have more columns: as many as its widest registers, and less to switch between at a barrier.
+#ifdef CUDA_CPU
+inline constexpr int kRowGroups = 16, kColumnGroups = 4;
+#else
 inline constexpr int kRowGroups = 16, kColumnGroups = 8;
+#endif
+inline constexpr int kAttentionThreads = kRowGroups * kColumnGroups;
 
 // Queries and keys are cut into tiles; HS is the head size rounded up to one of 32, 64, 128 (the rest is
 // zero).
@@ -94,8 +100,8 @@ struct TopList {
     }
 };
 
-// One block: TILE queries of one head. Thread (rg, cg) of the 16 x 8 owns the scores of R queries and K keys
-// of a tile, and D dimensions of those queries' outputs; in between, thread r < TILE owns row r.
+// One block: TILE queries of one head. Thread (row group, column group) owns the scores of R queries and K
+// keys of a tile, and D dimensions of those queries' outputs; in between, thread r < TILE owns row r.
 template <class Float, int HS, bool TOPK>
 __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const Float* qkv, int T,
                                          int num_heads, int hs, int topk) {
@@ -159,7 +165,7 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
         }
         __syncthreads();
         accumulate_tile(o, p_turned + r0, TILE, kv + d0, HS, TILE);
-        for (int j = 0; j < TILE; j++)  // the same sum in all 8 threads of a row: cheaper than sharing it
+        for (int j = 0; j < TILE; j++)  // the same sum in all threads of a row: cheaper than sharing it
             for (int r = 0; r < R; r++) sum[r] += p_turned[j * TILE + r0 + r];
     }
 

@@ -10,10 +10,13 @@
 
 // A tile's scores and outputs are dealt to groups of rows x groups of columns, a thread each. On the CPU
 // fewer threads have more columns: as many as its widest registers, and less to switch between at a barrier.
+// There a thread's scores of a row lie side by side, on a GPU those of the neighbouring threads' rows do.
 #ifdef CUDA_CPU
-inline constexpr int kRowGroups = 16, kColumnGroups = 4;
+inline constexpr int kRowGroups = 16, kColumnGroups = 4, kTurnedRows = 4;
+inline constexpr bool kRowsLieTogether = true;
 #else
-inline constexpr int kRowGroups = 16, kColumnGroups = 8;
+inline constexpr int kRowGroups = 16, kColumnGroups = 8, kTurnedRows = 1;
+inline constexpr bool kRowsLieTogether = false;
 #endif
 inline constexpr int kAttentionThreads = kRowGroups * kColumnGroups;
 
@@ -25,12 +28,14 @@ inline constexpr int kTile = HS <= 64 ? 64 : 32;
 // tile[d][row] = x[row][d], rows x HS; rows from `valid` on and dimensions from hs on are zero.
 template <class Float, int HS, int TILE>
 __device__ void load_tile_turned(float* tile, const Float* x, size_t stride, int valid, int hs) {
-    constexpr int N = Pack<Float>::size;
-    for (int i = threadIdx.x; i < TILE * (HS / N); i += kAttentionThreads) {
-        const int row = i % TILE, d = i / TILE * N;
-        Pack<Float> p = {};
-        if (row < valid && d < hs) p = load_pack(x + row * stride + d);
-        for (int k = 0; k < N; k++) tile[(d + k) * TILE + row] = (float)p[k];
+    constexpr int N = Pack<Float>::size, ROWS = kTurnedRows, GROUPS = TILE / ROWS;
+    for (int i = threadIdx.x; i < GROUPS * (HS / N); i += kAttentionThreads) {
+        const int row = i % GROUPS * ROWS, d = i / GROUPS * N;
+        Pack<Float> p[ROWS] = {};
+        for (int r = 0; r < ROWS; r++)
+            if (row + r < valid && d < hs) p[r] = load_pack(x + (row + r) * stride + d);
+        for (int k = 0; k < N; k++)
+            for (int r = 0; r < ROWS; r++) tile[(d + k) * TILE + row + r] = (float)p[r][k];
     }
 }
 
@@ -46,11 +51,17 @@ __device__ void load_tile(float* tile, const Float* x, size_t stride, int valid,
     }
 }
 
+// Where the score of a row and a column of a tile lies in shared memory.
+template <int TILE>
+__device__ constexpr int score_at(int row, int column) {
+    return kRowsLieTogether ? row * TILE + column : column * TILE + row;
+}
+
 // out[r][c] += sum over x of a[x][r] b[x][c], each a chain of fmaf over x in order: every product of tiles
-// below, in registers. The CPU body holds a row of out in one vector register, which g++ does not find by
-// itself.
+// below, in registers. a has a step from x to x and one from row to row. The CPU body holds a row of out in
+// one vector register, which g++ does not find by itself.
 template <int R, int C>
-__device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float* a, int a_stride,
+__device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float* a, int a_step, int a_row,
                                                 const float* b, int b_stride, int n) {
 #ifdef CUDA_CPU
     typedef float Row __attribute__((vector_size(C * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -58,14 +69,14 @@ __device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float*
     for (int r = 0; r < R; r++) sum[r] = *(const Row*)out[r];
     for (int x = 0; x < n; x++) {
         const Row bx = *(const Row*)(b + x * b_stride);
-        for (int r = 0; r < R; r++) sum[r] += a[x * a_stride + r] * bx;  // g++ contracts this to fma
+        for (int r = 0; r < R; r++) sum[r] += a[x * a_step + r * a_row] * bx;  // g++ contracts this to fma
     }
     for (int r = 0; r < R; r++) *(Row*)out[r] = sum[r];
 #else
     for (int x = 0; x < n; x++) {
         float ax[R], bx[C];
 #pragma unroll
-        for (int r = 0; r < R; r++) ax[r] = a[x * a_stride + r];
+        for (int r = 0; r < R; r++) ax[r] = a[x * a_step + r * a_row];
 #pragma unroll
         for (int c = 0; c < C; c++) bx[c] = b[x * b_stride + c];
 #pragma unroll
@@ -108,12 +119,12 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
     constexpr int TILE = kTile<HS>;
     constexpr int R = TILE / kRowGroups, K = TILE / kColumnGroups, D = HS / kColumnGroups;
     extern __shared__ float4 shared[];
-    float* q_turned = (float*)shared;          // [HS][TILE]
-    float* kv = q_turned + HS * TILE;          // keys [HS][TILE], then values [TILE][HS]
-    float* p_turned = kv + HS * TILE;          // [key][query]: scores, then probabilities
-    float* row_max_ = p_turned + TILE * TILE;  // [TILE]
-    float* row_scale = row_max_ + TILE;        // [TILE]: what the row's sums so far are multiplied by
-    float* row_sum_ = row_scale + TILE;        // [TILE]
+    float* q_turned = (float*)shared;    // [HS][TILE]
+    float* kv = q_turned + HS * TILE;    // keys [HS][TILE], then values [TILE][HS]
+    float* p = kv + HS * TILE;           // by score_at(query, key): scores, then probabilities
+    float* row_max_ = p + TILE * TILE;   // [TILE]
+    float* row_scale = row_max_ + TILE;  // [TILE]: what the row's sums so far are multiplied by
+    float* row_sum_ = row_scale + TILE;  // [TILE]
 
     const int C = num_heads * hs, tid = threadIdx.x;
     const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
@@ -123,6 +134,7 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
     const Float* q = qkv + (size_t)b * T * stride + head * hs;
     const Float *k = q + C, *v = q + 2 * C;
     const float scale = 1.0f / sqrtf((float)hs);
+    constexpr auto at = score_at<TILE>;
 
     load_tile_turned<Float, HS, TILE>(q_turned, q + first_query * stride, stride, T - first_query, hs);
     float o[R][D] = {}, sum[R] = {};
@@ -135,12 +147,12 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
         load_tile_turned<Float, HS, TILE>(kv, k + first_key * stride, stride, T - first_key, hs);
         __syncthreads();
         float s[R][K] = {};
-        accumulate_tile(s, q_turned + r0, TILE, kv + c0, TILE, HS);
+        accumulate_tile(s, q_turned + r0, TILE, 1, kv + c0, TILE, HS);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < K; c++) {
                 const bool visible = first_key + c0 + c <= first_query + r0 + r;
                 s[r][c] = visible ? s[r][c] * scale : -INFINITY;
-                p_turned[(c0 + c) * TILE + r0 + r] = s[r][c];
+                p[at(r0 + r, c0 + c)] = s[r][c];
             }
         __syncthreads();
 
@@ -148,9 +160,13 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
         if (tid < TILE) {  // row tid: its new maximum, and its largest scores
             const int visible = min(TILE, first_query + tid - first_key + 1);
             float new_max = max;
-            for (int j = 0; j < visible; j++) new_max = fmaxf(new_max, p_turned[j * TILE + tid]);
-            if (TOPK)
-                for (int j = 0; j < visible; j++) list.insert(p_turned[j * TILE + tid], topk);
+            for (int j = 0; j < visible; j++) {
+                if (TOPK)
+                    list.insert(p[at(tid, j)], topk);
+                else
+                    new_max = fmaxf(new_max, p[at(tid, j)]);
+            }
+            if (TOPK) new_max = list.score[0];
             row_max_[tid] = new_max;
             row_scale[tid] = __expf(max - new_max);
             max = new_max;
@@ -159,14 +175,14 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
 
         for (int r = 0; r < R; r++) {
             const float m = row_max_[r0 + r], rescale = row_scale[r0 + r];
-            for (int c = 0; c < K; c++) p_turned[(c0 + c) * TILE + r0 + r] = __expf(s[r][c] - m);
+            for (int c = 0; c < K; c++) p[at(r0 + r, c0 + c)] = __expf(s[r][c] - m);
             for (int d = 0; d < D; d++) o[r][d] *= rescale;
             sum[r] *= rescale;
         }
         __syncthreads();
-        accumulate_tile(o, p_turned + r0, TILE, kv + d0, HS, TILE);
+        accumulate_tile(o, p + at(r0, 0), at(0, 1), at(1, 0), kv + d0, HS, TILE);
         for (int j = 0; j < TILE; j++)  // the same sum in all threads of a row: cheaper than sharing it
-            for (int r = 0; r < R; r++) sum[r] += p_turned[j * TILE + r0 + r];
+            for (int r = 0; r < R; r++) sum[r] += p[at(r0 + r, j)];
     }
 
     for (int r = 0; r < R; r++) {
@@ -253,7 +269,21 @@ __global__ void attention_delta_kernel(float* delta, float* slope, const Float* 
     delta[row] = c != 0.0f ? D + c * rows.mass[row] : D;
 }
 
-// The row's numbers as the two kernels below hold them in shared memory: [TILE] each.
+// What the gradients of a row's scores depend on.
+struct PlainRow {
+    float lse, theta, tie, delta, slope;
+
+    // ds for one score s, from its probability p and dp.
+    template <Pull PULL>
+    __device__ float score_gradient(float s, float p, float dp) const {
+        float g = dp - delta;
+        if (PULL == Pull::topk) g += slope * (s > theta ? 1.0f : s == theta ? tie : 0.0f);
+        if (PULL == Pull::entropy) g = fmaf(slope, s, g);
+        return p * g;
+    }
+};
+
+// The same of a tile's rows, in shared memory.
 template <int TILE>
 struct RowTile {
     float lse[TILE], theta[TILE], tie[TILE], delta[TILE], slope[TILE];
@@ -271,14 +301,10 @@ struct RowTile {
         tie[r] = in ? rows.tie[row + r] : 0.0f;
         slope[r] = in ? slope_[row + r] : 0.0f;
     }
-
-    // ds for one score s of row r, from its probability p and dp.
     template <Pull PULL>
-    __device__ float score_gradient(int r, float s, float p, float dp) const {
-        float g = dp - delta[r];
-        if (PULL == Pull::topk) g += slope[r] * (s > theta[r] ? 1.0f : s == theta[r] ? tie[r] : 0.0f);
-        if (PULL == Pull::entropy) g = fmaf(slope[r], s, g);
-        return p * g;
+    __device__ PlainRow row(int r) const {
+        if (PULL == Pull::none) return {lse[r], 0.0f, 0.0f, delta[r], 0.0f};
+        return {lse[r], theta[r], tie[r], delta[r], slope[r]};
     }
 };
 
@@ -294,8 +320,8 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
     float* do_turned = q_turned + HS * TILE;  // [HS][TILE]
     float* k_tile = do_turned + HS * TILE;    // keys [HS][TILE], then [TILE][HS]
     float* v_turned = k_tile + HS * TILE;     // [HS][TILE]
-    float* ds_turned = v_turned + HS * TILE;  // [key][query]
-    RowTile<TILE>& tile = *(RowTile<TILE>*)(ds_turned + TILE * TILE);
+    float* ds = v_turned + HS * TILE;         // by score_at(query, key)
+    RowTile<TILE>& tile = *(RowTile<TILE>*)(ds + TILE * TILE);
 
     const int C = num_heads * hs, tid = threadIdx.x;
     const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
@@ -305,6 +331,7 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
     const Float* q = qkv + (size_t)b * T * stride + head * hs;
     const Float *k = q + C, *v = q + 2 * C;
     const float scale = 1.0f / sqrtf((float)hs);
+    constexpr auto at = score_at<TILE>;
 
     load_tile_turned<Float, HS, TILE>(q_turned, q + first_query * stride, stride, T - first_query, hs);
     load_tile_turned<Float, HS, TILE>(do_turned, dout + ((size_t)b * T + first_query) * C + head * hs, C,
@@ -318,20 +345,21 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
         load_tile_turned<Float, HS, TILE>(v_turned, v + first_key * stride, stride, T - first_key, hs);
         __syncthreads();
         float s[R][K] = {}, dp[R][K] = {};
-        accumulate_tile(s, q_turned + r0, TILE, k_tile + c0, TILE, HS);
-        accumulate_tile(dp, do_turned + r0, TILE, v_turned + c0, TILE, HS);
-        for (int r = 0; r < R; r++)
+        accumulate_tile(s, q_turned + r0, TILE, 1, k_tile + c0, TILE, HS);
+        accumulate_tile(dp, do_turned + r0, TILE, 1, v_turned + c0, TILE, HS);
+        for (int r = 0; r < R; r++) {
+            const PlainRow row = tile.template row<PULL>(r0 + r);
             for (int c = 0; c < K; c++) {
                 const bool visible = first_key + c0 + c <= first_query + r0 + r;
                 const float score = s[r][c] * scale;
-                const float p = visible ? __expf(score - tile.lse[r0 + r]) : 0.0f;
-                ds_turned[(c0 + c) * TILE + r0 + r] =
-                    tile.template score_gradient<PULL>(r0 + r, score, p, dp[r][c]);
+                const float p = visible ? __expf(score - row.lse) : 0.0f;
+                ds[at(r0 + r, c0 + c)] = row.score_gradient<PULL>(score, p, dp[r][c]);
             }
+        }
         __syncthreads();
         load_tile<Float, HS, TILE>(k_tile, k + first_key * stride, stride, T - first_key, hs);
         __syncthreads();
-        accumulate_tile(dq, ds_turned + r0, TILE, k_tile + d0, HS, TILE);
+        accumulate_tile(dq, ds + at(r0, 0), at(0, 1), at(1, 0), k_tile + d0, HS, TILE);
     }
     for (int r = 0; r < R; r++) {
         const int i = first_query + r0 + r;
@@ -354,8 +382,8 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
     float* v_turned = k_turned + HS * TILE;  // [HS][TILE]
     float* q_tile = v_turned + HS * TILE;    // queries [HS][TILE], then [TILE][HS]
     float* do_tile = q_tile + HS * TILE;     // the same of dout
-    float* p = do_tile + HS * TILE;          // [query][key]
-    float* ds = p + TILE * TILE;             // [query][key]
+    float* p = do_tile + HS * TILE;          // by score_at(key, query)
+    float* ds = p + TILE * TILE;             // by score_at(key, query)
     RowTile<TILE>& tile = *(RowTile<TILE>*)(ds + TILE * TILE);
 
     const int C = num_heads * hs, tid = threadIdx.x;
@@ -367,6 +395,7 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
     const Float *k = q + C, *v = q + 2 * C;
     const Float* dout_head = dout + (size_t)b * T * C + head * hs;
     const float scale = 1.0f / sqrtf((float)hs);
+    constexpr auto at = score_at<TILE>;
 
     load_tile_turned<Float, HS, TILE>(k_turned, k + first_key * stride, stride, T - first_key, hs);
     load_tile_turned<Float, HS, TILE>(v_turned, v + first_key * stride, stride, T - first_key, hs);
@@ -380,24 +409,24 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
         tile.template load<PULL>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
         __syncthreads();
         float s[R][Q] = {}, dp[R][Q] = {};  // [key][query]
-        accumulate_tile(s, k_turned + r0, TILE, q_tile + c0, TILE, HS);
-        accumulate_tile(dp, v_turned + r0, TILE, do_tile + c0, TILE, HS);
+        accumulate_tile(s, k_turned + r0, TILE, 1, q_tile + c0, TILE, HS);
+        accumulate_tile(dp, v_turned + r0, TILE, 1, do_tile + c0, TILE, HS);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < Q; c++) {
                 const int i = first_query + c0 + c;
                 const bool visible = first_key + r0 + r <= i && i < T;
+                const PlainRow row = tile.template row<PULL>(c0 + c);
                 const float score = s[r][c] * scale;
-                const float prob = visible ? __expf(score - tile.lse[c0 + c]) : 0.0f;
-                p[(c0 + c) * TILE + r0 + r] = prob;
-                ds[(c0 + c) * TILE + r0 + r] =
-                    tile.template score_gradient<PULL>(c0 + c, score, prob, dp[r][c]);
+                const float prob = visible ? __expf(score - row.lse) : 0.0f;
+                p[at(r0 + r, c0 + c)] = prob;
+                ds[at(r0 + r, c0 + c)] = row.score_gradient<PULL>(score, prob, dp[r][c]);
             }
         __syncthreads();
         load_tile<Float, HS, TILE>(q_tile, q + first_query * stride, stride, T - first_query, hs);
         load_tile<Float, HS, TILE>(do_tile, dout_head + (size_t)first_query * C, C, T - first_query, hs);
         __syncthreads();
-        accumulate_tile(dv, p + r0, TILE, do_tile + d0, HS, TILE);
-        accumulate_tile(dk, ds + r0, TILE, q_tile + d0, HS, TILE);
+        accumulate_tile(dv, p + at(r0, 0), at(0, 1), at(1, 0), do_tile + d0, HS, TILE);
+        accumulate_tile(dk, ds + at(r0, 0), at(0, 1), at(1, 0), q_tile + d0, HS, TILE);
     }
     for (int r = 0; r < R; r++) {
         const int j = first_key + r0 + r;

@@ -278,7 +278,7 @@ __device__ void normalize_stream(float (&y)[HalfShape<C>::eights][8], Memory& me
     const StreamQuad<Float, C> quad(in);
     cluster_wait();
     wait_for_previous_kernel();
-    if (threadIdx.x < std::size(memory.bias)) memory.bias[threadIdx.x] = (float)row_bias;
+    if (threadIdx.x < sizeof memory.bias / sizeof *memory.bias) memory.bias[threadIdx.x] = (float)row_bias;
     gather_stream(memory.x, &memory.x_box, memory.sums, kept, in, quad);
     norm.apply(y, memory.x);
 }

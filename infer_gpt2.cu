@@ -59,13 +59,14 @@ struct InferConfig {
 
     // generation
     std::string prompt, prompt_file;
-    bool interactive = false;
+    bool prompt_given = false, interactive = false;
     int64_t tokens = 128;
     std::string attention;  // dense, topk or pages; "" until resolved
     int topk = 8;
     bool topk_given = false;
     float epsilon = 0.01f;
     Sampling sampling = {.temperature = 1.0f, .top_k = 0, .top_p = 0.95f, .seed = 1337};
+    bool greedy = false;
     bool slide = true;
     bool stats = false;
 
@@ -119,8 +120,12 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& v) { c.from = v; }},
         {'p', "prompt", "TEXT", "",
          "what the text begins with; without one the model begins a text of its own",
-         [&c](auto& v) { c.prompt = v; }},
-        {'f', "prompts", "FILE", "", "prompts, one a line, continued side by side",
+         [&c](auto& v) {
+             c.prompt = v;
+             c.prompt_given = true;
+         }},
+        {'f', "prompts", "FILE", "",
+         "prompts, one a line, continued side by side, each with random numbers of its own",
          [&c](auto& v) { c.prompt_file = v; }},
         {0, "interactive", "", "", "read lines, and continue the text after each",
          [&c](auto&) { c.interactive = true; }},
@@ -146,8 +151,8 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& v) { c.sampling.top_p = parse_float("--top-p", v, 1e-6, 1); }},
         {0, "top-tokens", "N", "0", "draw from the N most likely tokens; 0 = all",
          [&c](auto& v) { c.sampling.top_k = (int)parse_int("--top-tokens", v, 0, 65536); }},
-        {0, "greedy", "", "", "always the most likely token: --temperature 0",
-         [&c](auto&) { c.sampling.temperature = 0; }},
+        {0, "greedy", "", "", "always the most likely token, whatever --temperature says",
+         [&c](auto&) { c.greedy = true; }},
         {0, "seed", "N", "1337", "for samples and probes",
          [&c](auto& v) { c.sampling.seed = (uint64_t)parse_int("--seed", v, 0, INT64_MAX); }},
         {0, "context-full", "slide|stop", "slide",
@@ -159,7 +164,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto&) { c.stats = true; }},
         {0, "eval", "WHAT", "",
          "loss on token shards (a glob) or a text file, dense and with every row cut to k keys",
-         [&c](auto& v) { c.eval = v; }},
+         [&c](auto& v) { c.eval = parse_name("--eval", v); }},
         {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and --report",
          [&c](auto& v) {
              c.cuts.clear();
@@ -170,14 +175,14 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          "which keys the rows of --eval keep; raw: also without renormalizing",
          [&c](auto& v) { parse_cut_kinds(c, v); }},
         {0, "lambada", "FILE", "", "LAMBADA (data/fetch lambada): the last word, dense and with k keys",
-         [&c](auto& v) { c.lambada = v; }},
+         [&c](auto& v) { c.lambada = parse_name("--lambada", v); }},
         {0, "hellaswag", "FILE", "", "HellaSwag (data/fetch hellaswag), dense and with k keys",
-         [&c](auto& v) { c.hellaswag = v; }},
+         [&c](auto& v) { c.hellaswag = parse_name("--hellaswag", v); }},
         {0, "probes", "", "",
          "induction, associative recall and a needle in the context, dense and with k keys",
          [&c](auto&) { c.probes = true; }},
         {0, "report", "DIR", "", "where attention goes, by layer and head: report.json, pictures and a page",
-         [&c](auto& v) { c.report = v; }},
+         [&c](auto& v) { c.report = parse_name("--report", v); }},
         {0, "no-page", "", "", "--report writes its JSON only", [&c](auto&) { c.page = false; }},
         {'j', "data", "WHAT", "what make prepared", "token shards or a text file for --report and --probes",
          [&c](auto& v) { c.data = v; }},
@@ -187,10 +192,11 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 2, 65536); }},
         {'m', "batches", "N", "8", "batches of --eval and --report",
          [&c](auto& v) { c.batches = parse_int("-m (--batches)", v, 1, INT32_MAX); }},
-        {0, "limit", "N", "0", "questions of each task (0 = all) and probe (0 = 100)",
+        {0, "limit", "N", "0",
+         "questions of each task (0 = all) and of recall (0 = 100); a quarter of them of the other probes",
          [&c](auto& v) { c.limit = parse_int("--limit", v, 0, INT32_MAX); }},
         {0, "json", "FILE", "", "write everything that was measured here as well",
-         [&c](auto& v) { c.json = v; }},
+         [&c](auto& v) { c.json = parse_name("--json", v); }},
         {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
          [&c](auto& v) {
              c.device = (Device)parse_choice("--device", v, {"auto", "cpu", "cuda"});
@@ -371,7 +377,8 @@ struct Decoding {
     int most_used;   // tokens of a sequence, at most the capacity and the model's context
     int* tokens;     // [B] the newest token of each sequence, not yet in the cache
     int* positions;  // [B] and its position
-    int* streams;    // [B] numbers of the sequences, for their random numbers
+    int* streams;    // [B] numbers of the sequences, for their random numbers:
+    int* counts;     // [B] and how many tokens are before the one that is drawn, slides or not
     int* lengths;    // [B] of the prompts
     std::vector<KvCache<Float>> cache;
     Float* last;         // [B,C] the last layernorm's output of each sequence's newest token
@@ -393,6 +400,7 @@ Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, 
     d.tokens = arena.take<int>(B);
     d.positions = arena.take<int>(B);
     d.streams = arena.take<int>(B);
+    d.counts = arena.take<int>(B);
     d.lengths = arena.take<int>(B);
     for (int l = 0; l < config.num_layers; l++)
         d.cache.push_back({arena.take<Float>(keys), arena.take<Float>(keys),
@@ -409,17 +417,20 @@ Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, 
 }
 
 // The token that was drawn takes its place; a sequence that has come to the end stays there.
-static __global__ void advance_kernel(int* positions, int B, int most_used) {
+static __global__ void advance_kernel(int* positions, int* counts, int B, int most_used) {
     wait_for_previous_kernel();
-    for (int b = threadIdx.x; b < B; b += blockDim.x) positions[b] = min(positions[b] + 1, most_used - 1);
+    for (int b = threadIdx.x; b < B; b += blockDim.x) {
+        positions[b] = min(positions[b] + 1, most_used - 1);
+        counts[b]++;
+    }
 }
 
 // d.last [B,C] to the next token of each sequence.
 template <class Float>
 void draw_tokens(const Context& ctx, const Model<Float>& m, const Decoding<Float>& d, Sampling how) {
     sample_tokens(ctx, d.tokens, d.logits, d.sampler, d.B, m.config.vocab_size, m.config.padded_vocab_size,
-                  how, d.streams, d.positions);
-    launch_early(ctx, advance_kernel, 1, 32, 0, d.positions, d.B, d.most_used);
+                  how, d.streams, d.counts);
+    launch_early(ctx, advance_kernel, 1, 32, 0, d.positions, d.counts, d.B, d.most_used);
 }
 
 // The prompts, all in one pass: a.inputs [B,T], of which d.lengths [B] tokens count. Fills the cache and
@@ -538,7 +549,7 @@ using Tokens = std::vector<uint16_t>;
 
 struct Generation {
     std::vector<Tokens> made;               // of each prompt, without <|endoftext|>
-    int64_t drawn = 0;                      // tokens drawn, of all sequences
+    int64_t drawn = 0, drawn_first = 0;     // tokens drawn, of all sequences; of these, first ones
     int64_t steps = 0;                      // after the first tokens
     double first_seconds = 0, seconds = 0;  // to the first tokens; all of it
     int slides = 0;                         // how often the context was full
@@ -584,9 +595,11 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
         one = lay_out_acts<Float>(arena, m.config, B, 1);
         d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
     });
-    std::vector<int> numbers(B);
+    std::vector<int> numbers(B), counts;
     std::iota(numbers.begin(), numbers.end(), 0);
     to_device(d.streams, numbers.data(), numbers.size());
+    for (const Tokens& p : prompts) counts.push_back((int)p.size() - 1);
+    to_device(d.counts, counts.data(), counts.size());
 
     Generation g;
     g.made.resize(B);
@@ -621,20 +634,34 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
             cudaMemcpyAsync(pinned[i % 2], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
         CUDA_CHECK(cudaEventRecord(arrived[i % 2], ctx.stream));
     };
+    // What sequence b read until it ended, or until now: steps go on for as long as any sequence does.
+    const auto add_stats = [&](int b) {
+        const int L = m.config.num_layers, NH = m.config.num_heads;
+        const std::vector<DecodeStats> all = to_host(ctx, d.stats, (size_t)L * B * NH);
+        g.stats.resize((size_t)L * NH);
+        for (int l = 0; l < L; l++)
+            for (int head = 0; head < NH; head++)
+                g.stats[(size_t)l * NH + head].add(all[((size_t)l * B + b) * NH + head]);
+    };
+    const auto end = [&](int b) {
+        ended[b] = true;
+        if (c.stats) add_stats(b);
+    };
     const auto take_tokens = [&](int64_t i) {
         CUDA_CHECK(cudaEventSynchronize(arrived[i % 2]));
         for (int b = 0; b < B; b++) {
             const auto token = (uint16_t)pinned[i % 2][b];
             if (ended[b]) continue;
             g.drawn++;
+            if (i == 0) g.drawn_first++;
             if (token == eot) {
-                ended[b] = true;
+                end(b);
                 continue;
             }
             text[b].push_back(token);
             g.made[b].push_back(token);
             show(b, token);
-            if (!c.slide && (int64_t)text[b].size() > context) ended[b] = true;
+            if (!c.slide && (int64_t)text[b].size() > context) end(b);
         }
     };
 
@@ -651,7 +678,7 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
             if (is_full(b)) return true;
         return false;
     };
-    // Those that are not full keep what they have, and the token that was drawn last.
+    // Those that are not full go on with all they have, read again like a prompt.
     const auto slide = [&](int64_t i) {
         for (int b = 0; b < B; b++)
             windows[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half : (size_t)used[b] + 1);
@@ -666,8 +693,9 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     send_tokens(0);
     for (int64_t i = 0; i < n && !g_interrupted; i++) {
         const bool full = any_full(), more = i + 1 < n;
-        // The CPU backend has nobody to work ahead, and a full context needs the token that is on its way.
-        const bool ahead = !kOnCpu && !full && i > 0;
+        // The CPU backend has nobody to work ahead, a full context needs the token that is on its way, and
+        // statistics are to end with a sequence.
+        const bool ahead = !kOnCpu && !full && i > 0 && !c.stats;
         if (ahead && more) step(i + 1);
         take_tokens(i);
         if (i == 0) g.first_seconds = now_seconds() - begin;
@@ -676,15 +704,8 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     }
     CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
     g.seconds = now_seconds() - begin;
-    if (c.stats) {
-        const int L = m.config.num_layers, NH = m.config.num_heads;
-        const std::vector<DecodeStats> all = to_host(ctx, d.stats, (size_t)L * B * NH);
-        g.stats.resize((size_t)L * NH);
-        for (size_t i = 0; i < all.size(); i++) {
-            DecodeStats& sum = g.stats[i / ((size_t)B * NH) * NH + i % NH];
-            sum.add(all[i]);
-        }
-    }
+    for (int b = 0; b < B; b++)
+        if (c.stats && !ended[b]) add_stats(b);
     for (int i = 0; i < 2; i++) {
         cudaFreeHost(pinned[i]);
         cudaEventDestroy(arrived[i]);
@@ -849,8 +870,10 @@ std::vector<CutLoss> cut_losses(const Bench<Float>& bench, const Windows& w, con
             how.seed = random_bits(c.sampling.seed, 1, (uint64_t)i);
             const std::vector<float> losses = sequence_losses(bench, w.inputs[i].data(), w.targets[i].data(),
                                                               w.B, w.T, how, nullptr, &kept);
-            all[v].loss +=
-                std::accumulate(losses.begin(), losses.end(), 0.0) / (double)losses.size() / (double)batches;
+            const double loss = std::accumulate(losses.begin(), losses.end(), 0.0) / (double)losses.size();
+            if (!std::isfinite(loss))
+                fail("the loss is not finite: the model's weights have diverged or are damaged");
+            all[v].loss += loss / (double)batches;
             all[v].kept += kept / (double)batches;
             say_progress("losses", i * (int64_t)all.size() + (int64_t)v + 1, total);
         }
@@ -1068,10 +1091,11 @@ std::string token_label(const Tokenizer* tokenizer, uint16_t token) {
 // The rows of heads on the first tokens of the text: of all heads where they are few enough, so that a page
 // can set two models' side by side, but only the chosen ones have a reason to be drawn.
 template <class Float>
-Json attention_maps(const Bench<Float>& bench, const std::vector<int>& text, const Tokenizer* tokenizer,
+Json attention_maps(const Bench<Float>& bench, const Windows& w, const Tokenizer* tokenizer,
                     const std::vector<AttentionReport::Choice>& choices) {
     const Context& ctx = bench.ctx;
-    const int T = (int)std::min<size_t>(40, text.size()), NH = bench.m.config.num_heads;
+    const std::vector<int>& text = w.inputs[0];
+    const int T = std::min(40, w.T), NH = bench.m.config.num_heads;
     const bool all_heads = bench.m.config.num_layers * NH <= 200;
     Json tokens, maps = Json::array();
     for (int t = 0; t < T; t++) tokens.push_back(token_label(tokenizer, (uint16_t)text[t]));
@@ -1105,7 +1129,7 @@ bool make_page(const std::string& folder) {
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
-        execlp("python3", "python3", script.c_str(), folder.c_str(), (char*)nullptr);
+        execlp("python3", "python3", script.c_str(), "--", folder.c_str(), (char*)nullptr);
         _exit(127);
     }
     int status = 0;
@@ -1115,7 +1139,7 @@ bool make_page(const std::string& folder) {
 // Everything about each head's rows on the given text into DIR/report.json, and from that pictures and a
 // page.
 template <class Float>
-void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& w, const Tokenizer* tokenizer,
+Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& w, const Tokenizer* tokenizer,
                 Json facts, const Json& probes) {
     const Context& ctx = bench.ctx;
     const int L = bench.m.config.num_layers, NH = bench.m.config.num_heads;
@@ -1154,24 +1178,29 @@ void run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
                     {"rows", report.rows_per_head()}};
     json["ks"] = kReportKs;
     json["k"] = c.topk;
+    json["mass"] = {{"mean", report.mean_mass()}, {"nosink", report.mean_mass_nosink()}};
     json["heads"] = report.heads();
     json["mass_by_position"] = report.mass_by_position();
     json["loss"] = cut_losses_json(w, losses);
-    json["maps"] = attention_maps(bench, w.inputs[0], tokenizer, report.heads_to_show());
+    json["maps"] = attention_maps(bench, w, tokenizer, report.heads_to_show());
     if (!probes.is_null()) json["probes"] = probes;
     write_file(c.report + "/report.json", json_text(json) + "\n");
 
     print_cut_losses(w, losses, c);
-    const auto number = [](const nlohmann::json& x) { return x.is_null() ? NAN : x.get<double>(); };
-    printf("\nmean top-%d mass %.4f (%.4f without position 0)\n", c.topk, number(report.mean_mass()),
-           number(report.mean_mass_nosink()));
+    const auto number = [](const nlohmann::json& x) {
+        return x.is_null() ? std::string("not measured") : format("%.4f", x.get<double>());
+    };
+    printf("\nmean top-%d mass %s (without position 0: %s)\n", c.topk, number(report.mean_mass()).c_str(),
+           number(report.mean_mass_nosink()).c_str());
     if (!c.page)
         printf("wrote %s/report.json\n", c.report.c_str());
     else if (make_page(c.report))
         printf("wrote %s/report.json, its pictures and page.html\n", c.report.c_str());
     else
-        printf("wrote %s/report.json; the page needs python3 with matplotlib, then: dev/report/page.py %s\n",
-               c.report.c_str(), c.report.c_str());
+        printf(
+            "wrote %s/report.json; its page was not made, for which python3 with matplotlib is needed: dev/report/page.py %s\n",
+            c.report.c_str(), c.report.c_str());
+    return json;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1225,16 +1254,16 @@ void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow
     if (all.tokens > 0) line("all", "", all);
 }
 
-std::string speed_line(const Generation& g, const InferConfig& c, size_t sequences) {
+std::string speed_line(const Generation& g, const InferConfig& c) {
     const DecodeHow how = c.how();
     const std::string attention = how.mode == DecodeMode::topk    ? format("top-%d attention", how.topk)
                                   : how.mode == DecodeMode::pages ? format("pages, epsilon %g", how.epsilon)
                                                                   : "dense attention";
     std::string text = format("%lld tokens, %s: the first after %.3f s", (long long)g.drawn,
                               attention.c_str(), g.first_seconds);
-    if (g.steps > 0)
+    if (g.drawn > g.drawn_first)
         text += format(", then %.1f tokens/s",
-                       (double)g.steps * (double)sequences / std::max(1e-9, g.seconds - g.first_seconds));
+                       (double)(g.drawn - g.drawn_first) / std::max(1e-9, g.seconds - g.first_seconds));
     if (g.slides > 0)
         text += format("; the context was full %d time%s, and went on with its second half", g.slides,
                        g.slides == 1 ? "" : "s");
@@ -1259,18 +1288,20 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         if (stream) write_text(text.finish() + "\n");
         return g;
     };
-    const auto report = [&](const Generation& g, size_t sequences) {
+    const auto report = [&](const Generation& g) {
         fflush(stdout);
         if (c.stats) print_decode_stats(g, config, c.how());
-        fprintf(stderr, "%s\n", speed_line(g, c, sequences).c_str());
+        fprintf(stderr, "%s\n", speed_line(g, c).c_str());
     };
 
     if (!c.prompt_file.empty()) {
         std::ifstream file(c.prompt_file);
-        if (!file) fail("cannot read the prompts in %s", c.prompt_file.c_str());
+        if (!file || is_folder(c.prompt_file)) fail("cannot read the prompts in %s", c.prompt_file.c_str());
         std::vector<std::string> lines;
-        for (std::string line; std::getline(file, line);)
+        for (std::string line; std::getline(file, line);) {
+            if (line.ends_with('\r')) line.pop_back();
             if (!line.empty()) lines.push_back(line);
+        }
         if (lines.empty()) fail("%s has no prompts: one a line", c.prompt_file.c_str());
         if ((int64_t)lines.size() * config.num_heads > 65535)
             fail("%s has %zu prompts; at most %d can be continued side by side", c.prompt_file.c_str(),
@@ -1281,29 +1312,40 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         const Generation g = run(prompts, false);
         for (size_t b = 0; b < lines.size(); b++)
             write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(tokenizer, g.made[b]) + "\n");
-        report(g, lines.size());
+        report(g);
         return;
     }
     if (!c.interactive) {
+        const Tokens prompt = prompt_tokens(tokenizer, c.prompt, config, c.slide);
         write_text(c.prompt);
-        report(run({prompt_tokens(tokenizer, c.prompt, config, c.slide)}, true), 1);
+        report(run({prompt}, true));
         return;
     }
     // The text so far is the context of what follows; an empty line begins a new text.
     if (!tokenizer) fail("--interactive needs a vocabulary, and none is known for this model");
     Tokens text;
+    signal(SIGINT, SIG_DFL);  // at the prompt, Ctrl-C ends the program
     for (std::string line; fputs("> ", stderr), std::getline(std::cin, line);) {
+        if (line.ends_with('\r')) line.pop_back();
         if (line.empty()) {
             text.clear();
             continue;
         }
         const Tokens more = prompt_tokens(tokenizer, line, config, true);
+        if (!c.slide && (int64_t)(text.size() + more.size()) > config.max_seq_len) {
+            fprintf(
+                stderr,
+                "with this line the text has %zu tokens, and the context %d: an empty line begins a new text\n",
+                text.size() + more.size(), config.max_seq_len);
+            continue;
+        }
         text.insert(text.end(), more.begin(), more.end());
         signal(SIGINT, on_interrupt);
         g_interrupted = 0;
         const Generation g = run({text}, true);
+        signal(SIGINT, SIG_DFL);
         text.insert(text.end(), g.made[0].begin(), g.made[0].end());
-        report(g, 1);
+        report(g);
     }
     fputs("\n", stderr);
 }
@@ -1362,11 +1404,27 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
     if (!c.lambada.empty()) json["lambada"] = run_lambada(bench, c, *tokenizer);
     if (!c.hellaswag.empty()) json["hellaswag"] = run_hellaswag(bench, c, *tokenizer);
     if (c.probes) json["probes"] = run_probes(bench, c, text(), end_of_text(tokenizer, config));
-    if (!c.report.empty()) run_report(bench, c, text(), tokenizer, json, c.probes ? json["probes"] : Json());
+    if (!c.report.empty())
+        json["report"] = run_report(bench, c, text(), tokenizer, json, c.probes ? json["probes"] : Json());
     if (!c.json.empty()) {
         write_file(c.json, json_text(json, 1) + "\n");
         printf("\nwrote %s\n", c.json.c_str());
     }
+}
+
+// Flags that do not go together.
+void check_flags(InferConfig& c) {
+    if (c.prompt_given + !c.prompt_file.empty() + c.interactive > 1)
+        fail("-p, -f and --interactive are three ways to give prompts: choose one");
+    if (c.measures() && (c.prompt_given || !c.prompt_file.empty() || c.interactive))
+        fail("-p, -f and --interactive generate text, and the other flags measure: run one after the other");
+    if (!c.measures() && !c.json.empty())
+        fail(
+            "--json has what --eval, --lambada, --hellaswag, --probes and --report measure: give one of them");
+    if (c.topk_given && !c.measures() && !c.attention.empty() && c.attention != "topk")
+        fail("-k goes with --attention topk, not %s", c.attention.c_str());
+    if (c.attention.empty()) c.attention = c.topk_given && !c.measures() ? "topk" : "dense";
+    if (c.greedy) c.sampling.temperature = 0;
 }
 
 template <class Float>
@@ -1383,7 +1441,6 @@ void infer(InferConfig c) {
     fprintf(stderr, "%s: %d layers, %d heads, %d channels, vocabulary %d, context %d; %s, %s\n",
             c.from.c_str(), config.num_layers, config.num_heads, config.channels, config.vocab_size,
             config.max_seq_len, ctx.device_name.c_str(), sizeof(Float) == 2 ? "bf16" : "fp32");
-    if (c.attention.empty()) c.attention = c.topk_given && !c.measures() ? "topk" : "dense";
     if (c.measures())
         measure(ctx, m, c, tokenizer.get());
     else
@@ -1402,6 +1459,7 @@ int main(int argc, char** argv) {
             return 0;
         }
         parse_flags(argc, argv, flags);
+        check_flags(config);
         choose_device(config.device, "infer_gpt2", argv, stderr);
         if (wants_bf16(config.precision))
             infer<__nv_bfloat16>(config);

@@ -672,8 +672,8 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
         }
         max = new_max;
         const float left = most_left(min(read + kPagesPerRound, pages), max);
-        certified = left > 0.0f ? left / (kept + left) : 0.0f;
-        if (left == INFINITY) certified = 1.0f;
+        // Where this is no number nothing is known, and everything is read.
+        certified = left == 0.0f ? 0.0f : left < INFINITY ? left / (kept + left) : 1.0f;
         __syncthreads();  // before the next round's scores, and the next use of scratch
     }
     WarpShare<Float, HS, LANES> mine;

@@ -200,6 +200,8 @@ class AttentionReport {
                 {"head", head},
                 {"mass", mass},
                 {"mass_nosink", nosink},
+                {"mass_k", mean(s.mass_k)},
+                {"mass_nosink_k", ratio(s.mass_nosink_k, s.nosink_k)},
                 {"keys90", mean(s.keys90)},
                 {"keys95", mean(s.keys95)},
                 {"keys99", mean(s.keys99)},

@@ -57,6 +57,12 @@ inline std::string setting_text(float x) {
     return std::strtof(text.c_str(), nullptr) == x ? text : format("%.9g", x);
 }
 
+// The name of a file or folder; an empty one (a shell variable that is not set, say) is an error.
+inline std::string parse_name(const std::string& flag, const std::string& text) {
+    if (text.empty()) fail("%s takes a name, and an empty one was given", flag.c_str());
+    return text;
+}
+
 // One of a few words; returns its index.
 inline int parse_choice(const std::string& flag, const std::string& text,
                         const std::vector<std::string>& choices) {

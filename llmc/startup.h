@@ -109,7 +109,8 @@ inline WeightFiles find_named_model(const std::string& name, const char* takes) 
             fail("-e %s: OpenAI's weights are not here yet: run data/fetch %s", name.c_str(), name.c_str());
         return find_model(folder);
     }
-    if (!std::filesystem::exists(name) && !std::filesystem::exists(name + ".index"))
+    std::error_code error;
+    if (!std::filesystem::exists(name, error) && !std::filesystem::exists(name + ".index", error))
         fail("-e (--from) takes %s; there is no '%s'", takes, name.c_str());
     return find_model(name);
 }

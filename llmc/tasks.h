@@ -85,7 +85,7 @@ class JsonLine {
     nlohmann::json root_;
 };
 
-// Calls visit(JsonLine) for each line of the file, of which there is at least one.
+// Calls visit(JsonLine) for each line of the file that is not blank.
 template <class Visit>
 void read_json_lines(const std::string& path, Visit visit) {
     const MappedFile file(path);
@@ -96,8 +96,10 @@ void read_json_lines(const std::string& path, Visit visit) {
     int number = 0;
     for (size_t at = 0; at < text.size();) {
         const size_t newline = std::min(text.find('\n', at), text.size());
-        visit(JsonLine(path, ++number, text.substr(at, newline - at)));
+        const std::string_view line = text.substr(at, newline - at);
         at = newline + 1;
+        number++;
+        if (line.find_first_not_of(" \t\r") != line.npos) visit(JsonLine(path, number, line));
     }
 }
 

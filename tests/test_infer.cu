@@ -335,6 +335,56 @@ TEST_CASE(
     CUDA_CHECK(cudaFree(m.memory));
 }
 
+TEST_CASE("every token is drawn with a random number of its own, also behind a full context") {
+    const Context ctx = make_context();
+    // All logits are equal, so that a token is its random number.
+    Model<float> m = make_model<float>(kSmall);
+    CUDA_CHECK(cudaMemset(m.memory, 0, num_parameters(kSmall) * sizeof(float)));
+    const std::vector<float> equal(kSmall.vocab_size, 0.0f);
+    InferConfig c;
+    c.attention = "dense";
+    c.tokens = 90;  // a context of 40 is full three times
+    c.sampling.top_p = 1;
+    c.sampling.seed = 3;
+    const std::vector<Tokens> prompts = {random_tokens(3, 1), random_tokens(25, 2), random_tokens(60, 3)};
+    const Generation g = generate(ctx, m, prompts, c, -1, [](int, uint16_t) {});
+    CHECK(g.slides >= 3);
+    for (size_t b = 0; b < prompts.size(); b++) {
+        Tokens want;
+        for (int i = 0; i < (int)c.tokens; i++)
+            want.push_back((uint16_t)sample_token(equal.data(), kSmall.vocab_size, 1.0f,
+                                                  random_uniform(3, b, prompts[b].size() - 1 + i)));
+        CHECK(g.made[b] == want);
+    }
+    CUDA_CHECK(cudaFree(m.memory));
+}
+
+TEST_CASE("what is counted and read is a sequence's own, not what goes on after its end") {
+    const Context ctx = make_context();
+    Model<float> m = make_model<float>(kSmall);
+    InferConfig c;
+    c.stats = true;
+    c.attention = "topk";
+    c.topk = 2;
+    c.slide = false;
+    c.tokens = 20;
+    c.sampling.temperature = 0;
+    const Tokens full = random_tokens(kSmall.max_seq_len, 6), other = random_tokens(12, 7);
+    const auto run = [&](const std::vector<Tokens>& prompts) {
+        return generate(ctx, m, prompts, c, -1, [](int, uint16_t) {});
+    };
+    const Generation both = run({full, other}), alone = run({other});
+    CHECK(run({full}).drawn == 1);  // there is no room for more
+    CHECK(both.drawn == alone.drawn + 1);
+    CHECK(both.drawn_first == 2);
+    for (size_t i = 0; i < alone.stats.size(); i++) {
+        CHECK(both.stats[i].tokens == alone.stats[i].tokens);
+        CHECK(both.stats[i].visible == alone.stats[i].visible);
+        CHECK(both.stats[i].tau == doctest::Approx(alone.stats[i].tau).epsilon(1e-4));
+    }
+    CUDA_CHECK(cudaFree(m.memory));
+}
+
 TEST_CASE("statistics of decoding: what was read of what there was") {
     const Context ctx = make_context();
     Model<float> m = make_model<float>(kSmall);

@@ -58,6 +58,17 @@ check "a zero byte is a byte of the text" '[ $? = 0 ] && head -c 5 "$work/out" |
 printf 'int a\nint b\n\nint c\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$work/err"
 check "interactive: a line, and what the model makes of it" '[ $? = 0 ] && [ "$(grep -c "tokens/s" "$work/err")" = 3 ]'
 
+printf 'int a\r\n%0100d\r\n\r\nint b\r\n' 1 | "$infer" "${model[@]}" --interactive -n 60 --context-full stop >"$work/out" 2>"$work/err"
+check "interactive: a text that becomes too long is said to be, and an empty line begins another; CRLF is an end of line" '[ $? = 0 ] &&
+    [ "$(grep -c "tokens/s" "$work/err")" = 2 ] && grep -q "and the context 128: an empty line begins a new text" "$work/err" &&
+    ! grep -q "$(printf "\r")" "$work/out"'
+printf 'int a\r\n' >"$work/crlf" && printf 'int a\n' >"$work/lf"
+run "${model[@]}" -f "$work/lf" -n 20 && cp "$work/out" "$work/first"
+run "${model[@]}" -f "$work/crlf" -n 20
+check "a file of prompts with CRLF is the same as without" 'cmp -s "$work/out" "$work/first"'
+run "${model[@]}" -p "const int " -n 60 --temperature 2 --greedy
+check "--greedy is greedy whatever else is said" 'cmp -s "$work/out" "$work/greedy"'
+
 # ---- what is measured
 run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128 --json "$work/eval.json"
 check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first_recent" "$work/out" &&
@@ -73,6 +84,13 @@ check "LAMBADA and HellaSwag, dense and with k keys" '[ $? = 0 ] && grep -q "LAM
     [ "$(json "$work/tasks.json" "d[\"lambada\"][\"topk\"][\"perplexity\"] > 1 and 0 <= d[\"hellaswag\"][\"dense\"][\"accuracy_norm\"] <= 1")" = True ]'
 run "${model[@]}" --probes --limit 8 -j "$val" --report "$work/report" -m 1 -b 2 --cuts 1,8 -k 4
 check "--report writes every head, maps and probes" '[ $? = 0 ] && [ "$(json "$work/report/report.json" "len(d[\"heads\"]) == 8 and d[\"k\"] == 4 and len(d[\"maps\"]) > 0 and \"needle\" in d[\"probes\"] and len(d[\"maps\"][0][\"rows\"][5]) == 6")" = True ]'
+run "${model[@]}" -j "$val" --report "$work/few" -t 16 -m 1 -b 3 --cuts 3 -k 3 --no-page --json "$work/few.json"
+check "maps have no more tokens than a sequence has" '[ $? = 0 ] && [ "$(json "$work/few/report.json" "{len(x[\"tokens\"]) for x in d[\"maps\"]}")" = "{16}" ]'
+check "any k is measured head by head" '[ "$(json "$work/few/report.json" "all(0 < h[\"mass_nosink_k\"] <= 1 and h[\"mass\"][1] < h[\"mass_k\"] < h[\"mass\"][2] for h in d[\"heads\"])")" = True ]'
+check "the JSON has the report as well, and the mass that is printed" '[ "$(json "$work/few.json" "d[\"report\"] == json.load(open(\"$work/few/report.json\"))")" = True ] &&
+    grep -q "mean top-3 mass $(json "$work/few.json" "\"%.4f (without position 0: %.4f)\" % (d[\"report\"][\"mass\"][\"mean\"], d[\"report\"][\"mass\"][\"nosink\"])")" "$work/out"'
+run "${model[@]}" -j "$val" --report "$work/beyond" -t 16 -m 1 -b 1 --cuts 3 -k 50 --no-page
+check "a k that no row exceeds is not measured" '[ $? = 0 ] && grep -q "mean top-50 mass not measured" "$work/out"'
 check "and a page, where there is matplotlib" '[ -s "$work/report/page.html" ] || ! python3 -c "import matplotlib" 2>/dev/null'
 
 # ---- bad input: one sentence, exit status 1, no crash
@@ -96,6 +114,27 @@ refuse "there is nothing to predict" "${model[@]}" --eval "$work/one.txt"
 refuse "the context 128" "${model[@]}" --context-full stop -p "$(printf '%0200d' 1)"
 refuse "lambada.jsonl" "${model[@]}" --lambada "$work/lambada.jsonl"
 refuse "belongs to no flag" stray
+refuse "three ways to give prompts" "${model[@]}" -p x --interactive
+refuse "run one after the other" "${model[@]}" -p x --eval "$val"
+refuse "--json has what" "${model[@]}" -p x --json "$work/text.json"
+refuse "-k goes with --attention topk" "${model[@]}" -p x -k 2 --attention dense
+refuse "--eval takes a name" "${model[@]}" --eval ""
+refuse "cannot read the prompts" "${model[@]}" -f "$work"
+cp -r "$work/log/run1/step_00000120" "$work/diverged"
+python3 - "$work/diverged/model.safetensors" <<'END'
+import json, struct, sys
+with open(sys.argv[1], "r+b") as f:
+    n = struct.unpack("<Q", f.read(8))[0]
+    tensors = json.loads(f.read(n))
+    begin, end = next(t["data_offsets"] for name, t in tensors.items() if name.endswith("h.1.attn.c_attn.weight"))
+    f.seek(8 + n + begin)
+    weights = struct.unpack(f"<{(end - begin) // 4}f", f.read(end - begin))
+    f.seek(8 + n + begin)
+    f.write(struct.pack(f"<{len(weights)}f", *(w * 1e25 for w in weights)))
+END
+refuse "the loss is not finite" -e "$work/diverged" --eval "$val" -m 1 -b 1 --cuts 8
+run -e "$work/diverged" -p "$(head -c 100 "$work/text.txt")" -n 10 --attention pages --stats
+check "pages: where nothing is a number all are read" 'grep -q nan "$work/err" && [ "$(awk "NF == 9 && \$1 ~ /^[0-3]$/ { print \$6 }" "$work/err" | sort -u)" = 7.0 ]'
 
 check "the README's table of flags is the program's (make readme)" '"$infer" --help-markdown | dev/put_table README.md infer-flags --check'
 "$infer" --help >"$work/out" 2>&1

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 
-from report import Bad, cuts, grid, mass_at_k, mean, read, readable, visible
+from report import Bad, cuts, grid, mass_at_k, mass_of_all, mean, read, readable, visible
 
 NOT_MEASURED = "not measured"
 
@@ -140,7 +140,7 @@ def overall(report, value):
 
 def summary(reports):
     k = reports[0]["k"]
-    every = lambda key: lambda r: figure_of(mean([v for row in mass_at_k(r, key) for v in row]))
+    every = lambda key: lambda r: figure_of(mass_of_all(r, key))
     rows = [("loss, dense (nats a token)", lambda r: figure_of(r["loss"]["dense"]["loss"])),
             ("perplexity, dense", lambda r: figure_of(r["loss"]["dense"]["perplexity"], 2))]
 
@@ -283,7 +283,8 @@ def make_page(reports, path):
         f"Each cell is one head: the mean mass of its {k} largest keys, of all attention "
         f"{'above' if two else 'on the left'} and of the attention that does not go to position 0 "
         f"{'below' if two else 'on the right'}"
-        f"{grey_if(v for r in reports for h in r['heads'] for v in h['mass'] + h['mass_nosink'])}.", "full")
+        f"{grey_if(v for r in reports for key in ('mass', 'mass_nosink') for row in mass_at_k(r, key) for v in row)}.",
+        "full")
     add("mass_by_k", "Top-k mass against k",
         "How much of a row its k largest keys hold, on average over the heads of a layer; black is the mean "
         "of the layers.", curves)

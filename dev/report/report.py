@@ -79,6 +79,11 @@ def array(kind, length=None):
     return check
 
 
+def optional(kind):
+    """What a record need not have, for reports of older versions: as if it were null."""
+    return ("optional", kind)
+
+
 def record(**fields):
     """An object with these keys, others being left out; null is an object of nulls."""
     def check(value, where):
@@ -89,6 +94,9 @@ def record(**fields):
         result = {}
         for key, kind in fields.items():
             place = f"{where}.{key}" if where else key
+            if isinstance(kind, tuple):
+                result[key] = kind[1](value.get(key), place)
+                continue
             if key not in value:
                 raise Bad(f"{place} is missing")
             result[key] = kind(value[key], place)
@@ -150,7 +158,8 @@ def check_report(value):
                      parameters=number),
         device=string, precision=string, commit=string, date=string,
         text=record(source=string, sequences=number, context=number, rows=number),
-        ks=array(count(1)), k=count(1), heads=anything, mass_by_position=anything,
+        ks=array(count(1)), k=count(1), mass=optional(record(mean=number, nosink=number)), heads=anything,
+        mass_by_position=anything,
         loss=record(tokens=number, dense=record(loss=number, perplexity=number),
                     cuts=array(record(cut=one_of(*CUTS), renormalized=boolean, k=count(1), loss=number,
                                       perplexity=number, kept=number))),
@@ -160,8 +169,9 @@ def check_report(value):
     quantiles = record(**dict.fromkeys(QUANTILES, number))
     report["heads"] = array(record(
         layer=count(0), head=count(0), mass=array(number, len(ks)), mass_nosink=array(number, len(ks)),
-        keys90=number, keys95=number, keys99=number, entropy=number, participation=number, first=number, self=number,
-        previous=number, tau=quantiles, error=quantiles, error_relative=quantiles), layers * heads)(
+        mass_k=optional(number), mass_nosink_k=optional(number), keys90=number, keys95=number, keys99=number,
+        entropy=number, participation=number, first=number, self=number, previous=number, tau=quantiles,
+        error=quantiles, error_relative=quantiles), layers * heads)(
             report["heads"] if report["heads"] is not None else [], "heads")
     for i, h in enumerate(report["heads"]):
         if (h["layer"], h["head"]) != divmod(i, heads):
@@ -222,7 +232,14 @@ def mass_at_k(report, key):
     if report["k"] in report["ks"]:
         i = report["ks"].index(report["k"])
         return grid(report, lambda h: h[key][i])
-    return grid(report, lambda h: 1 - h["tau"]["mean"] if key == "mass" else NAN)
+    return grid(report, lambda h: h[key + "_k"])
+
+
+def mass_of_all(report, key):
+    """The same of all heads together: of all attention, and of all that does not go to position 0; where a report
+    does not have it, the mean of the heads."""
+    whole = report["mass"]["mean" if key == "mass" else "nosink"]
+    return whole if not math.isnan(whole) else mean([v for row in mass_at_k(report, key) for v in row])
 
 
 def cuts(report, cut, renormalized=True):

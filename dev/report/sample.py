@@ -57,11 +57,16 @@ def keys_for(p, share):
 def head(rng, layer, index, shape, context, n_rows, k, by_position, width):
     rows = [row(rng, rng.randrange(1, context + 1), *shape) for _ in range(n_rows)]
     entry = {"layer": layer, "head": index, "mass": [], "mass_nosink": []}
-    for kk in KS:
+
+    def masses(kk):
         long = [p for p in rows if len(p) > kk]
-        entry["mass"].append(average([sum(sorted(p)[-kk:]) for p in long]))
-        entry["mass_nosink"].append(average([(sum(sorted(p)[-kk:]) - (p[0] if p[0] >= sorted(p)[-kk] else 0)) /
-                                             (1 - p[0]) for p in long]))
+        return (average([sum(sorted(p)[-kk:]) for p in long]),
+                average([(sum(sorted(p)[-kk:]) - (p[0] if p[0] >= sorted(p)[-kk] else 0)) / (1 - p[0]) for p in long]))
+
+    for kk in KS:
+        for key, mass in zip(("mass", "mass_nosink"), masses(kk)):
+            entry[key].append(mass)
+    entry["mass_k"], entry["mass_nosink_k"] = masses(k)
     for share in (90, 95, 99):
         entry[f"keys{share}"] = average([keys_for(p, share / 100) for p in rows])
     entry["entropy"] = average([-sum(x * math.log(x) for x in p) for p in rows])

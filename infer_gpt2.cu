@@ -1143,10 +1143,6 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
                 Json facts, const Json& probes) {
     const Context& ctx = bench.ctx;
     const int L = bench.m.config.num_layers, NH = bench.m.config.num_heads;
-    std::error_code error;
-    std::filesystem::create_directories(c.report, error);
-    if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
-
     AttentionReport report(L, NH, w.T, c.topk);
     const size_t rows = (size_t)w.B * NH * w.T;
     RowStats* stats = nullptr;
@@ -1379,6 +1375,13 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
              config.max_seq_len);
     if (!tokenizer && !(c.lambada.empty() && c.hellaswag.empty()))
         fail("LAMBADA and HellaSwag are text, and this model's vocabulary is not known");
+    if (!c.json.empty()) check_writable(folder_of(c.json));
+    if (!c.report.empty()) {
+        std::error_code error;
+        std::filesystem::create_directories(c.report, error);
+        if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
+        check_writable(c.report);
+    }
     const Bench<Float> bench(ctx, m, B, T);
     const auto text = [&] {  // for what has no data of its own
         const char* tokens = config.vocab_size == kByteVocab ? "bytes" : "gpt2";

@@ -47,6 +47,12 @@ inline std::string folder_of(const std::string& path) {
     return slash == 0 ? "/" : path.substr(0, slash);
 }
 
+// Fails if no file could be written into the folder: asked before hours of work whose result goes there.
+inline void check_writable(const std::string& folder) {
+    if (access(folder.c_str(), W_OK | X_OK) != 0)
+        fail("cannot write into the folder %s: %s", folder.c_str(), strerror(errno));
+}
+
 // A whole file, mapped for reading.
 class MappedFile {
   public:

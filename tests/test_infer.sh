@@ -120,6 +120,8 @@ refuse "--json has what" "${model[@]}" -p x --json "$work/text.json"
 refuse "-k goes with --attention topk" "${model[@]}" -p x -k 2 --attention dense
 refuse "--eval takes a name" "${model[@]}" --eval ""
 refuse "cannot read the prompts" "${model[@]}" -f "$work"
+refuse "cannot write into the folder $work/nowhere" "${model[@]}" --eval "$val" --json "$work/nowhere/x.json"
+check "refused before anything was measured" '[ ! -s "$work/out" ]'
 cp -r "$work/log/run1/step_00000120" "$work/diverged"
 python3 - "$work/diverged/model.safetensors" <<'END'
 import json, struct, sys

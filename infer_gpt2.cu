@@ -1375,12 +1375,12 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
              config.max_seq_len);
     if (!tokenizer && !(c.lambada.empty() && c.hellaswag.empty()))
         fail("LAMBADA and HellaSwag are text, and this model's vocabulary is not known");
-    if (!c.json.empty()) check_writable(folder_of(c.json));
+    if (!c.json.empty()) check_writable(c.json);
     if (!c.report.empty()) {
         std::error_code error;
         std::filesystem::create_directories(c.report, error);
         if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
-        check_writable(c.report);
+        check_writable(c.report + "/report.json");
     }
     const Bench<Float> bench(ctx, m, B, T);
     const auto text = [&] {  // for what has no data of its own

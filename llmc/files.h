@@ -47,9 +47,15 @@ inline std::string folder_of(const std::string& path) {
     return slash == 0 ? "/" : path.substr(0, slash);
 }
 
-// Fails if no file could be written into the folder: asked before hours of work whose result goes there.
-inline void check_writable(const std::string& folder) {
-    if (access(folder.c_str(), W_OK | X_OK) != 0)
+// Fails if OutputFile could not write a file of this name: asked before hours of work whose result goes
+// there.
+inline void check_writable(const std::string& path) {
+    struct stat info;
+    const bool no_file = stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+    const std::string folder = folder_of(path);
+    if (no_file && access(path.c_str(), W_OK) != 0)
+        fail("cannot write %s: %s", path.c_str(), strerror(errno));
+    if (!no_file && access(folder.c_str(), W_OK | X_OK) != 0)
         fail("cannot write into the folder %s: %s", folder.c_str(), strerror(errno));
 }
 

@@ -112,7 +112,7 @@ build/tokenize: data/tokenize.cpp build/deps Makefile
 
 # Asked again as long as something is missing: a network or a mirror may be there by now.
 data/default_dataset: $(if $(wildcard data/tinyshakespeare_gpt2_train_000000.bin),,FORCE) | build/tokenize
-	@data/prepare
+	@data/prepare || [ -s $@ ]
 
 # NVIDIA's compiler and cuBLAS, where the toolkit is not installed.
 cuda:

@@ -126,7 +126,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          }},
         {'f', "prompts", "FILE", "",
          "prompts, one a line, continued side by side, each with random numbers of its own",
-         [&c](auto& v) { c.prompt_file = v; }},
+         [&c](auto& v) { c.prompt_file = parse_name("-f (--prompts)", v); }},
         {0, "interactive", "", "", "read lines, and continue the text after each",
          [&c](auto&) { c.interactive = true; }},
         {'n', "tokens", "N", "128", "tokens to generate",
@@ -634,21 +634,24 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
             cudaMemcpyAsync(pinned[i % 2], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
         CUDA_CHECK(cudaEventRecord(arrived[i % 2], ctx.stream));
     };
-    // What sequence b read until it ended, or until now: steps go on for as long as any sequence does.
-    const auto add_stats = [&](int b) {
+    // What these sequences have read until now: steps go on for as long as any sequence does.
+    const auto add_stats = [&](const std::vector<int>& sequences) {
+        if (!c.stats || sequences.empty()) return;
         const int L = m.config.num_layers, NH = m.config.num_heads;
         const std::vector<DecodeStats> all = to_host(ctx, d.stats, (size_t)L * B * NH);
         g.stats.resize((size_t)L * NH);
         for (int l = 0; l < L; l++)
-            for (int head = 0; head < NH; head++)
-                g.stats[(size_t)l * NH + head].add(all[((size_t)l * B + b) * NH + head]);
-    };
-    const auto end = [&](int b) {
-        ended[b] = true;
-        if (c.stats) add_stats(b);
+            for (const int b : sequences)
+                for (int head = 0; head < NH; head++)
+                    g.stats[(size_t)l * NH + head].add(all[((size_t)l * B + b) * NH + head]);
     };
     const auto take_tokens = [&](int64_t i) {
         CUDA_CHECK(cudaEventSynchronize(arrived[i % 2]));
+        std::vector<int> ending;
+        const auto end = [&](int b) {
+            ended[b] = true;
+            ending.push_back(b);
+        };
         for (int b = 0; b < B; b++) {
             const auto token = (uint16_t)pinned[i % 2][b];
             if (ended[b]) continue;
@@ -663,6 +666,7 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
             show(b, token);
             if (!c.slide && (int64_t)text[b].size() > context) end(b);
         }
+        add_stats(ending);
     };
 
     Graph graph;
@@ -704,8 +708,10 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     }
     CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
     g.seconds = now_seconds() - begin;
+    std::vector<int> going_on;
     for (int b = 0; b < B; b++)
-        if (c.stats && !ended[b]) add_stats(b);
+        if (!ended[b]) going_on.push_back(b);
+    add_stats(going_on);
     for (int i = 0; i < 2; i++) {
         cudaFreeHost(pinned[i]);
         cudaEventDestroy(arrived[i]);
@@ -1375,12 +1381,12 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
              config.max_seq_len);
     if (!tokenizer && !(c.lambada.empty() && c.hellaswag.empty()))
         fail("LAMBADA and HellaSwag are text, and this model's vocabulary is not known");
-    if (!c.json.empty()) check_writable(c.json);
+    if (!c.json.empty()) output_target(c.json);
     if (!c.report.empty()) {
         std::error_code error;
         std::filesystem::create_directories(c.report, error);
         if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
-        check_writable(c.report + "/report.json");
+        output_target(c.report + "/report.json");
     }
     const Bench<Float> bench(ctx, m, B, T);
     const auto text = [&] {  // for what has no data of its own

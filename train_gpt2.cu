@@ -124,7 +124,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "start from scratch (tiny, d6 ... d48: the depth), from OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), or from a folder or file: a checkpoint or run of ours, Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
          [&c](auto& v) { c.from = v; }},
         {'o', "out", "DIR", "log/run1, log/run2, ...", "run folder: metrics.jsonl and checkpoints",
-         [&c](auto& v) { c.out = v; }},
+         [&c](auto& v) { c.out = parse_name("-o (--out)", v); }},
         {'n', "checkpoint-every", "N", std::to_string(c.checkpoint_every),
          "updates between checkpoints, one more at the end; 0 = never",
          [&c](auto& v) { c.checkpoint_every = parse_int("-n (--checkpoint-every)", v, 0, INT64_MAX); }},
@@ -187,10 +187,10 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          }},
         {0, "debug-state", "FILE", "",
          "write the first micro-step's tensors and gradients as safetensors, then exit",
-         [&c](auto& v) { c.debug_state = v; }},
+         [&c](auto& v) { c.debug_state = parse_name("--debug-state", v); }},
         {0, "export", "DIR", "",
          "write the model that -e names into a new folder that Hugging Face's transformers opens, then exit",
-         [&c](auto& v) { c.export_to = v; }},
+         [&c](auto& v) { c.export_to = parse_name("--export", v); }},
         {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
          [&c](auto&) {
              fputs(
@@ -1236,7 +1236,7 @@ void train(TrainConfig c) {
                                          c.target_loss.margin, c.lambda_warmup_updates);
         settings["target-loss"] = target->setting();
     }
-    const std::string checkpoint = open_run_folder(c.out, c.resume, settings);
+    const std::string checkpoint = open_run_folder(c.out, c.resume, settings, c.from);
     int64_t step = 0;
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
     c.resume = !checkpoint.empty();

@@ -672,8 +672,8 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
         }
         max = new_max;
         const float left = most_left(min(read + kPagesPerRound, pages), max);
-        // Where this is no number nothing is known, and everything is read.
-        certified = left == 0.0f ? 0.0f : left < INFINITY ? left / (kept + left) : 1.0f;
+        const float share = left / (kept + left);
+        certified = left == 0.0f ? 0.0f : share < 1.0f ? share : 1.0f;  // no number: nothing is known
         __syncthreads();  // before the next round's scores, and the next use of scratch
     }
     WarpShare<Float, HS, LANES> mine;

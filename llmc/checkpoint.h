@@ -24,6 +24,7 @@
 
 #include "error.h"
 #include "files.h"
+#include "flags.h"
 #include "params.h"
 #include "safetensors.h"
 #include "weights.h"
@@ -133,9 +134,17 @@ inline RunState load_run_state(const std::string& folder) {
     return state;
 }
 
-// Settings that runs did not record from the first version on. One that was not recorded is not compared.
-inline bool is_new_setting(const std::string& name) {
-    return name == "data-digest";
+// Runs of older versions did not record this setting, and numbers with six digits.
+inline constexpr const char* kNewSetting = "data-digest";
+
+// Whether a setting is what it was; old: as an older version recorded it.
+inline bool same_setting(const std::string& was, const std::string& is, bool old) {
+    // as JSON, which has replaced what is not UTF-8 in a path
+    if (json_text(nlohmann::json(was)) == json_text(nlohmann::json(is))) return true;
+    std::string short_is;
+    for (const std::string& part : split_list(is))
+        short_is += (short_is.empty() ? "" : ",") + format("%g", std::strtof(part.c_str(), nullptr));
+    return old && was == short_is;
 }
 
 // An Error that names every setting in which the run that is resumed from `folder` differs from `now`.
@@ -146,15 +155,16 @@ inline void check_settings(const std::string& folder, const std::map<std::string
         differences +=
             (differences.empty() ? "" : ", ") + printable(name) + " was " + printable(was) + " and is " + is;
     };
+    const bool old = !saved.count(kNewSetting);
     for (const auto& [name, value] : saved) {
         auto found = now.find(name);
         if (found == now.end())
             compare(name, value, "not known now");
-        else if (json_text(nlohmann::json(found->second)) != json_text(nlohmann::json(value)))
+        else if (!same_setting(value, found->second, old))
             compare(name, value, "now " + printable(found->second));
     }
     for (const auto& [name, value] : now)
-        if (!saved.count(name) && !is_new_setting(name))
+        if (!saved.count(name) && name != kNewSetting)
             compare(name, "not recorded", "now " + printable(value));
     if (!differences.empty())
         fail(
@@ -295,7 +305,7 @@ inline void save_checkpoint(const std::string& run_folder, const GPT2Config& con
         unlink((run_folder + "/" + step_folder_name(steps[i]) + "/optimizer.safetensors").c_str());
 }
 
-// The settings in the first line of a run's metrics.jsonl, as metrics.h writes it.
+// The settings in the first line of a run's metrics.jsonl, as metrics.h writes it, and "from".
 inline std::map<std::string, std::string> settings_of_metrics(const std::string& path) {
     const MappedFile file(path);
     const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
@@ -305,14 +315,17 @@ inline std::map<std::string, std::string> settings_of_metrics(const std::string&
     std::map<std::string, std::string> settings;
     for (const auto& [name, value] : line["settings"].items())
         if (value.is_string()) settings[name] = value.get<std::string>();
+    if (line.contains("from") && line["from"].is_string()) settings["from"] = line["from"].get<std::string>();
     return settings;
 }
 
 // Makes a run folder ready, and returns the checkpoint to resume from, or "" for a run that starts new. A
 // folder with a run in it is refused unless `resume`. With `resume` a new run starts in an empty folder, and
-// where a run with the same settings was stopped before its first checkpoint; what happens is said to `say`.
+// where a run with the same settings and start (-e) was stopped before its first checkpoint; what happens is
+// said to `say`.
 inline std::string open_run_folder(const std::string& run_folder, bool resume,
-                                   const std::map<std::string, std::string>& settings, FILE* say = stdout) {
+                                   std::map<std::string, std::string> settings, const std::string& from,
+                                   FILE* say = stdout) {
     std::error_code error;
     std::filesystem::create_directories(run_folder, error);
     if (error || !is_folder(run_folder))
@@ -327,6 +340,7 @@ inline std::string open_run_folder(const std::string& run_folder, bool resume,
     }
     const std::string metrics = run_folder + "/metrics.jsonl";
     if (steps.empty() && is_file(metrics)) {
+        settings["from"] = from;
         check_settings(run_folder, settings_of_metrics(metrics), settings);
         fprintf(say, "%s has no checkpoint to go on from: the run begins anew\n", run_folder.c_str());
     }

@@ -133,7 +133,7 @@ class ShardWriter {
     void finish() {
         assert(missing_ == 0);
         file_.commit();
-        sync_folder(folder_of(file_.path()));
+        sync_folder(file_.folder());
     }
 
   private:

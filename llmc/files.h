@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -45,18 +45,6 @@ inline std::string folder_of(const std::string& path) {
     size_t slash = path.rfind('/');
     if (slash == std::string::npos) return ".";
     return slash == 0 ? "/" : path.substr(0, slash);
-}
-
-// Fails if OutputFile could not write a file of this name: asked before hours of work whose result goes
-// there.
-inline void check_writable(const std::string& path) {
-    struct stat info;
-    const bool no_file = stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
-    const std::string folder = folder_of(path);
-    if (no_file && access(path.c_str(), W_OK) != 0)
-        fail("cannot write %s: %s", path.c_str(), strerror(errno));
-    if (!no_file && access(folder.c_str(), W_OK | X_OK) != 0)
-        fail("cannot write into the folder %s: %s", folder.c_str(), strerror(errno));
 }
 
 // A whole file, mapped for reading.
@@ -103,20 +91,43 @@ class MappedFile {
     size_t size_ = 0;
 };
 
-// A file being written as PATH.tmp, which becomes PATH in commit(); without commit() it is removed. A link
-// stays, and what it points to is written.
+// Where a file that is written goes.
+struct OutputTarget {
+    std::string path;  // the file; behind a link, what it points to
+    bool is_file;      // false: a device or a pipe, which is written to as it is
+
+    std::string temporary() const { return path + ".tmp"; }
+};
+
+// Throws Error where no file of that name can be written: asked before hours of work, too.
+inline OutputTarget output_target(const std::string& path) {
+    struct stat info, printed;
+    std::error_code error;
+    OutputTarget target{path, true};
+    if (stat(path.c_str(), &info) != 0) {
+        if (lstat(path.c_str(), &info) == 0) fail("%s is a link to nothing: remove it", path.c_str());
+    } else {
+        if (S_ISDIR(info.st_mode)) fail("cannot write %s: there is a folder of that name", path.c_str());
+        target.is_file = S_ISREG(info.st_mode);
+        for (int fd : {STDOUT_FILENO, STDERR_FILENO})
+            if (target.is_file && fstat(fd, &printed) == 0 && printed.st_dev == info.st_dev &&
+                printed.st_ino == info.st_ino)
+                fail("%s is the file that the output goes to: give another name", path.c_str());
+    }
+    if (target.is_file) target.path = std::filesystem::weakly_canonical(path, error).string();
+    if (error) target.path = path;
+    const std::string place = target.is_file ? folder_of(target.path) : path;
+    if (access(place.c_str(), target.is_file ? W_OK | X_OK : W_OK) != 0)
+        fail("cannot create %s: %s", path.c_str(), strerror(errno));
+    return target;
+}
+
+// A file being written as PATH.tmp, which becomes PATH in commit(); without commit() it is removed.
 class OutputFile {
   public:
-    explicit OutputFile(const std::string& path) : path_(path), target_(path) {
-        struct stat info;
-        const bool there = stat(path.c_str(), &info) == 0;
-        is_file_ = !there || S_ISREG(info.st_mode);
-        if (char* real = there && is_file_ ? realpath(path.c_str(), nullptr) : nullptr) {
-            target_ = real;
-            free(real);
-        }
-        const std::string name = is_file_ ? temporary() : path;
-        fd_ = open(name.c_str(), O_WRONLY | O_CLOEXEC | (is_file_ ? O_CREAT | O_TRUNC : 0), 0666);
+    explicit OutputFile(const std::string& path) : path_(path), target_(output_target(path)) {
+        const std::string name = target_.is_file ? target_.temporary() : path;
+        fd_ = open(name.c_str(), O_WRONLY | O_CLOEXEC | (target_.is_file ? O_CREAT | O_TRUNC : 0), 0666);
         if (fd_ < 0) fail("cannot create %s: %s", name.c_str(), strerror(errno));
     }
     OutputFile(const OutputFile&) = delete;
@@ -124,10 +135,11 @@ class OutputFile {
     ~OutputFile() {
         if (fd_ < 0) return;
         close(fd_);
-        if (is_file_) unlink(temporary().c_str());
+        if (target_.is_file) unlink(target_.temporary().c_str());
     }
 
     const std::string& path() const { return path_; }
+    std::string folder() const { return folder_of(target_.path); }
 
     void write(const void* data, size_t bytes) {
         const char* at = static_cast<const char*>(data);
@@ -141,22 +153,21 @@ class OutputFile {
     }
 
     void commit() {
-        if (is_file_ && fsync(fd_) != 0)
+        if (target_.is_file && fsync(fd_) != 0)
             fail("cannot write %s to the disk: %s", path_.c_str(), strerror(errno));
         int result = close(fd_);
         fd_ = -1;
-        if (result != 0 || (is_file_ && rename(temporary().c_str(), target_.c_str()) != 0)) {
+        if (result != 0 ||
+            (target_.is_file && rename(target_.temporary().c_str(), target_.path.c_str()) != 0)) {
             int error = errno;
-            if (is_file_) unlink(temporary().c_str());
+            if (target_.is_file) unlink(target_.temporary().c_str());
             fail("cannot write %s: %s", path_.c_str(), strerror(error));
         }
     }
 
   private:
-    std::string temporary() const { return target_ + ".tmp"; }
-
-    std::string path_, target_;  // as it was given, and the file behind it if that is a link
-    bool is_file_ = true;
+    std::string path_;  // as it was given
+    OutputTarget target_;
     int fd_ = -1;
 };
 

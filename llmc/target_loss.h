@@ -99,8 +99,7 @@ inline std::vector<float> read_plain_losses(std::string path, const std::string&
                      printable(text_of(was, "lambda")).c_str());
             const auto compare = [&](const std::string& name, const std::string& theirs,
                                      const std::string& ours) {
-                // as JSON, which has replaced what is not UTF-8 in a path
-                if (json_text(nlohmann::json(theirs)) != json_text(nlohmann::json(ours)))
+                if (!same_setting(theirs, ours, !was.contains(kNewSetting)))
                     fail(
                         "--target-loss: %s is of a run whose %s is %s, and here it is %s: give them the same",
                         path.c_str(), name.c_str(), printable(theirs).c_str(), printable(ours).c_str());
@@ -108,7 +107,7 @@ inline std::vector<float> read_plain_losses(std::string path, const std::string&
             compare("start (-e)", text_of(object, "from"), from);
             for (const auto& [name, value] : settings)
                 if (name != "lambda" && name != "topk" && name != "reg" && name != "lambda-warmup" &&
-                    name != "lambda-layers" && !(is_new_setting(name) && !was.contains(name)))
+                    name != "lambda-layers" && (name != kNewSetting || was.contains(name)))
                     compare(name, text_of(was, name), value);
         } else if (object.contains("ce")) {
             if (!object.contains("step") || object["step"] != losses.size() + 1 || !object["ce"].is_number())

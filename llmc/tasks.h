@@ -85,21 +85,21 @@ class JsonLine {
     nlohmann::json root_;
 };
 
-// Calls visit(JsonLine) for each line of the file that is not blank.
+// Calls visit(JsonLine) for each line of the file, of which there is at least one. Blank ones at the end do
+// not count.
 template <class Visit>
 void read_json_lines(const std::string& path, Visit visit) {
     const MappedFile file(path);
     if (file.size() > kMaxFileBytes)
         fail("%s has %zu bytes, too many for a file of questions", path.c_str(), file.size());
-    if (file.size() == 0) fail("%s is empty: there are no questions in it", path.c_str());
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    text = text.substr(0, text.find_last_not_of(" \t\r\n") + 1);
+    if (text.empty()) fail("%s is empty: there are no questions in it", path.c_str());
     int number = 0;
     for (size_t at = 0; at < text.size();) {
         const size_t newline = std::min(text.find('\n', at), text.size());
-        const std::string_view line = text.substr(at, newline - at);
+        visit(JsonLine(path, ++number, text.substr(at, newline - at)));
         at = newline + 1;
-        number++;
-        if (line.find_first_not_of(" \t\r") != line.npos) visit(JsonLine(path, number, line));
     }
 }
 

@@ -573,6 +573,10 @@ TEST_CASE("a resume with other settings names each one that differs") {
     std::map<std::string, std::string> now = saved.settings;
     now["data-digest"] = "1";
     CHECK(error_of([&] { check_settings("run", saved.settings, now); }) == "");
+    now["--lr"] = "0.333333343,2";  // and numbers have more digits now
+    saved.settings["--lr"] = "0.333333,2";
+    CHECK(error_of([&] { check_settings("run", saved.settings, now); }) == "");
+    saved.settings["--lr"] = now["--lr"];
     saved.settings["data-digest"] = "2";
     check_mentions(error_of([&] { check_settings("run", saved.settings, now); }),
                    "data-digest was 2 and is now 1");
@@ -618,15 +622,16 @@ TEST_CASE("a new run does not start in another's folder") {
     const std::string run = folder / "a/b";
     std::map<std::string, std::string> settings = {{"lr", "1"}};
     FILE* said = tmpfile();
-    const auto open_run = [&](bool resume) { return open_run_folder(run, resume, settings, said); };
+    const auto open_run = [&](bool resume) { return open_run_folder(run, resume, settings, "tiny", said); };
     CHECK(open_run(false) == "");
     CHECK(is_folder(run));
     CHECK(open_run(true) == "");  // nothing there: a new run
     CHECK(ftell(said) == 0);
-    write_text(run + "/metrics.jsonl", "{\"settings\":{\"lr\":\"1\"}}\n{\"step\":1}\n");
+    write_text(run + "/metrics.jsonl", "{\"from\":\"tiny\",\"settings\":{\"lr\":\"1\"}}\n{\"step\":1}\n");
     check_mentions(error_of([&] { open_run(false); }), "resume it with -y, or choose another folder with -o");
     CHECK(open_run(true) == "");  // stopped before its first checkpoint: it starts again, and says so
     CHECK(ftell(said) > 0);
+    CHECK(error_of([&] { open_run_folder(run, true, settings, "d6", said); }) != "");
     settings["lr"] = "2";  // but it does not take the place of another run
     check_mentions(error_of([&] { open_run(true); }), "lr was 1 and is now 2");
     write_text(run + "/metrics.jsonl", "{}\n");
@@ -645,8 +650,8 @@ TEST_CASE("a new run does not start in another's folder") {
     check_mentions(error_of([&] { open_run(true); }), "none of its checkpoints is complete");
     fclose(said);
     write_text(folder / "file", "");
-    CHECK(error_of([&] { open_run_folder(folder / "file", false, settings); }) != "");
-    CHECK(error_of([&] { open_run_folder(folder / "file/run", false, settings); }) != "");
+    CHECK(error_of([&] { open_run_folder(folder / "file", false, settings, ""); }) != "");
+    CHECK(error_of([&] { open_run_folder(folder / "file/run", false, settings, ""); }) != "");
 }
 
 TEST_CASE("runs are numbered; gaps and other names do not count") {
@@ -674,7 +679,18 @@ TEST_CASE("a file is written behind a link; what is no file is written to") {
     CHECK(text == std::string("through"));
     close(reader);
     CHECK(fs::is_fifo(folder / "pipe"));
-    check_mentions(error_of([&] { write_file(folder.path, ""); }), "cannot create " + folder.path);
+    check_mentions(error_of([&] { write_file(folder.path, ""); }), "there is a folder of that name");
+    check_mentions(error_of([&] { output_target(folder / "nowhere/x"); }), "cannot create");
+    fs::create_symlink("none", folder / "dangling");
+    check_mentions(error_of([&] { write_file(folder / "dangling", ""); }), "is a link to nothing");
+    fs::remove(folder / "dangling");
+    // what the program prints to is no place for a file of its own
+    const int status = status_in_child([&] {
+        dup2(open((folder / "real").c_str(), O_WRONLY), STDOUT_FILENO);
+        const std::string message = error_of([&] { output_target("/dev/stdout"); });
+        _exit(message.find("is the file that the output goes to") == std::string::npos);
+    });
+    CHECK(status == 0);
     CHECK(names_in(folder.path) == std::vector<std::string>{"link", "pipe", "real"});
 }
 

@@ -120,10 +120,11 @@ refuse "--json has what" "${model[@]}" -p x --json "$work/text.json"
 refuse "-k goes with --attention topk" "${model[@]}" -p x -k 2 --attention dense
 refuse "--eval takes a name" "${model[@]}" --eval ""
 refuse "cannot read the prompts" "${model[@]}" -f "$work"
-refuse "cannot write into the folder $work/nowhere" "${model[@]}" --eval "$val" --json "$work/nowhere/x.json"
+refuse "cannot create $work/nowhere/x.json" "${model[@]}" --eval "$val" --json "$work/nowhere/x.json"
 check "refused before anything was measured" '[ ! -s "$work/out" ]'
-run "${model[@]}" --eval "$val" -m 1 -b 1 --cuts 8 --json /dev/null
-check "--json /dev/null" '[ $? = 0 ] && [ -c /dev/null ]'
+refuse "there is a folder of that name" "${model[@]}" --eval "$val" --json "$work"
+printf "\n\n" >"$work/blank.jsonl"
+refuse "is empty" "${model[@]}" --lambada "$work/blank.jsonl"
 cp -r "$work/log/run1/step_00000120" "$work/diverged"
 python3 - "$work/diverged/model.safetensors" <<'END'
 import json, struct, sys

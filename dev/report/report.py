@@ -232,7 +232,9 @@ def mass_at_k(report, key):
     if report["k"] in report["ks"]:
         i = report["ks"].index(report["k"])
         return grid(report, lambda h: h[key][i])
-    return grid(report, lambda h: h[key + "_k"])
+    # Reports of older versions have only this of it, which is of the same rows.
+    fallback = lambda h: 1 - h["tau"]["mean"] if key == "mass" else NAN
+    return grid(report, lambda h: fallback(h) if math.isnan(h[key + "_k"]) else h[key + "_k"])
 
 
 def mass_of_all(report, key):

@@ -556,12 +556,6 @@ struct Generation {
     std::vector<DecodeStats> stats;         // [L,NH], if asked for
 };
 
-static volatile sig_atomic_t g_interrupted = 0;
-static void on_interrupt(int sig) {
-    g_interrupted = 1;
-    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
-}
-
 static double now_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -1233,6 +1227,13 @@ Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const 
     return tokens;
 }
 
+// A line without its end, which may be CRLF.
+bool next_line(std::istream& in, std::string& line) {
+    if (!std::getline(in, line)) return false;
+    if (line.ends_with('\r')) line.pop_back();
+    return true;
+}
+
 void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow how) {
     const int NH = config.num_heads;
     fprintf(stderr, "\nmeans over the tokens generated, by layer and head%s\n",
@@ -1300,10 +1301,8 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         std::ifstream file(c.prompt_file);
         if (!file || is_folder(c.prompt_file)) fail("cannot read the prompts in %s", c.prompt_file.c_str());
         std::vector<std::string> lines;
-        for (std::string line; std::getline(file, line);) {
-            if (line.ends_with('\r')) line.pop_back();
+        for (std::string line; next_line(file, line);)
             if (!line.empty()) lines.push_back(line);
-        }
         if (lines.empty()) fail("%s has no prompts: one a line", c.prompt_file.c_str());
         if ((int64_t)lines.size() * config.num_heads > 65535)
             fail("%s has %zu prompts; at most %d can be continued side by side", c.prompt_file.c_str(),
@@ -1327,8 +1326,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
     if (!tokenizer) fail("--interactive needs a vocabulary, and none is known for this model");
     Tokens text;
     signal(SIGINT, SIG_DFL);  // at the prompt, Ctrl-C ends the program
-    for (std::string line; fputs("> ", stderr), std::getline(std::cin, line);) {
-        if (line.ends_with('\r')) line.pop_back();
+    for (std::string line; fputs("> ", stderr), next_line(std::cin, line);) {
         if (line.empty()) {
             text.clear();
             continue;
@@ -1358,10 +1356,11 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
 // The newest run in log/ that has a checkpoint.
 std::string newest_run() {
     std::vector<int64_t> runs = numbered_runs("log");
-    while (!runs.empty() && latest_checkpoint(run_name("log", runs.back()), false).empty()) runs.pop_back();
-    if (runs.empty())
-        fail("there is no run in log/ yet: train one with ./train_gpt2cu, or name a model with -e");
-    return run_name("log", runs.back());
+    for (; !runs.empty(); runs.pop_back())
+        if (const std::string run = "log/" + run_folder_name(runs.back());
+            !latest_checkpoint(run, false).empty())
+            return run;
+    fail("there is no run in log/ yet: train one with ./train_gpt2cu, or name a model with -e");
 }
 
 std::string today() {
@@ -1423,9 +1422,9 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
 
 // Flags that do not go together.
 void check_flags(InferConfig& c) {
-    if (c.prompt_given + !c.prompt_file.empty() + c.interactive > 1)
-        fail("-p, -f and --interactive are three ways to give prompts: choose one");
-    if (c.measures() && (c.prompt_given || !c.prompt_file.empty() || c.interactive))
+    const int prompts = c.prompt_given + !c.prompt_file.empty() + c.interactive;
+    if (prompts > 1) fail("-p, -f and --interactive are three ways to give prompts: choose one");
+    if (c.measures() && prompts > 0)
         fail("-p, -f and --interactive generate text, and the other flags measure: run one after the other");
     if (!c.measures() && !c.json.empty())
         fail(

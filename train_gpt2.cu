@@ -781,13 +781,6 @@ void check_stats(const StepStats& stats, const GPT2Config& config, int64_t t) {
 // ---------------------------------------------------------------------------------------------------------
 // validation and samples
 
-// Ctrl-C, or a SIGTERM: the update, and a validation that is due behind it, are finished; a sample is not.
-static volatile sig_atomic_t g_interrupted = 0;
-static void on_interrupt(int sig) {
-    g_interrupted = 1;
-    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
-}
-
 struct Validation {
     double ce = 0;
     double mass = NAN;         // top-k mass, mean over the rows with more than k keys
@@ -999,9 +992,9 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
 // log/run1, log/run2, ...: one behind the last that is there; to resume, that one.
 std::string default_run_folder(bool resume) {
     const std::vector<int64_t> runs = numbered_runs("log");
-    if (!resume) return run_name("log", runs.empty() ? 1 : runs.back() + 1);
+    if (!resume) return "log/" + run_folder_name(runs.empty() ? 1 : runs.back() + 1);
     if (runs.empty()) fail("there is no run to resume in log/: name the run folder with -o");
-    return run_name("log", runs.back());
+    return "log/" + run_folder_name(runs.back());
 }
 
 // Factors on lambda: one for all layers, or one for each.
@@ -1267,6 +1260,7 @@ void train(TrainConfig c) {
         progress.message(sample_text(ctx, model, *val_data, tokenizer.get(), c, step));
     };
 
+    // The update, and a validation that is due behind it, are finished; a sample is not.
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
     if (step < c.updates && step == 0 && c.validate_every > 0) validate_now();

@@ -35,48 +35,44 @@ inline std::string step_folder_name(int64_t step) {
     return format("step_%08lld", static_cast<long long>(step));
 }
 
-// The step of a folder named exactly as step_folder_name() does, or -1: "step_12_junk" and "step_12" are not.
+// The folder of a run that has no other name than its number.
+inline std::string run_folder_name(int64_t n) {
+    return "run" + std::to_string(n);
+}
+
+// The number of a folder named exactly as name_of() does, or -1: "step_12_junk" and "step_12" have none.
+inline int64_t number_of_folder(const std::string& name, std::string (*name_of)(int64_t)) {
+    const size_t digits = std::min(name.find_first_of("0123456789"), name.size());
+    int64_t n = -1;
+    std::from_chars(name.data() + digits, name.data() + name.size(), n);
+    return n >= 0 && name == name_of(n) ? n : -1;
+}
 inline int64_t step_of_folder(const std::string& name) {
-    if (!name.starts_with("step_")) return -1;
-    const char *begin = name.data() + 5, *end = name.data() + name.size();
-    int64_t step = -1;
-    auto [stop, error] = std::from_chars(begin, end, step);
-    if (error != std::errc() || stop != end || step < 0) return -1;
-    return name == step_folder_name(step) ? step : -1;
+    return number_of_folder(name, step_folder_name);
 }
 
-// The folder of run number n, which has no name of its own.
-inline std::string run_name(const std::string& folder, int64_t n) {
-    return folder + "/run" + std::to_string(n);
-}
-
-// The numbers of the runs that are there, in ascending order.
-inline std::vector<int64_t> numbered_runs(const std::string& folder) {
-    std::vector<int64_t> runs;
+// The numbers of the folders in `folder` that have one, in ascending order.
+inline std::vector<int64_t> numbered_folders(const std::string& folder, std::string (*name_of)(int64_t)) {
+    std::vector<int64_t> numbers;
     std::error_code error;
-    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
-         it.increment(error)) {
-        const std::string name = it->path().filename().string();
-        int64_t n = 0;
-        if (name.starts_with("run")) std::from_chars(name.data() + 3, name.data() + name.size(), n);
-        if (n > 0 && run_name(folder, n) == folder + "/" + name && is_folder(folder + "/" + name))
-            runs.push_back(n);
-    }
-    std::sort(runs.begin(), runs.end());
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+        if (const int64_t n = number_of_folder(it->path().filename().string(), name_of);
+            n >= 0 && is_folder(it->path().string()))
+            numbers.push_back(n);
+    std::sort(numbers.begin(), numbers.end());
+    return numbers;
+}
+
+// Runs without a name, log/run1, log/run2, ...: their numbers, in ascending order.
+inline std::vector<int64_t> numbered_runs(const std::string& folder) {
+    std::vector<int64_t> runs = numbered_folders(folder, run_folder_name);
+    std::erase(runs, 0);
     return runs;
 }
 
 // The steps of the run folder's checkpoints, complete or not, in ascending order.
 inline std::vector<int64_t> checkpoint_steps(const std::string& run_folder) {
-    std::vector<int64_t> steps;
-    std::error_code error;
-    for (std::filesystem::directory_iterator it(run_folder, error), end; !error && it != end;
-         it.increment(error))
-        if (int64_t step = step_of_folder(it->path().filename().string());
-            step >= 0 && is_folder(it->path().string()))
-            steps.push_back(step);
-    std::sort(steps.begin(), steps.end());
-    return steps;
+    return numbered_folders(run_folder, step_folder_name);
 }
 
 // ---- The state of a run ----
@@ -305,14 +301,10 @@ inline void save_checkpoint(const std::string& run_folder, const GPT2Config& con
         unlink((run_folder + "/" + step_folder_name(steps[i]) + "/optimizer.safetensors").c_str());
 }
 
-// The settings in the first line of a run's metrics.jsonl, as metrics.h writes it, and "from".
-inline std::map<std::string, std::string> settings_of_metrics(const std::string& path) {
-    const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    const auto line = nlohmann::json::parse(text.substr(0, text.find('\n')), nullptr, false);
-    if (!line.is_object() || !line.contains("settings") || !line["settings"].is_object())
-        fail("%s has no first line with the configuration of the run", path.c_str());
+// The settings in `line`, the first of a run's metrics.jsonl, and "from"; empty if it has none.
+inline std::map<std::string, std::string> settings_of_line(const nlohmann::json& line) {
     std::map<std::string, std::string> settings;
+    if (!line.is_object() || !line.contains("settings") || !line["settings"].is_object()) return settings;
     for (const auto& [name, value] : line["settings"].items())
         if (value.is_string()) settings[name] = value.get<std::string>();
     if (line.contains("from") && line["from"].is_string()) settings["from"] = line["from"].get<std::string>();
@@ -338,14 +330,20 @@ inline std::string open_run_folder(const std::string& run_folder, bool resume,
                  run_folder.c_str());
         return "";
     }
-    const std::string metrics = run_folder + "/metrics.jsonl";
-    if (steps.empty() && is_file(metrics)) {
+    if (steps.empty()) {
+        const std::string metrics = run_folder + "/metrics.jsonl";
+        if (!is_file(metrics)) return "";
+        const MappedFile file(metrics);
+        const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+        const auto was =
+            settings_of_line(nlohmann::json::parse(text.substr(0, text.find('\n')), nullptr, false));
+        if (was.empty()) fail("%s has no first line with the configuration of the run", metrics.c_str());
         settings["from"] = from;
-        check_settings(run_folder, settings_of_metrics(metrics), settings);
+        check_settings(run_folder, was, settings);
         fprintf(say, "%s has no checkpoint to go on from: the run begins anew\n", run_folder.c_str());
+        return "";
     }
-    std::string latest = latest_checkpoint(run_folder);
-    if (steps.empty()) return latest;
+    const std::string latest = latest_checkpoint(run_folder);
     const std::string newest = run_folder + "/" + step_folder_name(steps.back());
     if (latest.empty())
         fail("%s cannot be resumed, none of its checkpoints is complete: %s", run_folder.c_str(),

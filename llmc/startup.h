@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda_runtime.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -22,6 +23,13 @@
 inline void open_standard_streams() {
     for (int fd = 0; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);  // takes the lowest number that is free
+}
+
+// Ctrl-C, for programs that finish what they are at: set as the handler of a signal.
+inline volatile sig_atomic_t g_interrupted = 0;
+inline void on_interrupt(int sig) {
+    g_interrupted = 1;
+    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
 }
 
 // ---------------------------------------------------------------------------------------------------------

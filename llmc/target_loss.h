@@ -89,14 +89,13 @@ inline std::vector<float> read_plain_losses(std::string path, const std::string&
         };
         if (!object.is_object()) bad_line();
         if (number == 1) {
-            const auto text_of = [&](const nlohmann::json& o, const std::string& key) {
-                return o.is_object() && o.contains(key) && o[key].is_string() ? o[key].get<std::string>()
-                                                                              : std::string("not recorded");
+            const std::map<std::string, std::string> was = settings_of_line(object);
+            const auto recorded = [&](const std::string& key) {
+                return was.contains(key) ? was.at(key) : std::string("not recorded");
             };
-            const nlohmann::json was = object.value("settings", nlohmann::json::object());
-            if (text_of(was, "lambda") != "0")
+            if (recorded("lambda") != "0")
                 fail("--target-loss: %s is not of a plain run (-l 0): its lambda is %s", path.c_str(),
-                     printable(text_of(was, "lambda")).c_str());
+                     printable(recorded("lambda")).c_str());
             const auto compare = [&](const std::string& name, const std::string& theirs,
                                      const std::string& ours) {
                 if (!same_setting(theirs, ours, !was.contains(kNewSetting)))
@@ -104,11 +103,11 @@ inline std::vector<float> read_plain_losses(std::string path, const std::string&
                         "--target-loss: %s is of a run whose %s is %s, and here it is %s: give them the same",
                         path.c_str(), name.c_str(), printable(theirs).c_str(), printable(ours).c_str());
             };
-            compare("start (-e)", text_of(object, "from"), from);
+            compare("start (-e)", recorded("from"), from);
             for (const auto& [name, value] : settings)
                 if (name != "lambda" && name != "topk" && name != "reg" && name != "lambda-warmup" &&
                     name != "lambda-layers" && (name != kNewSetting || was.contains(name)))
-                    compare(name, text_of(was, name), value);
+                    compare(name, recorded(name), value);
         } else if (object.contains("ce")) {
             if (!object.contains("step") || object["step"] != losses.size() + 1 || !object["ce"].is_number())
                 bad_line();

@@ -661,7 +661,7 @@ TEST_CASE("runs are numbered; gaps and other names do not count") {
         fs::create_directory(folder / name);
     write_text(folder / "run7", "a file");
     CHECK(numbered_runs(folder.path) == std::vector<int64_t>{1, 3, 10});
-    CHECK(run_name("log", 10) == "log/run10");
+    CHECK(run_folder_name(10) == "run10");
 }
 
 TEST_CASE("a file is written behind a link; what is no file is written to") {

@@ -9,6 +9,12 @@ source tests/script.sh
 run() { "$train" "$@" >"$work/log" 2>&1; }
 # The number that a key has in the first, the last line of a metrics file that has that key.
 updates_in() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null; true; }
+wait_for_updates() { # so many of them, or 12 seconds
+    for _ in $(seq 600); do
+        [ "0$(updates_in "$2")" -ge "$1" ] && break
+        sleep 0.02
+    done
+}
 first() { grep -oE "\"$2\":[0-9][-0-9.e]*" "$1/metrics.jsonl" | head -n 1 | cut -d: -f2; }
 last() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -n 1 | cut -d: -f2; }
 less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
@@ -60,10 +66,7 @@ same_when_killed() { # about when, the straight run, its arguments; what it is d
     rm -rf "$work/killed"
     "$train" "$@" -o "$work/killed" >"$work/log" 2>&1 &
     pid=$!
-    for _ in $(seq 600); do
-        [ "0$(updates_in "$work/killed")" -ge "$moment" ] && break
-        sleep 0.02
-    done
+    wait_for_updates "$moment" "$work/killed"
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
     run "$@" -y -o "$work/killed" &&
@@ -77,10 +80,7 @@ done
 rm -rf "$work/interrupted"
 "$train" "${common[@]}" -x 3000 -o "$work/interrupted" >"$work/log" 2>&1 &
 pid=$!
-for _ in $(seq 600); do
-    [ "0$(updates_in "$work/interrupted")" -ge 3 ] && break
-    sleep 0.02
-done
+wait_for_updates 3 "$work/interrupted"
 kill -INT $pid
 wait $pid
 check "Ctrl-C finishes the update, saves and says how to go on" '[ $? = 0 ] && grep -q "go on with -y" "$work/log" &&
@@ -88,10 +88,7 @@ check "Ctrl-C finishes the update, saves and says how to go on" '[ $? = 0 ] && g
 # A sample that takes long: Ctrl-C while it is being made keeps the updates before it.
 "$train" "${quick[@]}" -x 3000 -s 3 -g 100000 -o "$work/sampling" >"$work/log" 2>&1 &
 pid=$!
-for _ in $(seq 600); do
-    [ "0$(updates_in "$work/sampling")" -ge 3 ] && break
-    sleep 0.02
-done
+wait_for_updates 3 "$work/sampling"
 sleep 0.2
 kill -INT $pid
 wait $pid

@@ -81,7 +81,10 @@ def array(kind, length=None):
 
 def optional(kind):
     """What a record need not have, for reports of older versions: as if it were null."""
-    return ("optional", kind)
+    def check(value, where):
+        return kind(value, where)
+    check.optional = True
+    return check
 
 
 def record(**fields):
@@ -94,12 +97,9 @@ def record(**fields):
         result = {}
         for key, kind in fields.items():
             place = f"{where}.{key}" if where else key
-            if isinstance(kind, tuple):
-                result[key] = kind[1](value.get(key), place)
-                continue
-            if key not in value:
+            if key not in value and not hasattr(kind, "optional"):
                 raise Bad(f"{place} is missing")
-            result[key] = kind(value[key], place)
+            result[key] = kind(value.get(key), place)
         return result
     return check
 

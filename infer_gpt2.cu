@@ -453,6 +453,17 @@ void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, co
     draw_tokens(ctx, m, d, sampling);
 }
 
+// The sampler draws from any logits, even where none is a number: that the model is no longer one is said
+// here.
+template <class Float>
+void check_logits(const Context& ctx, const Model<Float>& m, const Decoding<Float>& d) {
+    for (int b = 0; b < d.B; b++)
+        for (const Float logit :
+             to_host(ctx, d.logits + (size_t)b * m.config.padded_vocab_size, m.config.vocab_size))
+            if (!std::isfinite((float)logit))
+                fail("the logits are not finite: the model's weights have diverged or are damaged");
+}
+
 // Whether B sequences are few enough for the linear layers whose time is that of reading the weights.
 template <class Float>
 bool is_few(const Context& ctx, int B, int C) {
@@ -688,6 +699,7 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
 
     const double begin = now_seconds();
     read_windows();
+    check_logits(ctx, m, d);
     send_tokens(0);
     for (int64_t i = 0; i < n && !g_interrupted; i++) {
         const bool full = any_full(), more = i + 1 < n;
@@ -720,13 +732,31 @@ int end_of_text(const Tokenizer* tokenizer, const GPT2Config& config) {
 // ---------------------------------------------------------------------------------------------------------
 // data to measure on
 
-// Windows of T tokens and the T that follow them, [batches][B,T] each.
+// Windows of T tokens and the T that follow them, in batches of up to B: [batches][rows,T] each. The last one
+// has what is left.
 struct Windows {
     std::string source;
     int B, T;
-    std::vector<std::vector<int>> inputs, targets;
+    std::vector<std::vector<int>> inputs = {}, targets = {};
 
-    int64_t tokens() const { return (int64_t)inputs.size() * B * T; }
+    int rows(size_t batch) const { return (int)inputs[batch].size() / T; }
+    int64_t count() const {
+        int64_t sum = 0;
+        for (size_t i = 0; i < inputs.size(); i++) sum += rows(i);
+        return sum;
+    }
+    int64_t tokens() const { return count() * T; }
+
+    // The next window: x [T] and the tokens that follow, y [T].
+    template <class Token>
+    void add(const Token* x, const Token* y) {
+        if (inputs.empty() || rows(inputs.size() - 1) == B) {
+            inputs.emplace_back();
+            targets.emplace_back();
+        }
+        inputs.back().insert(inputs.back().end(), x, x + T);
+        targets.back().insert(targets.back().end(), y, y + T);
+    }
     Tokens text() const {
         Tokens all;
         for (const auto& batch : inputs) all.insert(all.end(), batch.begin(), batch.end());
@@ -744,16 +774,14 @@ bool is_shard(const std::string& path) {
 Windows read_windows(const std::string& what, const Tokenizer* tokenizer, int vocab_size, int B, int T,
                      int64_t batches) {
     if (!is_file(what) || is_shard(what)) {
-        B = (int)std::min<int64_t>(B, DataLoader(what, 1, T, false, 0).windows());
-        DataLoader data(what, B, T, false, 0);
+        DataLoader data(what, 1, T, false, 0);
         if (data.vocab_size() != vocab_size)
             fail("the shards of %s have a vocabulary of %d tokens, and the model one of %d", what.c_str(),
                  data.vocab_size(), vocab_size);
-        Windows w{what, B, T, {}, {}};
-        for (int64_t i = 0; i < std::min(batches, data.windows() / B); i++) {
+        Windows w{what, B, T};
+        for (int64_t i = 0; i < std::min(batches * B, data.windows()); i++) {
             data.next_batch();
-            w.inputs.emplace_back(data.inputs(), data.inputs() + (size_t)B * T);
-            w.targets.emplace_back(data.targets(), data.targets() + (size_t)B * T);
+            w.add(data.inputs(), data.targets());
         }
         return w;
     }
@@ -766,14 +794,9 @@ Windows read_windows(const std::string& what, const Tokenizer* tokenizer, int vo
     if (tokens.size() < 2)
         fail("%s has %zu tokens: there is nothing to predict", what.c_str(), tokens.size());
     if ((size_t)T >= tokens.size()) T = (int)tokens.size() - 1;
-    const int64_t count = ((int64_t)tokens.size() - 1) / T;
-    B = (int)std::min<int64_t>(B, count);
-    Windows w{what, B, T, {}, {}};
-    for (int64_t i = 0; i < std::min(batches, count / B); i++) {
-        const auto first = tokens.begin() + i * B * T;
-        w.inputs.emplace_back(first, first + (int64_t)B * T);
-        w.targets.emplace_back(first + 1, first + 1 + (int64_t)B * T);
-    }
+    Windows w{what, B, T};
+    const int64_t count = std::min(batches * B, ((int64_t)tokens.size() - 1) / T);
+    for (const uint16_t* x = tokens.data(); x < tokens.data() + count * T; x += T) w.add(x, x + 1);
     return w;
 }
 
@@ -862,21 +885,23 @@ std::vector<CutLoss> cut_losses(const Bench<Float>& bench, const Windows& w, con
         for (const int k : c.cuts)
             for (const Cut cut : c.cut_kinds)
                 if (renormalize || c.cut_as_they_are) all.push_back({{cut, k, renormalize}});
-    const auto batches = (int64_t)w.inputs.size(), total = batches * (int64_t)all.size();
-    for (int64_t i = 0; i < batches; i++)
+    const size_t total = w.inputs.size() * all.size();
+    for (size_t i = 0; i < w.inputs.size(); i++) {
+        const double share = (double)w.rows(i) / (double)w.count();
         for (size_t v = 0; v < all.size(); v++) {
             double kept = 1;
             SequenceAttention how = all[v].how;
-            how.seed = random_bits(c.sampling.seed, 1, (uint64_t)i);
+            how.seed = random_bits(c.sampling.seed, 1, i);
             const std::vector<float> losses = sequence_losses(bench, w.inputs[i].data(), w.targets[i].data(),
-                                                              w.B, w.T, how, nullptr, &kept);
+                                                              w.rows(i), w.T, how, nullptr, &kept);
             const double loss = std::accumulate(losses.begin(), losses.end(), 0.0) / (double)losses.size();
             if (!std::isfinite(loss))
                 fail("the loss is not finite: the model's weights have diverged or are damaged");
-            all[v].loss += loss / (double)batches;
-            all[v].kept += kept / (double)batches;
-            say_progress("losses", i * (int64_t)all.size() + (int64_t)v + 1, total);
+            all[v].loss += share * loss;
+            all[v].kept += share * kept;
+            say_progress("losses", (int64_t)(i * all.size() + v + 1), (int64_t)total);
         }
+    }
     return all;
 }
 
@@ -1144,16 +1169,17 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
     const Context& ctx = bench.ctx;
     const int L = bench.m.config.num_layers, NH = bench.m.config.num_heads;
     AttentionReport report(L, NH, w.T, c.topk);
-    const size_t rows = (size_t)w.B * NH * w.T;
+    const size_t rows_of_one = (size_t)NH * w.T;
     RowStats* stats = nullptr;
     const DeviceMemory memory(ctx, "the statistics",
-                              [&](Arena& arena) { stats = arena.take<RowStats>(rows); });
+                              [&](Arena& arena) { stats = arena.take<RowStats>(w.rows(0) * rows_of_one); });
     for (size_t i = 0; i < w.inputs.size(); i++) {
+        const int B = w.rows(i);
         to_device(bench.a.inputs, w.inputs[i].data(), w.inputs[i].size());
-        forward(ctx, bench.m, bench.a, w.B, w.T, nullptr, [&](int l) {
-            attend_sequences(ctx, bench.m, bench.a, l, w.B, w.T, {});
-            attention_row_stats(ctx, stats, bench.a.qkv, w.B, w.T, NH, bench.m.hs(), c.topk);
-            report.add(l, to_host(ctx, stats, rows).data(), w.B);
+        forward(ctx, bench.m, bench.a, B, w.T, nullptr, [&](int l) {
+            attend_sequences(ctx, bench.m, bench.a, l, B, w.T, {});
+            attention_row_stats(ctx, stats, bench.a.qkv, B, w.T, NH, bench.m.hs(), c.topk);
+            report.add(l, to_host(ctx, stats, B * rows_of_one).data(), B);
         });
         say_progress("attention rows", (int64_t)i + 1, (int64_t)w.inputs.size());
     }
@@ -1168,10 +1194,8 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
                    {"vocabulary", facts["vocabulary"]},
                    {"parameters", facts["parameters"]}}}};
     for (const char* key : {"device", "precision", "commit", "date"}) json[key] = facts[key];
-    json["text"] = {{"source", w.source},
-                    {"sequences", w.inputs.size() * w.B},
-                    {"context", w.T},
-                    {"rows", report.rows_per_head()}};
+    json["text"] = {
+        {"source", w.source}, {"sequences", w.count()}, {"context", w.T}, {"rows", report.rows_per_head()}};
     json["ks"] = kReportKs;
     json["k"] = c.topk;
     json["mass"] = {{"mean", report.mean_mass()}, {"nosink", report.mean_mass_nosink()}};

@@ -577,7 +577,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
         const float b = q.bound(Slice::fetch(p < pages, h.low + (size_t)p * hs, g.lane, hs),
                                 Slice::fetch(p < pages, h.high + (size_t)p * hs, g.lane, hs));
         if (g.lane == 0 && p < padded) {
-            bound[p] = p < pages ? b : -INFINITY;
+            bound[p] = p >= pages ? -INFINITY : b == b ? b : INFINITY;  // no number bounds nothing
             order[p] = p;
         }
     }

@@ -12,6 +12,12 @@
 #
 # What is missing is found by dev/deps, which installs it where it may and otherwise says what to install.
 
+# A job for each processor, of those that have 2 GB of free memory to compile in; make -j1: one after the other.
+ifeq ($(MAKELEVEL),0)
+  MAKEFLAGS += -j$(shell awk -v most="$$(nproc)" \
+      '/^MemAvailable/ { n = int($$2 / 2e6) } END { print n < 1 ? 1 : n < most ? n : most }' /proc/meminfo)
+endif
+
 CXX ?= g++
 # The first nvcc of CUDA 12 or newer.
 NVCC_PLACES = "$$(command -v nvcc)" /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc
@@ -44,19 +50,21 @@ ifdef USE_CUDNN
   CUDNN_OBJECT = build/attention_cudnn.o
 endif
 
-# Tests are built with the CPU backend's checks; each kind of build has its own folder. The expensive optimizations
-# include the contraction to fma, without which attention's kernels would not compute their scores bit for bit alike.
-CHECKED = -std=c++20 -O1 -g1 -fexpensive-optimizations -march=native -fopenmp $(WARN)
+# Tests are built with the CPU backend's checks; each kind of build has its own folder. More optimization than this would
+# take longer to compile than it saves; kernels as they are built for the user, with -O3, are what the scripts run. The
+# expensive optimizations include the contraction to fma, without which attention's kernels would not compute their
+# scores bit for bit alike.
+CHECKED = -std=c++20 -O1 -g1 -fexpensive-optimizations -march=native -fopenmp $(WARN) -DCUDA_CPU_CHECK
 ifdef SAN
   BUILD = build/san
-  TEST_FLAGS = $(CHECKED) -fsanitize=address,undefined -fno-sanitize-recover=all -DCUDA_CPU_CHECK
+  TEST_FLAGS = $(CHECKED) -fsanitize=address,undefined -fno-sanitize-recover=all
   TEST_LIBS = $(CPU_LIBS) -fsanitize=address,undefined
 else
   BUILD = build/test
-  TEST_FLAGS = $(CPU_FLAGS) -DCUDA_CPU_CHECK
+  TEST_FLAGS = $(CHECKED)
   TEST_LIBS = $(CPU_LIBS)
 endif
-RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_CHECK -DCUDA_CPU_RACE
+RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_RACE
 
 # What nvcc compiles depends on, how it compiles, and how it links.
 GPU_NEEDS = build/deps build/gpu_arch Makefile | build/gpu
@@ -190,19 +198,18 @@ CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
-# Readers and their tests gain nothing from optimization but the time to compile it, least of all with sanitizers. Kernels
-# as they are built for the user, with -O3, are what the scripts run.
+# Readers and their tests gain nothing from optimization with sanitizers but the time to compile it.
 $(BUILD)/%.o: tests/%.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
-	$(CXX) $(if $(SAN),$(subst -O1,-O0,$(TEST_FLAGS)),$(subst -O3,-O1,$(TEST_FLAGS))) -MMD -MF $(@:.o=.d) -c $< -o $@
+	$(CXX) $(if $(SAN),$(subst -O1,-O0,$(TEST_FLAGS)),$(TEST_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@
 $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
-	llmc/cpu/cpu_nvcc $< -o $@ $(subst -O3,-O2,$(TEST_FLAGS))
+	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
 .SECONDARY: $(BUILD)/doctest_main.o
 # The CPU backend's own cudnn_frontend.h, not NVIDIA's.
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
-	llmc/cpu/cpu_nvcc $< -o $@ $(subst -O3,-O2,$(TEST_FLAGS))
+	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
 $(BUILD)/test_attention.o: TEST_FLAGS += -DUSE_CUDNN
 $(BUILD)/test_attention: $(BUILD)/attention_cudnn.o
 $(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o
@@ -241,8 +248,9 @@ SAN_TESTS = $(addprefix $(BUILD)/,$(filter-out $(SKIP),$(CU_TESTS) $(HOST_TESTS)
 test: $(SAN_TESTS)
 	tests/run $^
 else
-test: $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) \
-      $(PROGRAMS:=cpu) $(PROGRAMS:=cu) build/tokenize build/attention_ladder
+# Of the programs for the GPU only those that were built before are brought up to date: the tests need none.
+test: $(PROGRAMS:=cpu) $(wildcard $(PROGRAMS:=cu)) $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \
+      $(addprefix build/race/,$(KERNEL_TESTS)) $(GPU_TESTS) build/tokenize build/attention_ladder
 	@CXX="$(CXX)" dev/deps tests
 	tests/run $(addprefix tests/,$(SCRIPTS)) $(addprefix build/race/,$(KERNEL_TESTS)) \
 	    $(addprefix $(BUILD)/,$(HOST_TESTS) $(CU_TESTS) $(FUZZERS)) \

@@ -11,6 +11,13 @@
 
 #include "../llmc/cuda_common.cuh"
 
+// Sanitizers and the race checker look at accesses, for which fewer cases, rows and draws do.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kFewer = true;
+#else
+inline constexpr bool kFewer = false;
+#endif
+
 // n elements on the device, with guard bands on both sides so that an overrun by a pack is seen.
 template <class T>
 class DeviceArray {

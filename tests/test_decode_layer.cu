@@ -97,13 +97,6 @@ static void check_stream(const After<Float>& after, const Before<Float>& before,
     CHECK(relative_error(after.finished, all) < tolerance<Float>());
 }
 
-// Sanitizers and the race checker look at the accesses, which fewer cases have.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-static constexpr bool kFewer = true;
-#else
-static constexpr bool kFewer = false;
-#endif
-
 TEST_CASE_TEMPLATE("the MLP half: each slice's part", Float, float, bf16) {
     for (const Context& ctx : contexts())
         for (const int C : {128, 768, 1024})

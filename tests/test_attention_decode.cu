@@ -236,8 +236,9 @@ double flat_share_read(int n, float epsilon) {
 template <class Float>
 void check_certificates(const Context& ctx, int kind, uint64_t seed, int heads, float epsilon,
                         double& share_read) {
-    const Shape s{1, heads, 8, 128};
-    const int C = s.C(), n = certified_tokens(seed), pages = ceil_div(n, kPageTokens);
+    const int n = certified_tokens(seed), pages = ceil_div(n, kPageTokens);
+    const Shape s{1, heads, 8, pages * kPageTokens};
+    const int C = s.C();
     // Normal numbers from a pool, each call at another place: drawing 200 million would take longer than all
     // else.
     static const std::vector<float> pool = normal_values<float>((1 << 20) + 7, 1);

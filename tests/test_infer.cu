@@ -5,29 +5,11 @@
 #include "../infer_gpt2.cu"
 #include "check.h"
 #include "reference.h"
+#include "small_model.h"
 
 using bf16 = __nv_bfloat16;
 
-static const GPT2Config kSmall{.max_seq_len = 40,
-                               .vocab_size = 37,
-                               .padded_vocab_size = 128,
-                               .num_layers = 3,
-                               .num_heads = 2,
-                               .channels = 48};
 constexpr int kEot = 36;
-
-// Weights large enough that attention is not uniform, rounded to Float.
-template <class Float>
-static std::vector<float> busy_params(const GPT2Config& config) {
-    std::vector<float> params(num_parameters(config), 0.0f);
-    for (const ParamTensor& p : gpt2_params(config))
-        for (size_t i = 0; i < p.size_on_disk(); i++) {
-            const float x = (float)random_normal(4, p.offset, i);
-            const float w = p.init == Init::ones ? 1.0f + 0.1f * x : p.is_vector ? 0.1f * x : 0.16f * x;
-            params[p.offset + i] = (float)(Float)w;
-        }
-    return params;
-}
 
 template <class Float>
 static Model<Float> make_model(const GPT2Config& config) {

@@ -6,15 +6,9 @@
 #include "../train_gpt2.cu"
 #include "check.h"
 #include "reference.h"
+#include "small_model.h"
 
 using bf16 = __nv_bfloat16;
-
-static const GPT2Config kSmall{.max_seq_len = 40,
-                               .vocab_size = 37,
-                               .padded_vocab_size = 128,
-                               .num_layers = 3,
-                               .num_heads = 2,
-                               .channels = 48};
 
 static TrainConfig small_run(int B, int T, int topk, Reg reg) {
     TrainConfig c;
@@ -25,20 +19,6 @@ static TrainConfig small_run(int B, int T, int topk, Reg reg) {
     c.tokens_per_update = B * T;
     c.layer_lambda = {0.5f, 1.0f, 2.0f};
     return c;
-}
-
-// Weights large enough that attention is not uniform and every tensor's gradient is of some size. Values are
-// rounded to Float, so that the reference sees the model's own.
-template <class Float>
-static std::vector<float> busy_params(const GPT2Config& config) {
-    std::vector<float> params = init_params(config, 3);
-    for (const ParamTensor& p : gpt2_params(config))
-        for (size_t i = 0; i < p.size_on_disk(); i++) {
-            float& w = params[p.offset + i];
-            w = p.is_vector ? w + 0.1f * (float)random_normal(4, p.offset, i) : w * 8.0f;
-            w = (float)(Float)w;
-        }
-    return params;
 }
 
 struct Batch {

@@ -37,19 +37,19 @@ check "the copy of it that make gives the other's name where there is no nvcc sa
 [ ! -e "$root/train_gpt2cu" ] || check "the program for the GPU, where there is none" says_device "(no NVIDIA GPU can be used \(|this program was built without )" "$root/train_gpt2cu"
 
 # ---- the regularizer does what it is for
-run "${data[@]}" -e tiny -x 150 -v 150 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
+run "${data[@]}" -e tiny -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
 check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'
-run "${data[@]}" -e tiny -x 150 -v 150 -s 150 -g 20 -n 0 -m 10 -l 0.1 -k 8 -o "$work/reg"
-check "condensed GPT-2 trains and samples" '[ $? = 0 ] && grep -q "sample after 150 updates" "$work/log"'
+run "${data[@]}" -e tiny -x 100 -v 100 -s 100 -g 20 -n 0 -m 10 -l 0.1 -k 8 -o "$work/reg"
+check "condensed GPT-2 trains and samples" '[ $? = 0 ] && grep -q "sample after 100 updates" "$work/log"'
 plain_mass=$(last "$work/plain" val_mass) reg_mass=$(last "$work/reg" val_mass)
 plain_ce=$(last "$work/plain" val_ce) reg_ce=$(last "$work/reg" val_ce)
 echo "      validation: plain loss $plain_ce mass $plain_mass, lambda 0.1 loss $reg_ce mass $reg_mass"
 check "its top-8 mass is clearly higher" 'less "$(awk "BEGIN { print $plain_mass + 0.1 }")" "$reg_mass"'
 check "its loss is close" 'less "$reg_ce" "$(awk "BEGIN { print $plain_ce + 0.1 }")"'
 check "every line of the metrics is an object with the keys it should have" '
-    [ "$(grep -c "^{\"step\":[0-9]*,\"loss\":[^,]*,\"ce\":[^,]*,\"reg\":[^,]*,\"mass\":[^,]*,\"lambda\":[^,]*,\"lr\":[^,]*,\"norm\":[^,]*,\"tok_s\":[^,]*,\"ms\":[^,]*}$" "$work/reg/metrics.jsonl")" = 150 ] &&
+    [ "$(grep -c "^{\"step\":[0-9]*,\"loss\":[^,]*,\"ce\":[^,]*,\"reg\":[^,]*,\"mass\":[^,]*,\"lambda\":[^,]*,\"lr\":[^,]*,\"norm\":[^,]*,\"tok_s\":[^,]*,\"ms\":[^,]*}$" "$work/reg/metrics.jsonl")" = 100 ] &&
     [ "$(grep -c "^{\"step\":[0-9]*,\"val_ce\":[^,]*,\"val_mass\":[^,]*,\"val_mass_nosink\":[^,]*}$" "$work/reg/metrics.jsonl")" = 2 ] &&
-    [ "$(wc -l <"$work/reg/metrics.jsonl")" = 153 ]'
+    [ "$(wc -l <"$work/reg/metrics.jsonl")" = 103 ]'
 run "${quick[@]}" -x 40 -n 0 -l 0.3 --lambda-warmup 0 --reg entropy -o "$work/entropy"
 check "--reg entropy: a row's entropy falls, and its top-8 mass rises" '[ $? = 0 ] &&
     less "$(last "$work/entropy" reg)" "$(first "$work/entropy" reg)" &&

@@ -571,47 +571,167 @@ static double now_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Continues each prompt by up to c.tokens tokens, to <|endoftext|> (eot) or, unless c.slide, to the end of
-// the context. show(b, token) is called for each token as it comes. A prompt has at least one token.
-template <class Float, class Show>
-Generation generate(const Context& ctx, const Model<Float>& m, const std::vector<Tokens>& prompts,
-                    const InferConfig& c, int eot, Show show) {
-    const int B = (int)prompts.size(), context = m.config.max_seq_len;
-    const int64_t n = c.tokens;
-    // A full context goes on with its second half, and so does a prompt that leaves no room.
-    const size_t half = (size_t)std::max(1, context / 2);
-    const auto tail = [](const Tokens& text, size_t most) {
-        return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
-    };
-    std::vector<Tokens> windows;
-    size_t longest = 0;
-    for (const Tokens& p : prompts) {
-        windows.push_back(tail(p, c.slide && (int64_t)p.size() >= context ? half : (size_t)context));
-        longest = std::max(longest, windows.back().size());
+// Tokens on their way to the host, which reads those of one step while the device makes those of the next.
+class TokenMail {
+  public:
+    explicit TokenMail(int B) : B_(B) {
+        for (int i = 0; i < 2; i++) {
+            CUDA_CHECK(cudaMallocHost(&tokens_[i], B * sizeof(int)));
+            CUDA_CHECK(cudaEventCreateWithFlags(&arrived_[i], cudaEventDisableTiming));
+        }
     }
-    const int most_used = (int)std::min<int64_t>(context, (int64_t)longest + n);
-    const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
-    const int prefill_tokens = c.slide && most_used == context ? context : (int)longest;
+    TokenMail(const TokenMail&) = delete;
+    ~TokenMail() {
+        for (int i = 0; i < 2; i++) {
+            cudaFreeHost(tokens_[i]);
+            cudaEventDestroy(arrived_[i]);
+        }
+    }
 
-    Acts<Float> a, one;
+    // tokens [B] are on the device.
+    void send(const Context& ctx, const int* tokens, int64_t step) {
+        CUDA_CHECK(
+            cudaMemcpyAsync(tokens_[step % 2], tokens, B_ * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
+        CUDA_CHECK(cudaEventRecord(arrived_[step % 2], ctx.stream));
+    }
+    // The tokens of a step, as soon as they are here. They stay until those of the step after next are sent.
+    const int* receive(int64_t step) const {
+        CUDA_CHECK(cudaEventSynchronize(arrived_[step % 2]));
+        return tokens_[step % 2];
+    }
+
+  private:
+    int B_;
+    int* tokens_[2];
+    cudaEvent_t arrived_[2];
+};
+
+// Texts that are continued side by side, and where each of them is in the cache. A step draws a token of
+// each, for as long as any of them goes on.
+template <class Float>
+struct Continuation {
+    const Context& ctx;
+    const Model<Float>& m;
+    const InferConfig& c;
+    const int eot;                // <|endoftext|>, or -1: nothing ends a text
+    const int B, context;         // texts; positions that the model has
+    std::vector<Tokens> text;     // [B] prompts, and what was drawn
+    std::vector<Tokens> windows;  // [B] what is read of each when the cache is filled
+    std::vector<int> used;        // [B] tokens of each that are in the cache
+    std::vector<bool> ended;      // [B]
+    int most_used;                // tokens that any of them will ever have in the cache
+    Acts<Float> a, one;           // for the windows, and for one token of each
     Decoding<Float> d;
-    const DeviceMemory memory(ctx, "the prompts and their cache", [&](Arena& arena) {
-        a = lay_out_acts<Float>(arena, m.config, B, prefill_tokens);
-        one = lay_out_acts<Float>(arena, m.config, B, 1);
-        d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
-    });
-    std::vector<int> numbers(B), counts;
-    std::iota(numbers.begin(), numbers.end(), 0);
-    to_device(d.streams, numbers.data(), numbers.size());
-    for (const Tokens& p : prompts) counts.push_back((int)p.size() - 1);
-    to_device(d.counts, counts.data(), counts.size());
-
+    std::unique_ptr<DeviceMemory> memory;
+    TokenMail mail;
+    Graph graph;
     Generation g;
-    g.made.resize(B);
-    std::vector<Tokens> text = prompts;
-    std::vector<bool> ended(B, false);
-    std::vector<int> used(B);  // tokens of each sequence that are in the cache
-    const auto read_windows = [&] {
+
+    Continuation(const Context& ctx, const Model<Float>& m, const std::vector<Tokens>& prompts,
+                 const InferConfig& c, int eot)
+        : ctx(ctx),
+          m(m),
+          c(c),
+          eot(eot),
+          B((int)prompts.size()),
+          context(m.config.max_seq_len),
+          text(prompts),
+          used(B),
+          ended(B, false),
+          mail(B) {
+        size_t longest = 0;
+        for (const Tokens& p : prompts) {
+            windows.push_back(tail(p, c.slide && (int64_t)p.size() >= context ? half() : (size_t)context));
+            longest = std::max(longest, windows.back().size());
+        }
+        most_used = (int)std::min<int64_t>(context, (int64_t)longest + c.tokens);
+        const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
+        const int window = c.slide && most_used == context ? context : (int)longest;
+        memory = std::make_unique<DeviceMemory>(ctx, "the prompts and their cache", [&](Arena& arena) {
+            a = lay_out_acts<Float>(arena, m.config, B, window);
+            one = lay_out_acts<Float>(arena, m.config, B, 1);
+            d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
+        });
+        std::vector<int> numbers(B), counts;
+        std::iota(numbers.begin(), numbers.end(), 0);
+        to_device(d.streams, numbers.data(), numbers.size());
+        for (const Tokens& p : prompts) counts.push_back((int)p.size() - 1);
+        to_device(d.counts, counts.data(), counts.size());
+        g.made.resize(B);
+    }
+
+    // Draws token 0 of each text: the one behind its prompt.
+    void begin() {
+        read_windows();
+        check_logits(ctx, m, d);
+        mail.send(ctx, d.tokens, 0);
+    }
+
+    // Draws token i of each from token i - 1, which the host need not have seen.
+    void step(int64_t i) {
+        graph.run(ctx, [&] { decode_step(ctx, m, one, d, c.how(), c.sampling); });
+        mail.send(ctx, d.tokens, i);
+        for (int& tokens : used) tokens = std::min(tokens + 1, most_used);
+        g.steps++;
+    }
+
+    // The same where a context is full, which goes on with its second half, read like a prompt. The others
+    // are read again with all they have. Token i - 1 has been taken.
+    void slide(int64_t i) {
+        for (int b = 0; b < B; b++)
+            windows[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half() : (size_t)used[b] + 1);
+        read_windows();
+        mail.send(ctx, d.tokens, i);
+        g.slides++;
+    }
+
+    // Token i of each joins its text, or ends it; show(b, token) is called for each that joins.
+    template <class Show>
+    void take(int64_t i, Show show) {
+        const int* drawn = mail.receive(i);
+        std::vector<int> ending;
+        for (int b = 0; b < B; b++) {
+            if (ended[b]) continue;
+            const auto token = (uint16_t)drawn[b];
+            g.drawn++;
+            if (i == 0) g.drawn_first++;
+            ended[b] = token == eot;
+            if (!ended[b]) {
+                text[b].push_back(token);
+                g.made[b].push_back(token);
+                show(b, token);
+                ended[b] = !c.slide && (int64_t)text[b].size() > context;
+            }
+            if (ended[b]) ending.push_back(b);
+        }
+        add_stats(ending);
+    }
+
+    bool is_full(int b) const { return c.slide && !ended[b] && used[b] >= context; }
+    bool any_full() const {
+        for (int b = 0; b < B; b++)
+            if (is_full(b)) return true;
+        return false;
+    }
+    bool all_ended() const { return std::find(ended.begin(), ended.end(), false) == ended.end(); }
+
+    // Waits for the device, and closes the statistics of the texts that were still going on.
+    void finish() {
+        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+        std::vector<int> going_on;
+        for (int b = 0; b < B; b++)
+            if (!ended[b]) going_on.push_back(b);
+        add_stats(going_on);
+    }
+
+  private:
+    // A full context goes on with its second half, and so does a prompt that leaves no room.
+    size_t half() const { return (size_t)std::max(1, context / 2); }
+    static Tokens tail(const Tokens& text, size_t most) {
+        return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
+    }
+
+    void read_windows() {
         int T = 0;
         for (const Tokens& w : windows) T = std::max(T, (int)w.size());
         std::vector<int> inputs((size_t)B * T, 0), positions;
@@ -625,104 +745,43 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
         to_device(d.lengths, used.data(), used.size());
         to_device(d.positions, positions.data(), positions.size());
         prefill(ctx, m, a, d, T, used, c.how(), c.sampling);
-    };
-
-    // The host reads the tokens of one step while the device makes those of the next.
-    int* pinned[2];
-    cudaEvent_t arrived[2];
-    for (int i = 0; i < 2; i++) {
-        CUDA_CHECK(cudaMallocHost(&pinned[i], B * sizeof(int)));
-        CUDA_CHECK(cudaEventCreateWithFlags(&arrived[i], cudaEventDisableTiming));
     }
-    const auto send_tokens = [&](int64_t i) {
-        CUDA_CHECK(
-            cudaMemcpyAsync(pinned[i % 2], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
-        CUDA_CHECK(cudaEventRecord(arrived[i % 2], ctx.stream));
-    };
-    // What these sequences have read until now: steps go on for as long as any sequence does.
-    const auto add_stats = [&](const std::vector<int>& sequences) {
-        if (!c.stats || sequences.empty()) return;
+
+    // What these texts have read until now: of each once, when it ends.
+    void add_stats(const std::vector<int>& texts) {
+        if (!c.stats || texts.empty()) return;
         const int L = m.config.num_layers, NH = m.config.num_heads;
         const std::vector<DecodeStats> all = to_host(ctx, d.stats, (size_t)L * B * NH);
         g.stats.resize((size_t)L * NH);
         for (int l = 0; l < L; l++)
-            for (const int b : sequences)
+            for (const int b : texts)
                 for (int head = 0; head < NH; head++)
                     g.stats[(size_t)l * NH + head].add(all[((size_t)l * B + b) * NH + head]);
-    };
-    const auto take_tokens = [&](int64_t i) {
-        CUDA_CHECK(cudaEventSynchronize(arrived[i % 2]));
-        std::vector<int> ending;
-        const auto end = [&](int b) {
-            ended[b] = true;
-            ending.push_back(b);
-        };
-        for (int b = 0; b < B; b++) {
-            const auto token = (uint16_t)pinned[i % 2][b];
-            if (ended[b]) continue;
-            g.drawn++;
-            if (i == 0) g.drawn_first++;
-            if (token == eot) {
-                end(b);
-                continue;
-            }
-            text[b].push_back(token);
-            g.made[b].push_back(token);
-            show(b, token);
-            if (!c.slide && (int64_t)text[b].size() > context) end(b);
-        }
-        add_stats(ending);
-    };
+    }
+};
 
-    Graph graph;
-    const auto step = [&](int64_t i) {
-        graph.run(ctx, [&] { decode_step(ctx, m, one, d, c.how(), c.sampling); });
-        send_tokens(i);
-        for (int& tokens : used) tokens = std::min(tokens + 1, most_used);
-        g.steps++;
-    };
-    const auto is_full = [&](int b) { return c.slide && !ended[b] && used[b] >= context; };
-    const auto any_full = [&] {
-        for (int b = 0; b < B; b++)
-            if (is_full(b)) return true;
-        return false;
-    };
-    // Those that are not full go on with all they have, read again like a prompt.
-    const auto slide = [&](int64_t i) {
-        for (int b = 0; b < B; b++)
-            windows[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half : (size_t)used[b] + 1);
-        read_windows();
-        send_tokens(i);
-        g.slides++;
-    };
-    const auto all_ended = [&] { return std::find(ended.begin(), ended.end(), false) == ended.end(); };
-
+// Continues each prompt by up to c.tokens tokens, to <|endoftext|> (eot) or, unless c.slide, to the end of
+// the context. show(b, token) is called for each token as it comes. A prompt has at least one token.
+template <class Float, class Show>
+Generation generate(const Context& ctx, const Model<Float>& m, const std::vector<Tokens>& prompts,
+                    const InferConfig& c, int eot, Show show) {
+    Continuation<Float> texts(ctx, m, prompts, c, eot);
     const double begin = now_seconds();
-    read_windows();
-    check_logits(ctx, m, d);
-    send_tokens(0);
-    for (int64_t i = 0; i < n && !g_interrupted; i++) {
-        const bool full = any_full(), more = i + 1 < n;
-        // The CPU backend has nobody to work ahead, a full context needs the token that is on its way, and
-        // statistics are to end with a sequence.
-        const bool ahead = !kOnCpu && !full && i > 0 && !c.stats;
-        if (ahead && more) step(i + 1);
-        take_tokens(i);
-        if (i == 0) g.first_seconds = now_seconds() - begin;
-        if (all_ended()) break;
-        if (!ahead && more) any_full() ? slide(i + 1) : step(i + 1);
+    texts.begin();
+    for (int64_t i = 0; i < c.tokens && !g_interrupted; i++) {
+        const bool more = i + 1 < c.tokens;
+        // The device works ahead of the host, except where a full context needs the token that is on its way,
+        // statistics are to end with a text, or (on the CPU backend) there is nobody to work ahead.
+        const bool ahead = !kOnCpu && !texts.any_full() && i > 0 && !c.stats;
+        if (ahead && more) texts.step(i + 1);
+        texts.take(i, show);
+        if (i == 0) texts.g.first_seconds = now_seconds() - begin;
+        if (texts.all_ended()) break;
+        if (!ahead && more) texts.any_full() ? texts.slide(i + 1) : texts.step(i + 1);
     }
-    CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
-    g.seconds = now_seconds() - begin;
-    std::vector<int> going_on;
-    for (int b = 0; b < B; b++)
-        if (!ended[b]) going_on.push_back(b);
-    add_stats(going_on);
-    for (int i = 0; i < 2; i++) {
-        cudaFreeHost(pinned[i]);
-        cudaEventDestroy(arrived[i]);
-    }
-    return g;
+    texts.finish();
+    texts.g.seconds = now_seconds() - begin;
+    return texts.g;
 }
 
 int end_of_text(const Tokenizer* tokenizer, const GPT2Config& config) {

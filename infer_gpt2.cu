@@ -1520,9 +1520,7 @@ void check_flags(InferConfig& c) {
 
 template <class Float>
 void infer(InferConfig c) {
-    Context ctx = make_context();
-    // Prompts have any length: timing algorithms for each would take longer than the product itself.
-    ctx.tune_matmuls = false;
+    const Context ctx = without_tuning(make_context());  // prompts have any length
     if (c.from.empty()) c.from = newest_run();
     const WeightFiles files =
         find_named_model(c.from, "124M ... 1558M, or a run's, checkpoint's or model's folder or file");

@@ -162,7 +162,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "updates between validations, also before the first and after the last; 0 = never",
          [&c](auto& v) { c.validate_every = parse_int("-v (--validate-every)", v, 0, INT64_MAX); }},
         {'m', "val-batches", "N", std::to_string(c.val_batches),
-         "micro-batches of a validation; fewer where the data has fewer whole ones",
+         "micro-batches of a validation; all of the data where it has fewer",
          [&c](auto& v) { c.val_batches = parse_int("-m (--val-batches)", v, 1, INT64_MAX); }},
         {'s', "sample-every", "N", std::to_string(c.sample_every),
          "updates between samples, one more at the end; 0 = never",
@@ -791,28 +791,33 @@ struct Validation {
 
 template <class Float>
 Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c) {
-    const int B = c.B, T = c.T, L = model.config.num_layers, BNH = B * model.config.num_heads;
-    const int64_t batches = std::min(c.val_batches, std::max<int64_t>(1, data.windows() / B));
+    const int T = c.T, L = model.config.num_layers, NH = model.config.num_heads;
+    const int64_t all = data.windows();
+    const int64_t windows = c.val_batches > all / c.B ? all : c.val_batches * c.B;
+    const Context quick = without_tuning(ctx);
     Validation v;
     double sinks[4] = {};  // p_i0, p_ii, top-k mass without key 0, mass without key 0
     reset_stats(ctx, model);
     data.reset();
-    for (int64_t i = 0; i < batches; i++) {
-        data.next_batch();
-        send_batch(ctx, model, data.inputs(), data.targets(), B * T, nullptr);
-        forward(ctx, model, B, T, c.topk, c.reg, true);
-        logits_forward(ctx, model, 0, B * T);
-        classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 0.0f, B * T,
+    for (int64_t done = 0; done < windows; done += c.B) {
+        const int B = (int)std::min<int64_t>(c.B, windows - done);  // the last batch has what is left
+        const double share = (double)B / (double)windows;
+        const Context& here = B == c.B ? ctx : quick;
+        data.next_batch(B);
+        send_batch(here, model, data.inputs(), data.targets(), B * T, nullptr);
+        forward(here, model, B, T, c.topk, c.reg, true);
+        logits_forward(here, model, 0, B * T);
+        classifier(here, model.acts.losses, model.acts.logits, model.acts.targets, 0.0f, B * T,
                    model.config.vocab_size, model.config.padded_vocab_size, false);
-        add_stats(ctx, model, B, T, c, 1.0 / (double)batches, c.topk > 0 ? 1.0 / (double)batches : 0.0);
+        add_stats(here, model, B, T, c, share, c.topk > 0 ? share : 0.0);
         if (c.topk == 0) continue;
-        const std::vector<float> sums = to_host(ctx, model.acts.sink_sums, (size_t)L * BNH * 4);
+        const std::vector<float> sums = to_host(here, model.acts.sink_sums, (size_t)L * B * NH * 4);
         for (size_t s = 0; s < sums.size(); s++) sinks[s % 4] += sums[s];
     }
     const StepStats stats = to_host(ctx, model.acts.stats, 1)[0];
     v.ce = stats.ce;
     if (c.topk == 0) return v;
-    const double rows = (double)regularized_rows(B, T, model.config.num_heads, c.topk) * L * (double)batches;
+    const double rows = (double)regularized_rows(1, T, NH, c.topk) * L * (double)windows;
     v.mass = stats.mass;
     v.mass_nosink = sinks[3] > 0 ? sinks[2] / sinks[3] : 1.0;
     v.sink = rows > 0 ? sinks[0] / rows : NAN;
@@ -825,14 +830,15 @@ Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& da
 template <class Float>
 std::vector<uint16_t> generate(const Context& ctx, const GPT2<Float>& model,
                                const std::vector<uint16_t>& prompt, const TrainConfig& c, int64_t step) {
+    const Context quick = without_tuning(ctx);
     std::vector<uint16_t> tokens = prompt;
     for (int64_t i = 0; i < c.sample_tokens && !g_interrupted; i++) {
         const int n = (int)std::min<size_t>(tokens.size(), c.T);
         const std::vector<int> window(tokens.end() - n, tokens.end());
         to_device(model.acts.inputs, window.data(), window.size());
-        forward(ctx, model, 1, n, 0, c.reg);
-        logits_forward(ctx, model, n - 1, 1);
-        const std::vector<Float> last = to_host(ctx, model.acts.logits, model.config.vocab_size);
+        forward(quick, model, 1, n, 0, c.reg);
+        logits_forward(quick, model, n - 1, 1);
+        const std::vector<Float> last = to_host(quick, model.acts.logits, model.config.vocab_size);
         const std::vector<float> logits(last.begin(), last.end());
         const double uniform = random_uniform(c.seed, ~(uint64_t)step, (uint64_t)i);
         tokens.push_back((uint16_t)sample_token(logits.data(), model.config.vocab_size, 1.0f, uniform));

@@ -80,6 +80,12 @@ inline Context make_context(int device = 0) {
     return ctx;
 }
 
+// For shapes that come up a few times only: timing algorithms would take longer than the products.
+inline Context without_tuning(Context ctx) {
+    ctx.tune_matmuls = false;
+    return ctx;
+}
+
 inline void free_context(Context& ctx) {
     cublasLtDestroy(ctx.cublaslt);
     cudaFree(ctx.matmul_workspace);

@@ -265,8 +265,11 @@ class DataLoader {
 
     // Fills inputs and targets, both [B,T], with the next B windows, going on into the next epoch where this
     // one ends.
-    void next_batch() {
-        for (int b = 0; b < B_; b++) {
+    void next_batch() { next_batch(B_); }
+    // The same for the first `rows` rows.
+    void next_batch(int rows) {
+        assert(rows <= B_);
+        for (int b = 0; b < rows; b++) {
             copy_window(shuffle_ ? order_(state_.position) : state_.position, static_cast<size_t>(b));
             if (++state_.position == windows()) enter_epoch(state_.epoch + 1);
         }

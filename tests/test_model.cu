@@ -7,6 +7,7 @@
 #include "check.h"
 #include "reference.h"
 #include "small_model.h"
+#include "temp_folder.h"
 
 using bf16 = __nv_bfloat16;
 
@@ -333,6 +334,40 @@ TEST_CASE("initialization: GPT-2's deviations, zero padding, the same numbers fr
         CHECK(std::fabs(std - want) < 6 * (want + 1e-9) / sqrt(2 * n));
         for (size_t i = p.size_on_disk(); i < p.size(); i++) CHECK(params[p.offset + i] == 0.0f);
     }
+}
+
+TEST_CASE("a validation sees every window once, in micro-batches of any size") {
+    const Context ctx = make_context();
+    const TempFolder folder;
+    const int T = 24, windows = 7;
+    const std::vector<int> drawn = random_ints(windows * T + 5, kSmall.vocab_size, 3);
+    {
+        ShardWriter shard(folder / "val.bin", (int64_t)drawn.size(), kSmall.vocab_size);
+        shard.append(std::vector<uint16_t>(drawn.begin(), drawn.end()));
+        shard.finish();
+    }
+    const auto validation = [&](int B, int64_t batches) {
+        TrainConfig c = small_run(B, T, 4, Reg::tail);
+        c.val_batches = batches;
+        c.layer_lambda = {1.0f, 1.0f, 1.0f};
+        GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, busy_params<float>(kSmall));
+        DataLoader data(folder / "val.bin", B, T, false, 0);
+        const Validation v = validate(ctx, model, data, c);
+        free_model(model);
+        return v;
+    };
+    const Validation one_by_one = validation(1, windows), first = validation(1, 6);
+    for (const auto& [B, batches, want] :
+         {std::tuple{7, 20, one_by_one}, {3, 20, one_by_one}, {10, 1, one_by_one}, {3, 2, first}}) {
+        CAPTURE(B);
+        const Validation v = validation(B, batches);
+        CHECK(v.ce == doctest::Approx(want.ce).epsilon(1e-6));
+        CHECK(v.mass == doctest::Approx(want.mass).epsilon(1e-6));
+        CHECK(v.mass_nosink == doctest::Approx(want.mass_nosink).epsilon(1e-6));
+        CHECK(v.sink == doctest::Approx(want.sink).epsilon(1e-6));
+        CHECK(v.self == doctest::Approx(want.self).epsilon(1e-6));
+    }
+    CHECK(one_by_one.ce != doctest::Approx(first.ce).epsilon(1e-6));
 }
 
 TEST_CASE("GPT-2's sizes") {

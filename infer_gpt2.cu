@@ -847,9 +847,16 @@ Windows read_windows(const std::string& what, const Tokenizer* tokenizer, int vo
     if (!tokenizer)
         fail("%s is text, and this model's vocabulary is not known: give token shards", what.c_str());
     const MappedFile file(what);
-    const size_t most = (size_t)batches * B * T * 16 + 4096;  // bytes; a token of GPT-2 has 4 on average
-    const Tokens tokens = tokenizer->encode(
-        std::string_view(reinterpret_cast<const char*>(file.data()), std::min(file.size(), most)));
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    if (text.substr(0, 8192).find('\0') != text.npos)
+        fail("%s is neither text nor a token shard: it has zero bytes, but no shard's header", what.c_str());
+    // As much of it as is wanted, and some more, for where it is cut its last tokens may be others. A token
+    // of GPT-2 has 4 bytes on average.
+    const int64_t wanted = batches * B * T;
+    size_t bytes = (size_t)wanted * 8 + 4096;
+    Tokens tokens = tokenizer->encode(text.substr(0, bytes));
+    while ((int64_t)tokens.size() < wanted + 100 && bytes < text.size())
+        tokens = tokenizer->encode(text.substr(0, bytes *= 2));
     if (tokens.size() < 2)
         fail("%s has %zu tokens: there is nothing to predict", what.c_str(), tokens.size());
     if ((size_t)T >= tokens.size()) T = (int)tokens.size() - 1;
@@ -1540,6 +1547,7 @@ void infer(InferConfig c) {
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
     open_standard_streams();
+    signal(SIGBUS, on_bus_error);
     try {
         InferConfig config;
         const std::vector<Flag> flags = infer_flags(config);

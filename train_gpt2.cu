@@ -1367,6 +1367,7 @@ void train(TrainConfig c) {
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
     open_standard_streams();
+    signal(SIGBUS, on_bus_error);
     try {
         TrainConfig config;
         std::vector<Flag> flags = train_flags(config);

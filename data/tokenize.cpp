@@ -23,6 +23,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -199,6 +200,9 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
         if (!fs::exists(status)) fail("there is no file or folder %s", name.c_str());
         if (!fs::is_directory(status)) {
             if (!fs::is_regular_file(status)) fail("%s is neither a file nor a folder", name.c_str());
+            int32_t magic = 0;
+            std::ifstream(name, std::ios::binary).read(reinterpret_cast<char*>(&magic), sizeof(magic));
+            if (magic == kShardMagic) fail("%s is a token shard already", name.c_str());
             inputs.push_back({name, static_cast<int64_t>(fs::file_size(name))});
             continue;
         }
@@ -208,7 +212,7 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
             std::error_code gone;  // a broken link is no regular file
             if (entry->is_regular_file(gone)) found.push_back(entry->path().string());
         }
-        if (error) fail("cannot read the folder %s: %s", name.c_str(), error.message().c_str());
+        if (error) fail("cannot read the folder %s or one in it: %s", name.c_str(), error.message().c_str());
         std::sort(found.begin(), found.end());
         const size_t before = inputs.size();
         for (const std::string& path : found) {
@@ -467,8 +471,9 @@ static std::string json_field(const std::string& line, const std::string& field,
     const auto problem = [&](const char* what) {
         fail("line %lld of %s %s", static_cast<long long>(number), input.path.c_str(), what);
     };
+    // The parser would take a zero byte for the end, and not look at what follows.
     const auto object = nlohmann::json::parse(line, nullptr, false);
-    if (object.is_discarded()) problem("is not valid JSON");
+    if (object.is_discarded() || line.find('\0') != line.npos) problem("is not valid JSON");
     if (!object.is_object()) problem("is not a JSON object");
     const auto found = object.find(field);
     if (found == object.end()) problem(format("has no field \"%s\"", field.c_str()).c_str());
@@ -536,28 +541,43 @@ static std::string shard_name(const Options& o, const char* kind, int64_t number
     return format("%s_%s_%06lld.bin", o.output.c_str(), kind, static_cast<long long>(number));
 }
 
-// Writes the tokens from `first` up to `end` as the shards of one kind.
-static void write_shards(TokenFile& tokens, int64_t first, int64_t end, const Options& o, const char* kind,
-                         int vocab_size) {
+struct Shard {
+    std::string path;
+    int64_t tokens;
+    std::unique_ptr<ShardWriter> writer;
+};
+
+// Writes the tokens from `first` up to `end` as the shards of one kind, which have no names yet.
+static std::vector<Shard> write_shards(TokenFile& tokens, int64_t first, int64_t end, const Options& o,
+                                       const char* kind, int vocab_size) {
     constexpr int64_t kBlock = int64_t{1} << 20;
-    int64_t shards = 0;
+    std::vector<Shard> shards;
     while (first < end) {
-        const std::string path = shard_name(o, kind, shards++);
+        const std::string path = shard_name(o, kind, static_cast<int64_t>(shards.size()));
         const int64_t count = std::min(end - first, o.shard_tokens), shard_end = first + count;
-        ShardWriter shard(path, count, vocab_size);
+        shards.push_back({path, count, std::make_unique<ShardWriter>(path, count, vocab_size)});
         while (first < shard_end) {
-            if (interrupted) fail("interrupted; the shards are not complete");
+            if (interrupted) fail("interrupted; nothing was written");
             const auto block = tokens.read(first, std::min(kBlock, shard_end - first));
-            shard.append(block);
+            shards.back().writer->append(block);
             first += static_cast<int64_t>(block.size());
         }
-        shard.finish();
-        printf("%-12s%s, %lld tokens\n", shards == 1 ? kind : "", path.c_str(),
-               static_cast<long long>(count));
+        shards.back().writer->close();
+    }
+    return shards;
+}
+
+// Gives them their names.
+static void publish_shards(const std::vector<Shard>& shards, const Options& o, const char* kind) {
+    for (const Shard& shard : shards) {
+        shard.writer->finish();
+        printf("%-12s%s, %lld tokens\n", &shard == &shards[0] ? kind : "", shard.path.c_str(),
+               static_cast<long long>(shard.tokens));
     }
     // An earlier run with the same prefix and more shards would otherwise add its last ones to this set.
-    while (unlink(shard_name(o, kind, shards).c_str()) == 0)
-        printf("removed     %s, left by an earlier run\n", shard_name(o, kind, shards++).c_str());
+    for (auto next = static_cast<int64_t>(shards.size()); unlink(shard_name(o, kind, next).c_str()) == 0;
+         next++)
+        printf("removed     %s, left by an earlier run\n", shard_name(o, kind, next).c_str());
 }
 
 static void run(const Options& o) {
@@ -586,9 +606,13 @@ static void run(const Options& o) {
     printf("tokens      %lld, %.2f%% of them for validation\n", static_cast<long long>(n),
            100.0 * static_cast<double>(n - split) / static_cast<double>(n));
     printf("bytes/token %.3f\n", static_cast<double>(corpus.bytes()) / static_cast<double>(n));
-    write_shards(tokens, 0, split, o, "train", tokenizer.vocab_size());
+    // Names only when all of them are written: what stops this program on the way leaves the set that was
+    // there.
+    const std::vector<Shard> train = write_shards(tokens, 0, split, o, "train", tokenizer.vocab_size()),
+                             held_out = write_shards(tokens, split, n, o, "val", tokenizer.vocab_size());
+    publish_shards(train, o, "train");
     if (o.val_fraction > 0)
-        write_shards(tokens, split, n, o, "val", tokenizer.vocab_size());
+        publish_shards(held_out, o, "val");
     else if (const std::string val = shard_name(o, "val", 0); is_file(val))
         printf("note        %s is there from before: its text may be among what is now trained on\n",
                val.c_str());
@@ -596,7 +620,10 @@ static void run(const Options& o) {
 
 int main(int argc, char** argv) {
     struct sigaction on_signal = {};
-    on_signal.sa_handler = [](int) { interrupted = 1; };
+    on_signal.sa_handler = [](int signal) {
+        if (interrupted) _exit(128 + signal);  // the second one does not wait for a batch to end
+        interrupted = 1;
+    };
     sigaction(SIGINT, &on_signal, nullptr);
     sigaction(SIGTERM, &on_signal, nullptr);
     try {

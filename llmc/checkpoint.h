@@ -204,6 +204,8 @@ inline WeightFiles find_model(const std::string& path) {
     WeightFiles found;
     if (find_weights_in_folder(path, found)) return found;
     std::vector<int64_t> steps = checkpoint_steps(path);
+    const std::string archive = path + "/pytorch_model.bin";
+    if (steps.empty() && is_file(archive)) fail(kPytorchArchive, archive.c_str());
     if (steps.empty())
         fail(
             "%s holds no model: no safetensors, no TensorFlow checkpoint, no llm.c .bin, no checkpoint of ours "

@@ -17,6 +17,8 @@
 #include <cassert>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -130,6 +132,11 @@ class ShardWriter {
         missing_ -= static_cast<int64_t>(tokens.size());
     }
 
+    // All tokens are there, and on the disk.
+    void close() {
+        assert(missing_ == 0);
+        file_.close();
+    }
     void finish() {
         assert(missing_ == 0);
         file_.commit();
@@ -192,8 +199,10 @@ inline std::string glob_of(const std::string& name) {
     return glob;
 }
 
-// The files that a comma list of globs names: sorted, each once. Every glob must match something.
+// The files that a comma list of globs names: sorted, each once, whatever its names. Every glob must match
+// something.
 inline std::vector<std::string> find_shards(const std::string& pattern) {
+    if (is_file(pattern)) return {pattern};  // also one whose name has commas
     std::vector<std::string> files;
     for (const std::string& one : split_list(pattern)) {
         glob_t found = {};
@@ -208,7 +217,12 @@ inline std::vector<std::string> find_shards(const std::string& pattern) {
         if (rc != 0) fail("cannot search for token shards that match \"%s\"", one.c_str());
     }
     std::sort(files.begin(), files.end());
-    files.erase(std::unique(files.begin(), files.end()), files.end());
+    std::set<std::filesystem::path> seen;
+    std::erase_if(files, [&](const std::string& file) {
+        std::error_code error;
+        const std::filesystem::path real = std::filesystem::canonical(file, error);
+        return !seen.insert(error ? std::filesystem::path(file) : real).second;
+    });
     return files;
 }
 
@@ -245,6 +259,7 @@ class DataLoader {
             num_tokens_ += shard.num_tokens();
             longest = std::max(longest, shard.num_tokens());
         }
+        if (longest < 2) fail("the shards of \"%s\" hold no tokens to learn from", pattern.c_str());
         if (longest < int64_t{T} + 1) {
             fail("-t %d needs %lld tokens in a row, but the longest shard of \"%s\" has %lld: lower -t", T,
                  T + 1LL, pattern.c_str(), static_cast<long long>(longest));

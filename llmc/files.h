@@ -1,10 +1,10 @@
 // Files: written whole or not at all, and read with distrust.
 //
 // A file that is written here appears under its name only when it is complete and on the disk: it is written
-// as NAME.tmp, synced, and renamed. Whatever stops the program on the way (a full disk, a kill, a power cut)
-// leaves what was there before. What has the name already and is no file (/dev/null, a pipe) is written to
-// instead: renaming would put a file in its place. A file that is read is memory-mapped; text from it that
-// ends up in a message is made printable first.
+// under a name of its own beside it (NAME.tmp-abcdef), synced, and renamed. Whatever stops the program on the
+// way (a full disk, a kill, a power cut) leaves what was there before. What has the name already and is no
+// file (/dev/null, a pipe) is written to instead: renaming would put a file in its place. A file that is read
+// is memory-mapped; text from it that ends up in a message is made printable first.
 #pragma once
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -95,9 +95,21 @@ class MappedFile {
 struct OutputTarget {
     std::string path;  // the file; behind a link, what it points to
     bool is_file;      // false: a device or a pipe, which is written to as it is
-
-    std::string temporary() const { return path + ".tmp"; }
 };
+
+// The name under which a file or a folder is made: mkstemp() and mkdtemp() end it so that it is new, and
+// neither the user's nor another process's.
+inline std::string temporary_name(const std::string& path) {
+    return path + ".tmp-XXXXXX";
+}
+
+// What they made, only for its owner, gets the permissions that any new file or folder would (0666, 0777).
+inline void set_usual_mode(const std::string& path, mode_t mode) {
+    const mode_t mask = umask(0);
+    umask(mask);
+    if (chmod(path.c_str(), mode & ~mask) != 0)
+        fail("cannot set the permissions of %s: %s", path.c_str(), strerror(errno));
+}
 
 // Throws Error where no file of that name can be written: asked before hours of work, too.
 inline OutputTarget output_target(const std::string& path) {
@@ -122,20 +134,23 @@ inline OutputTarget output_target(const std::string& path) {
     return target;
 }
 
-// A file being written as PATH.tmp, which becomes PATH in commit(); without commit() it is removed.
+// A file being written under a temporary name, which becomes PATH in commit(); without commit() it is
+// removed.
 class OutputFile {
   public:
     explicit OutputFile(const std::string& path) : path_(path), target_(output_target(path)) {
-        const std::string name = target_.is_file ? target_.temporary() : path;
-        fd_ = open(name.c_str(), O_WRONLY | O_CLOEXEC | (target_.is_file ? O_CREAT | O_TRUNC : 0), 0666);
-        if (fd_ < 0) fail("cannot create %s: %s", name.c_str(), strerror(errno));
+        std::string name = target_.is_file ? temporary_name(target_.path) : path;
+        fd_ = target_.is_file ? mkostemp(name.data(), O_CLOEXEC) : open(path.c_str(), O_WRONLY | O_CLOEXEC);
+        if (fd_ < 0) fail("cannot create %s: %s", path.c_str(), strerror(errno));
+        if (!target_.is_file) return;
+        set_usual_mode(name, 0666);
+        temporary_ = name;
     }
     OutputFile(const OutputFile&) = delete;
     OutputFile& operator=(const OutputFile&) = delete;
     ~OutputFile() {
-        if (fd_ < 0) return;
-        close(fd_);
-        if (target_.is_file) unlink(target_.temporary().c_str());
+        if (fd_ >= 0) ::close(fd_);
+        if (!temporary_.empty()) unlink(temporary_.c_str());
     }
 
     const std::string& path() const { return path_; }
@@ -152,22 +167,27 @@ class OutputFile {
         }
     }
 
-    void commit() {
+    // All is written, and on the disk: for what is to appear together with other files.
+    void close() {
         if (target_.is_file && fsync(fd_) != 0)
             fail("cannot write %s to the disk: %s", path_.c_str(), strerror(errno));
-        int result = close(fd_);
+        const int result = ::close(fd_);
         fd_ = -1;
-        if (result != 0 ||
-            (target_.is_file && rename(target_.temporary().c_str(), target_.path.c_str()) != 0)) {
-            int error = errno;
-            if (target_.is_file) unlink(target_.temporary().c_str());
-            fail("cannot write %s: %s", path_.c_str(), strerror(error));
-        }
+        if (result != 0) fail("cannot write %s: %s", path_.c_str(), strerror(errno));
+    }
+
+    void commit() {
+        if (fd_ >= 0) close();
+        if (!target_.is_file) return;
+        if (rename(temporary_.c_str(), target_.path.c_str()) != 0)
+            fail("cannot write %s: %s", path_.c_str(), strerror(errno));
+        temporary_.clear();
     }
 
   private:
     std::string path_;  // as it was given
     OutputTarget target_;
+    std::string temporary_;  // its name for now, "" if it has none
     int fd_ = -1;
 };
 

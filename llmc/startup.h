@@ -25,6 +25,15 @@ inline void open_standard_streams() {
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);  // takes the lowest number that is free
 }
 
+// A mapped file that somebody makes shorter, by copying another one over it, say, ends a program that reads
+// it. Set as the handler of SIGBUS, this says so.
+inline void on_bus_error(int) {
+    constexpr char kText[] =
+        "\nerror: a file that is being read (token shards, weights) was cut short, or its disk fails\n";
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
+    _exit(1);
+}
+
 // Ctrl-C, for programs that finish what they are at: set as the handler of a signal.
 inline volatile sig_atomic_t g_interrupted = 0;
 inline void on_interrupt(int sig) {

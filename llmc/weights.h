@@ -114,6 +114,10 @@ inline bool find_weights_in_folder(const std::string& folder, WeightFiles& found
     return false;
 }
 
+inline constexpr char kPytorchArchive[] =
+    "%s is a PyTorch archive, which is a program as much as data: save the model as safetensors "
+    "(save_pretrained(DIR, safe_serialization=True))";
+
 // What model a file is, or is part of.
 inline WeightFiles find_weights_of_file(const std::string& path) {
     using namespace weights_detail;
@@ -139,11 +143,7 @@ inline WeightFiles find_weights_of_file(const std::string& path) {
     if (starts_with_int(file, kLlmcModelMagic)) return {WeightFormat::llmc_bin, path, folder};
     if (starts_with_int(file, 20240520))
         fail("%s is a token shard, not a model: it goes with -i or -j", path.c_str());
-    if (file.size() >= 4 && memcmp(data, "PK\3\4", 4) == 0)
-        fail(
-            "%s is a PyTorch archive, which is a program as much as data: save the model as safetensors "
-            "(save_pretrained(DIR, safe_serialization=True))",
-            path.c_str());
+    if (file.size() >= 4 && memcmp(data, "PK\3\4", 4) == 0) fail(kPytorchArchive, path.c_str());
     if (name.ends_with(".safetensors") || (file.size() > 8 && data[8] == '{'))
         return {WeightFormat::safetensors, path, folder};
     if (name.ends_with(".json") && read_json_object(path).contains("weight_map"))
@@ -321,14 +321,20 @@ inline void read_params(const SafetensorsReader& file, const GPT2Config& config,
 
 // ---- safetensors ----
 
-// Throws unless the file holds this model's tensors, in their shapes, and no others that matter. Returns what
-// stands before their names. Takes names with and without "transformer."; Hugging Face's buffers (attn.bias,
-// attn.masked_bias: the causal mask) are passed over.
-inline std::string check_safetensors(const SafetensorsReader& file, const GPT2Config& config) {
-    const std::string prefix = file.contains("transformer.wte.weight") ? "transformer." : "";
+// The name that a tensor of the table has in a file: Hugging Face's, with or without "transformer.". Of two
+// that are tied safetensors' save_model() stores one, lm_head.weight.
+inline std::string safetensors_name(const SafetensorsReader& file, const std::string& name) {
+    const std::string full = (file.contains("transformer.wpe.weight") ? "transformer." : "") + name;
+    const bool is_tied = name == "wte.weight" && !file.contains(full) && file.contains("lm_head.weight");
+    return is_tied ? "lm_head.weight" : full;
+}
+
+// Throws unless the file holds this model's tensors, in their shapes, and no others that matter. Hugging
+// Face's buffers (attn.bias, attn.masked_bias: the causal mask) are passed over.
+inline void check_safetensors(const SafetensorsReader& file, const GPT2Config& config) {
     std::set<std::string> known;
     for (const ParamTensor& p : gpt2_params(config)) {
-        const std::string name = prefix + p.name;
+        const std::string name = safetensors_name(file, p.name);
         const SafeTensor& tensor = file.at(name);
         if (tensor.shape != p.shape_on_disk())
             fail("%s: tensor %s has shape %s, but the model's configuration makes it %s", tensor.file.c_str(),
@@ -344,13 +350,12 @@ inline std::string check_safetensors(const SafetensorsReader& file, const GPT2Co
         if (name != "lm_head.weight")
             fail("%s has a tensor %s that a GPT-2 with %d layers does not have", tensor.file.c_str(),
                  printable(name).c_str(), config.num_layers);
-        const SafeTensor& wte = file.at(prefix + "wte.weight");
+        const SafeTensor& wte = file.at(safetensors_name(file, "wte.weight"));
         if (tensor.dtype != wte.dtype || tensor.shape != wte.shape ||
             memcmp(tensor.data, wte.data, wte.bytes) != 0)
             fail("%s: lm_head.weight is not the same as wte.weight, and this engine ties the two",
                  tensor.file.c_str());
     }
-    return prefix;
 }
 
 // ---- TensorFlow ----
@@ -423,9 +428,8 @@ inline GPT2Config config_for_weights(const WeightFiles& files) {
     }
     const SafetensorsReader file(files.path);
     const GPT2Config config = config_beside(files, [&](const std::string& name) {
-        for (const std::string& full : {name, "transformer." + name})
-            if (file.contains(full)) return file.at(full).shape;
-        return std::vector<int64_t>{};
+        const std::string full = safetensors_name(file, name);
+        return file.contains(full) ? file.at(full).shape : std::vector<int64_t>{};
     });
     check_safetensors(file, config);
     return config;
@@ -450,7 +454,10 @@ inline void load_weights(const WeightFiles& files, const GPT2Config& config, flo
         });
     } else {
         const SafetensorsReader file(files.path);
-        read_params(file, config, check_safetensors(file, config), params);
+        check_safetensors(file, config);
+        read_params(file.path(), config, params, [&](const ParamTensor& p, float* out) {
+            file.read_f32(safetensors_name(file, p.name), p.shape_on_disk(), out);
+        });
     }
 }
 
@@ -509,11 +516,12 @@ inline void export_model(const std::string& to, const GPT2Config& config, const 
     std::error_code error;
     if (std::filesystem::exists(folder) && !std::filesystem::is_empty(folder, error))
         fail("%s is there already: --export writes a new folder", folder.c_str());
-    const std::string temporary = folder + ".tmp";
-    std::filesystem::remove_all(temporary, error);
-    std::filesystem::create_directories(temporary, error);
-    if (error) fail("cannot create the folder %s: %s", temporary.c_str(), error.message().c_str());
+    std::filesystem::create_directories(folder_of(folder), error);
+    if (error) fail("cannot create the folder %s: %s", folder.c_str(), error.message().c_str());
+    std::string temporary = temporary_name(folder);
+    if (!mkdtemp(temporary.data())) fail("cannot create the folder %s: %s", folder.c_str(), strerror(errno));
     try {
+        set_usual_mode(temporary, 0777);
         write_model(temporary, config, params);
         std::string words, merges;
         if (!vocabulary_folder.empty() && find_vocabulary(vocabulary_folder, words, merges))

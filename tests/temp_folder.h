@@ -31,6 +31,13 @@ struct TempFolder {
     std::string operator/(const std::string& name) const { return path + "/" + name; }
 };
 
+// Whether something in a folder still has the name under which it is made.
+inline bool has_unfinished(const std::string& folder) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder))
+        if (entry.path().filename().string().find(".tmp-") != std::string::npos) return true;
+    return false;
+}
+
 inline std::string read_text(const std::string& path) {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};

@@ -811,9 +811,10 @@ TEST_CASE("everything is on the disk before it gets its name") {
     Snapshot(1).save(run.path);
     faults.record = false;
     const std::string folder = fs::canonical(run.path), temporary = folder + "/.tmp-step_00000001";
-    const auto find_last = [&](const std::string& entry) {
+    const auto find_last = [&](const std::string& entry) {  // a temporary name is one whatever its end
         for (size_t i = faults.log.size(); i-- > 0;)
-            if (faults.log[i] == entry) return static_cast<long>(i);
+            if (faults.log[i] == entry || (entry.ends_with(".tmp-") && faults.log[i].starts_with(entry)))
+                return static_cast<long>(i);
         return -1L;
     };
     const long named = find_last("rename " + run.path + "/step_00000001");
@@ -822,8 +823,8 @@ TEST_CASE("everything is on the disk before it gets its name") {
                              "optimizer.safetensors", "state.json"}) {
         INFO(name);
         const std::string file = temporary + "/" + name;
-        const long written = find_last("write " + file + ".tmp"),
-                   synced = find_last("fsync " + file + ".tmp");
+        const long written = find_last("write " + file + ".tmp-"),
+                   synced = find_last("fsync " + file + ".tmp-");
         CHECK(written > 0);
         CHECK(written < synced);
         CHECK(synced < named);

@@ -89,7 +89,7 @@ TEST_CASE("a shard is what was written") {
     CHECK(shard.vocab_size() == 257);
     CHECK(std::vector<int>(shard.tokens(), shard.tokens() + 3) == std::vector<int>{5, 6, 7});
     CHECK(fs::file_size(folder / "a.bin") == 1024 + 6);
-    CHECK(!fs::exists(folder / "a.bin.tmp"));
+    CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
     // The bytes, as llm.c reads them.
     std::ifstream file(folder / "a.bin", std::ios::binary);
     int32_t header[256];
@@ -178,6 +178,8 @@ TEST_CASE("vocabulary 0 in the header is GPT-2's, and an empty shard is a shard"
     write_shard(folder / "a.bin", {}, 0);
     CHECK(TokenShard(folder / "a.bin").vocab_size() == 50257);
     CHECK(TokenShard(folder / "a.bin").num_tokens() == 0);
+    CHECK_HAS(error_of([&] { DataLoader(folder / "a.bin", 1, 1, false, 0); }),
+              "hold no tokens to learn from");
 }
 
 TEST_CASE("tokens outside the vocabulary") {
@@ -227,6 +229,13 @@ TEST_CASE("patterns of files") {
     CHECK(any_shards(folder / "b_*.bin"));
     CHECK(!any_shards(folder / "c_*.bin"));
     CHECK_HAS(error_of([&] { find_shards(folder / "none*.bin"); }), "none*.bin");
+    // under another name it is the same file; and a name may have a comma
+    fs::create_symlink(folder / "a.bin", folder / "link.bin");
+    CHECK(find_shards((folder / "link.bin") + "," + (folder / "a.bin") + "," + (folder / "./a.bin")).size() ==
+          1);
+    fs::remove(folder / "link.bin");
+    write_shard(folder / "with,comma.bin", {1, 2, 3}, 257);
+    CHECK(find_shards(folder / "with,comma.bin") == std::vector<std::string>{folder / "with,comma.bin"});
     CHECK_HAS(error_of([&] { find_shards((folder / "a.bin") + "," + (folder / "none*.bin")); }), "none*.bin");
     CHECK_HAS(error_of([] { find_shards(""); }), "no token shard matches \"\"");
     CHECK_HAS(error_of([&] { find_shards((folder / "a.bin") + ","); }), "no token shard matches \"\"");
@@ -395,6 +404,27 @@ TEST_CASE("resuming from any state gives the same batches") {
         }
         CHECK(straight.state().epoch > 1);
     }
+}
+
+TEST_CASE(
+    "two that write the same shard: the last one's is there, whole, and what has a similar name stays") {
+    const Folder folder;
+    const std::string path = folder / "a.bin", mine = path + ".tmp";
+    std::ofstream(mine) << "mine";
+    {
+        ShardWriter one(path, 2, 257), other(path, 3, 257);
+        one.append(std::vector<uint16_t>{1, 1});
+        other.append(std::vector<uint16_t>{2, 2, 2});
+        other.finish();
+        one.finish();
+    }
+    const TokenShard shard(path);
+    CHECK(std::vector<int>(shard.tokens(), shard.tokens() + shard.num_tokens()) == std::vector<int>{1, 1});
+    CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 2);
+    CHECK(fs::file_size(mine) == 4);
+    const mode_t mask = umask(0);
+    umask(mask);
+    CHECK(static_cast<mode_t>(fs::status(path).permissions()) == (0666 & ~mask));
 }
 
 TEST_CASE("states that cannot be") {

@@ -418,6 +418,9 @@ if prepare; then
     check "local text: once" prepare
     check "local text: once, nothing to say" test ! -s out
     mkdir -p again
+    DATA_MIRROR=again prepare
+    check "with a mirror that has nothing: the default stays" test "$(cat data/default_dataset)" = localtext
+    sleep 0.01
     cp public/text.txt again/tinyshakespeare.txt
     check "with a mirror after all" env DATA_MIRROR=again TOKENIZE="$tokenize" data/prepare >out 2>err
     check "with a mirror after all: the default" test "$(cat data/default_dataset)" = tinyshakespeare

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "reference.h"
 #include "small_model.h"
+#include "temp_folder.h"
 
 using bf16 = __nv_bfloat16;
 
@@ -391,4 +392,39 @@ TEST_CASE("statistics of decoding: what was read of what there was") {
         }
     }
     CUDA_CHECK(cudaFree(m.memory));
+}
+
+TEST_CASE("text to measure on is read until there are enough tokens, however long they are") {
+    const TempFolder folder;
+    // A vocabulary of the 256 bytes and of runs of 2, 4 ... 64 times the letter a.
+    const std::string fixture =
+        (std::filesystem::path(__FILE__).parent_path() / "fixtures/tiny_bpe").string();
+    nlohmann::json encoder;
+    const nlohmann::json known = nlohmann::json::parse(read_text(fixture + "/encoder.json"));
+    for (const auto& [word, token] : known.items())
+        if (token < 256) encoder[word] = token;
+    std::string merges = "#version: 0.2\n", run = "a";
+    for (int i = 0; i < 6; i++) {
+        merges += run + " " + run + "\n";
+        run += run;
+        encoder[run] = 256 + i;
+    }
+    encoder["<|endoftext|>"] = 262;
+    write_text(folder / "encoder.json", encoder.dump());
+    write_text(folder / "vocab.bpe", merges);
+    const Tokenizer tokenizer = Tokenizer::gpt2(folder.path, 263);
+    std::string text;
+    for (int i = 0; i < 20000; i++) text += run + (i % 7 ? "\n" : ".");  // 2 tokens of 65 bytes
+    write_text(folder / "text", text);
+    const Tokens tokens = tokenizer.encode(text);
+    REQUIRE(tokens.size() == 40000);
+    const int B = 4, T = 32;
+    for (const int64_t batches : {1, 40, 312, 1000}) {
+        CAPTURE(batches);
+        const Windows w = read_windows(folder / "text", &tokenizer, 263, B, T, batches);
+        REQUIRE(w.count() == std::min<int64_t>(batches * B, (40000 - 1) / T));
+        const Tokens got = w.text();
+        CHECK(std::equal(got.begin(), got.end(), tokens.begin()));
+        CHECK(w.targets.back().back() == tokens[got.size()]);
+    }
 }

@@ -121,6 +121,7 @@ refuse "--cut-kinds takes" --cut-kinds top
 refuse "cannot read the prompts" "${model[@]}" -f "$work/none"
 refuse "has 128 positions" "${model[@]}" --eval "$val" -t 4096
 refuse "no such" "${model[@]}" --eval "$work/no such*.bin"
+refuse "neither text nor a token shard" "${model[@]}" --eval "$work/log/run1/step_00000120/model.safetensors"
 printf x >"$work/one.txt"
 refuse "there is nothing to predict" "${model[@]}" --eval "$work/one.txt"
 refuse "the context 128" "${model[@]}" --context-full stop -p "$(printf '%0200d' 1)"

@@ -152,7 +152,7 @@ TEST_CASE("a run that is killed and resumed logs what a straight run logs") {
         write_text(run / "metrics.jsonl", read_text(run / "metrics.jsonl") + "{\"step\":21,\"lo");  // torn
         run_updates(run.path, killed / 4 * 4, 20);
         CHECK(read_text(run / "metrics.jsonl") == want);
-        CHECK(!is_file(run / "metrics.jsonl.tmp"));
+        CHECK(!has_unfinished(run.path));
     }
 }
 

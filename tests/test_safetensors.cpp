@@ -77,7 +77,7 @@ TEST_CASE("what is written reads back, bit for bit") {
     memcpy(&header, bytes.data(), 8);
     CHECK(header % 8 == 0);  // the data is aligned
     CHECK(bytes.size() == 8 + header + 24 + 12 + 4);
-    CHECK(!is_file(path + ".tmp"));
+    CHECK(!has_unfinished(folder.path));
 }
 
 TEST_CASE("a file with no tensors at all is a file") {
@@ -291,7 +291,7 @@ TEST_CASE("a file that is not finished leaves nothing behind, and what was there
         check_mentions(error_of([&] { file.finish(); }), "tensor b was not written in full");
     }
     CHECK(read_text(path) == "old");
-    CHECK(!is_file(path + ".tmp"));
+    CHECK(!has_unfinished(folder.path));
     CHECK(error_of([&] { SafetensorsWriter(folder / "no/such/folder/a.safetensors"); }) != "");
 }
 
@@ -315,5 +315,5 @@ TEST_CASE("a full disk is an Error that names the file, and what was there stays
     REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
     check_mentions(message, "cannot write " + path + ": File too large");
     CHECK(read_text(path) == "old");
-    CHECK(!is_file(path + ".tmp"));
+    CHECK(!has_unfinished(folder.path));
 }

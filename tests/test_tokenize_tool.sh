@@ -115,6 +115,8 @@ same "--jsonl" "$(tokens json_train_000000.bin | xargs)" "97 10 98 256 195 169 6
 printf '{"text": "fine"}\n{"text": 7}\n' >bad.jsonl
 refuses "a field of another type" "line 2 of bad.jsonl has a field" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
 refuses "a missing field" "line 1 of bad.jsonl has no field \"body\"" "$tokenize" --tokenizer bytes --jsonl body -o x bad.jsonl
+printf '{"text": "a"}\0 and more\n' >bad.jsonl
+refuses "a zero byte behind the object" "line 1 of bad.jsonl is not valid JSON" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
 for line in '{"text": "cut' '["text"]' 'text' '{"text": "\ud800"}'; do
     printf '%s\n' "$line" >bad.jsonl
     refuses "JSON: $line" "line 1 of bad.jsonl" "$tokenize" --tokenizer bytes --jsonl text -o x bad.jsonl
@@ -134,6 +136,13 @@ same "shards have their size" "$(for f in s_train_0000{00,01}.bin s_val_000000.b
 check "a second run" bytes --shard-tokens 50 -o s docs
 same "shards of an earlier run are gone" "$(text s_train_*.bin s_val_*.bin)" "$(text docs__train_000000.bin docs__val_000000.bin)"
 check "a second run says what it removed" grep -q '^removed ' stdout
+refuses "tokens as text" "s_train_000000.bin is a token shard already" "$tokenize" --tokenizer bytes -o s s_train_000000.bin
+before=$(cat s_*.bin | md5sum)
+mkdir s_train_000003.bin
+refuses_set() { ! bytes --shard-tokens 400K -o s many.txt && grep -q 's_train_000003.bin: there is a folder of that name' stderr; }
+check "a set that cannot be written whole" refuses_set
+rmdir s_train_000003.bin
+same "a set that cannot be written whole: the one that was there stays" "$(cat s_*.bin | md5sum)" "$before"
 check "--shard-tokens with a unit" bytes --shard-tokens 1K -o unit many.txt
 same "1K is 1000" "$(header unit_train_000000.bin 2)" 1000
 
@@ -164,5 +173,5 @@ if [[ -n $gpt2 ]]; then
 else
     echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/" >&3
 fi
-check "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp$')"
+check "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp')"
 finish

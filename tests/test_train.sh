@@ -57,6 +57,14 @@ check "--reg entropy: a row's entropy falls, and its top-8 mass rises" '[ $? = 0
 run "${quick[@]}" -x 150 -n 0 -a -l 0.1 -b 1 -u 10 --lr 3e-3 -o "$work/overfit"
 check "-a: one batch is learned by heart" '[ $? = 0 ] && less "$(last "$work/overfit" ce)" 0.1'
 
+# ---- data that gets shorter while it is read
+cp "$work"/text_train_000000.bin "$work/live.bin"
+"$train" "${quick[@]}" -i "$work/live.bin" -x 100000 -n 0 -l 0 -o "$work/live" >"$work/log" 2>&1 &
+wait_for_updates 3 "$work/live"
+: >"$work/live.bin"
+wait $!
+check "a shard that is cut short in use: one sentence" '[ $? = 1 ] && [ "$(grep -c "^error: a file that is being read .* was cut short" "$work/log")" = 1 ]'
+
 # ---- resuming
 common=("${quick[@]}" -x 30 -n 10 -d 256 -v 10 --reg kl)
 run "${common[@]}" -o "$work/straight" || bad "a straight run"

@@ -246,7 +246,7 @@ TEST_CASE("what is exported is what was read, from every format, and the padding
         CHECK(again.params == model.params);
         const SafetensorsReader file(out + "/model.safetensors");
         CHECK(file.at("transformer.wte.weight").shape == std::vector<int64_t>{model.config.vocab_size, 8});
-        CHECK(!fs::exists(out + ".tmp"));
+        CHECK(!has_unfinished(folder / "deep/er"));
         // a folder that holds something stays as it is
         check_mentions(error_of([&] { export_model(out, model.config, model.params.data(), ""); }),
                        "is there already");
@@ -260,6 +260,11 @@ TEST_CASE("the vocabulary goes along under the names that transformers looks for
     export_model(folder / "empty/", model.config, model.params.data(), kFixtures + "/tiny_bpe");
     CHECK(read_text(folder / "empty/vocab.json") == read_text(kFixtures + "/tiny_bpe/encoder.json"));
     CHECK(read_text(folder / "empty/merges.txt") == read_text(kFixtures + "/tiny_bpe/vocab.bpe"));
+    // what has a similar name is the user's
+    fs::create_directory(folder / "out.tmp");
+    write_text(folder / "out.tmp/thesis", "all of it");
+    export_model(folder / "out", model.config, model.params.data(), "");
+    CHECK(read_text(folder / "out.tmp/thesis") == "all of it");
     // a folder that cannot be written leaves nothing behind
     write_text(folder / "file", "");
     CHECK(error_of([&] { export_model(folder / "file/x", model.config, model.params.data(), ""); }) != "");
@@ -268,7 +273,7 @@ TEST_CASE("the vocabulary goes along under the names that transformers looks for
     check_mentions(error_of([&] { export_model(folder / "bad", model.config, bad.data(), ""); }),
                    "ln_f.bias");
     CHECK(!fs::exists(folder / "bad"));
-    CHECK(!fs::exists(folder / "bad.tmp"));
+    CHECK(!has_unfinished(folder.path));
 }
 
 TEST_CASE("from tokenizer.json the two files are written, and one for the tokens that were added") {
@@ -308,6 +313,36 @@ TEST_CASE("from tokenizer.json the two files are written, and one for the tokens
         CHECK(read_text(again + name) == read_text(enlarged + name));
 }
 
+TEST_CASE("of tied weights safetensors' save_model() keeps lm_head.weight") {
+    TempFolder folder;
+    const Loaded model = load(kFixtures + "/gpt2");
+    write_gpt2_config(folder.path, model.config);
+    {
+        SafetensorsWriter file(folder / "model.safetensors", {{"format", "pt"}});
+        const auto name_of = [](const ParamTensor& p) {
+            return p.name == "wte.weight" ? "lm_head.weight" : "transformer." + p.name;
+        };
+        for (const ParamTensor& p : gpt2_params(model.config))
+            file.declare(name_of(p), "F32", p.shape_on_disk());
+        std::vector<float> turned;
+        for (const ParamTensor& p : gpt2_params(model.config)) {
+            const float* data = model.params.data() + p.offset;
+            turned.assign(data, data + p.size_on_disk());
+            if (p.turned) turn_matrix(data, p.rows, p.cols, turned.data());
+            file.write(name_of(p), turned.data(), turned.size() * sizeof(float));
+        }
+        file.finish();
+    }
+    CHECK(load(folder.path).params == model.params);
+}
+
+TEST_CASE("a folder with PyTorch's archive alone says how to save the model") {
+    TempFolder folder;
+    write_gpt2_config(folder.path, {.vocab_size = 257});
+    write_text(folder / "pytorch_model.bin", "PK");
+    check_mentions(error_of([&] { find_model(folder.path); }), "pytorch_model.bin is a PyTorch archive");
+}
+
 TEST_CASE("a tokenizer of another kind than GPT-2's stays behind") {
     TempFolder folder;
     const Loaded model = load(kFixtures + "/gpt2");
@@ -321,7 +356,7 @@ TEST_CASE("a tokenizer of another kind than GPT-2's stays behind") {
         error_of([&] { export_model(folder / "bad", model.config, model.params.data(), folder / "other"); }),
         "tokenizer.json is not valid JSON");
     CHECK(!fs::exists(folder / "bad"));
-    CHECK(!fs::exists(folder / "bad.tmp"));
+    CHECK(!has_unfinished(folder.path));
 }
 
 TEST_CASE("<|endoftext|> stays GPT-2's where tokens were added behind it") {

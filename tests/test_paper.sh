@@ -129,7 +129,7 @@ check "a dense loss is that of the trainer's last validation, on the same tokens
 check "numbers of the tables are those of the JSON" '[ "$(agree tables)" = 2 ]'
 check "every run has its commit and its command" '[ "$(json "$results" "all(c[\"commit\"] and c[\"commands\"][0].startswith(\"./train_gpt2\") for c in d[\"cells\"])")" = True ] &&
     [ "$(sed -n "/^## Runs/,\$p" "$work/mini/tables.md" | grep -c "^| .[pk]")" = 5 ]'
-check "speed of training and of decoding" '[ "$(json "$results" "len(d[\"training\"]) == 4 and len(d[\"decoding\"]) > 0 and all(r[\"tok_s\"] for r in d[\"training\"] + d[\"decoding\"])")" = True ]'
+check "speed of training and of decoding" '[ "$(json "$results" "len(d[\"training\"]) == 4 and {(r[\"run\"], r[\"attention\"]) for r in d[\"decoding\"]} == {(r[\"run\"], a) for r in d[\"decoding\"] for a in (\"dense\", \"topk\", \"pages\")} and len(d[\"decoding\"]) > 0 and all(r[\"tok_s\"] for r in d[\"training\"] + d[\"decoding\"])")" = True ]'
 if python3 -c "import matplotlib" 2>/dev/null || /usr/bin/python3 -c "import matplotlib" 2>/dev/null; then
     check "the figures" '[ "$(ls "$work"/mini/*.png | wc -l)" = 5 ] && [ -z "$(find "$work/mini" -name "*.png" -size +300k)" ]'
 else
@@ -137,6 +137,12 @@ else
 fi
 check "it has what was left out" 'grep -q "^Left out: " "$work/mini/tables.md" || "$root/train_gpt2cpu" --help | grep -q -- --target-loss'
 
+for bad in "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget infm"; do
+    paper --out "$work/none" $bad
+    check "refused: $bad" '[ $? != 0 ] && ! grep -q Traceback "$work/err" && [ ! -e "$work/none/plan.json" ]'
+done
+paper --out "$work/none" --dry-run --cells "plain-s1337, k8-nothing"
+check "one of several names that is no cell's is refused" '[ $? = 1 ] && grep -q "no cell has a name like k8-nothing" "$work/err"'
 paper --out "$work/mini" --updates 31
 check "another plan for the same folder is refused" '[ $? = 1 ] && grep -q "was made with --updates 20, not 31" "$work/err"'
 finish

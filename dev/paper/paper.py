@@ -19,11 +19,17 @@ DEFAULT_BUDGET = {"gpu": "8h", "cpu": "50m"}
 def seconds_of(text):
     units = {"s": 1, "m": 60, "h": 3600}
     try:
-        if text and text[-1] in units and float(text[:-1]) > 0:
+        if text and text[-1] in units and 0 < float(text[:-1]) < 1e9:
             return float(text[:-1]) * units[text[-1]]
     except ValueError:
         pass
     raise Bad(f"--budget takes a time like 20m, 8h or 90s, not '{text}'")
+
+
+def at_least_one(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is wanted, not '{text}'")
+    return int(text)
 
 
 def has_gpu():
@@ -58,11 +64,11 @@ def arguments():
     add("--tables", action="store_true", help="only write the tables and figures of what is done")
     add("--publish", metavar="DIR", help="copy tables and figures there as well, and the tables' heart into README.md")
     add("--device", choices=("auto", "cpu"), default="auto", help="cpu: even where there is a GPU")
-    add("--updates", type=int, metavar="N", help="updates of every run, instead of what fits")
+    add("--updates", type=at_least_one, metavar="N", help="updates of every run, instead of what fits")
     add("--cells", metavar="NAMES", help="plan only the cells with these names (patterns like 'k8-*,plain-*')")
-    add("--batch", type=int, metavar="N", help="rows of a micro-batch (the trainer's default)")
-    add("--context", type=int, metavar="N", help="tokens of a row (the trainer's default)")
-    add("--eval-tokens", type=int, metavar="N", help="validation tokens that every loss is measured on")
+    add("--batch", type=at_least_one, metavar="N", help="rows of a micro-batch (the trainer's default)")
+    add("--context", type=at_least_one, metavar="N", help="tokens of a row (the trainer's default)")
+    add("--eval-tokens", type=at_least_one, metavar="N", help="validation tokens that every loss is measured on")
     return parser.parse_args()
 
 
@@ -72,9 +78,7 @@ def make_plan(args, out, programs, gpu):
     prefix = from_root(args.data) if args.data else default_data(facts["tokens"])
     continued = size == "d12" and gpu and os.path.isdir(os.path.join(ROOT, "data/gpt2-124M"))
     can = programs.can()
-    cells = select(all_cells(can, continued), args.cells.split(",") if args.cells else None)
-    if not cells:
-        raise Bad(f"no cell has a name like {args.cells}: see the names in the plan of --dry-run without --cells")
+    cells = select(all_cells(can, continued), [p.strip() for p in args.cells.split(",")] if args.cells else None)
     left_out = []  # what the tables will lack, and why
     if "entropy" not in can:
         left_out.append("entropy penalty: the trainer has no --reg entropy")
@@ -96,8 +100,8 @@ def make_plan(args, out, programs, gpu):
     budget = seconds_of(args.budget or DEFAULT_BUDGET["gpu" if gpu else "cpu"])
     limits = (args.updates,) * 3 if args.updates else facts["updates"]
     updates, fit = choose_updates(cells, limits, plan["measured"], budget, plan["workers"])
-    if fit < 2 and len(cells) > 1:
-        raise Bad(f"{duration(budget)} is too short for two cells of {updates} updates, "
+    if fit < min(2, len(cells)):
+        raise Bad(f"{duration(budget)} is too short for {min(2, len(cells))} cells of {updates} updates, "
                   f"{duration(cell_seconds(cells[0], updates, plan['measured']))} each, and what is measured of them: "
                   "give a longer --budget")
     if fit < len(cells):
@@ -132,8 +136,11 @@ def show_plan(plan):
     print(f"how the chosen cells are chosen: {plan['rule']}", flush=True)
 
 
-def check_same(args, plan, out):
+def check_same(args, gpu, plan, out):
     """A plan is made once; what would change it is refused."""
+    if gpu != plan["gpu"]:
+        raise Bad(f"{from_root(out)}/plan.json was made {'for a GPU' if plan['gpu'] else 'without a GPU'}: go on with it "
+                  "there, or name another folder with --out" + (" (or say --device cpu)" if gpu else ""))
     for flag, given, planned in (("--size", args.size, plan["size"]), ("--updates", args.updates, plan["updates"]),
                                  ("--cells", args.cells, plan["cells_option"]),
                                  ("--data", args.data, plan["data_option"]),
@@ -173,7 +180,7 @@ def publish(out, target):
     begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
     with open(readme, encoding="utf-8") as file:
         text = file.read()
-    if begin in text and end in text and os.path.abspath(target).startswith(os.path.dirname(readme)):
+    if begin in text and end in text and os.path.abspath(target).startswith(os.path.dirname(readme) + os.sep):
         heart = tables.heart(read_json(os.path.join(out, "results.json")))
         place = os.path.relpath(target, os.path.dirname(readme))
         heart += f"\nAll tables are in [tables.md]({place}/tables.md), and as JSON in [results.json]({place}/results.json).\n"
@@ -207,7 +214,7 @@ def main():
         if not args.dry_run:
             write_json(os.path.join(out, "plan.json"), plan)
     else:
-        check_same(args, plan, out)
+        check_same(args, plan["gpu"] if args.tables else gpu, plan, out)
     if not args.tables:
         show_plan(plan)
     if args.dry_run:
@@ -231,5 +238,5 @@ def main():
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except Bad as problem:
+    except (Bad, OSError) as problem:
         sys.exit(f"paper: {problem}")

@@ -13,6 +13,8 @@ other seeds, the baselines, a few cells at other k; the second wave is the rest 
 """
 import fnmatch
 
+from common import Bad
+
 LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1)
 KS = (4, 8, 16, 32)
 REGS = ("tail", "kl")
@@ -124,6 +126,9 @@ def all_cells(can, continued):
 def select(cells, patterns):
     if not patterns:
         return cells
+    for p in patterns:
+        if not any(fnmatch.fnmatch(c["name"], p) for c in cells):
+            raise Bad(f"no cell has a name like {p}: see the names in the plan of --dry-run without --cells")
     return [c for c in cells if any(fnmatch.fnmatch(c["name"], p) for p in patterns)]
 
 
@@ -159,7 +164,7 @@ def choose_updates(cells, limits, measured, seconds, workers):
     everything = updates_for(cells)
     updates = min(everything, most) if everything >= usual else min(updates_for(first or cells), usual)
     updates = max(least, updates)
-    updates -= updates % (50 if updates >= 200 else 1)
+    updates -= updates % (50 if updates >= 200 and least < most else 1)  # a number that was given stays
     fit, used = 0, 0.0
     for c in cells:
         used += cell_seconds(c, updates, measured)

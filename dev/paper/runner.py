@@ -14,9 +14,11 @@ import fcntl
 import glob
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
+import struct
 import subprocess
 import time
 
@@ -117,6 +119,15 @@ def report_command(plan, programs, model, folder, json):
             "--report", folder, "--json", json]
 
 
+def windows(pattern, context):
+    """How many rows of `context` tokens, with the token that follows, the shards have."""
+    found = 0
+    for path in glob.glob(os.path.join(ROOT, pattern)):
+        with open(path, "rb") as file:
+            found += max(0, struct.unpack("<4i", file.read(16))[2] - 1) // context
+    return found
+
+
 # ---- how long things take ----
 
 def calibrate(out, plan, programs):
@@ -163,7 +174,11 @@ def calibrate(out, plan, programs):
                "one thread each" if side > 1 else "one core")
     threads = 1 if workers > 1 else cores
 
-    rows = max(batch, options["eval_tokens"] // context // batch * batch)
+    there = windows(plan["val_data"], context)
+    if there < batch:
+        raise Bad(f"{plan['val_data']} has {there} rows of {context} tokens, and a micro-batch has {batch}: name other "
+                  "data with --data, or a smaller --batch or --context")
+    rows = max(batch, min(options["eval_tokens"] // context, there) // batch * batch)
     facts = {"batch": batch, "context": context, "tokens_per_update": int(settings["tokens-per-update"]),
              "eval_tokens": rows * context, "workers": workers, "threads": threads, "why_workers": why,
              "device": re.sub(r" \(\d+ threads?\)", "", head["device"]) + ("" if plan["gpu"] else f", {cores} cores"),
@@ -341,7 +356,7 @@ class Runner:
             os.replace(result + ".part", result)
         head, updates, _ = read_metrics(folder)
         write_json(os.path.join(folder, "cell.json"), {
-            "settings": cell, "commands": [" ".join(c) for c in (train, command) if c],
+            "settings": cell, "commands": [shlex.join(c) for c in (train, command) if c],
             "commit": head.get("commit") or read_json(result)["commit"],
             "device": head.get("device") or read_json(result)["device"],
             "date": datetime.date.today().isoformat(), "updates": len(updates), "side_by_side": plan["workers"],
@@ -382,8 +397,24 @@ class Runner:
 
     # ---- everything
 
+    def check_data(self):
+        """All cells are to have seen the same tokens: shards of the same names may be others by now."""
+        seen = {}
+        for cell in self.plan["cells"]:
+            if os.path.exists(os.path.join(self.folder(cell), "cell.json")) and cell["group"] != "untrained":
+                digest = read_metrics(self.folder(cell))[0].get("settings", {}).get("data-digest")
+                seen.setdefault(digest, cell["name"])
+        seen.pop(None, None)  # runs from before there was one
+        if len(seen) > 1:
+            one, other = list(seen.values())[:2]
+            raise Bad(f"{other} was trained on other tokens than {one}, though both name {self.plan['train_data']}: "
+                      f"put the shards back and delete {from_root(self.path('runs', other))} and what was made after it, "
+                      "or name another folder with --out")
+
     def run(self):
+        self.check_data()
         self.run_cells()
+        self.check_data()
         shown = self.shown()
         for cell in shown:
             self.report(cell)
@@ -547,18 +578,20 @@ class Runner:
                 row["ms"].append(median([u["ms"] for u in updates[3:]]))
                 row["tok_s"].append(median([u["tok_s"] for u in updates[3:]]))
                 row.update({"memory": memory and memory.group(1), "commit": head["commit"], "device": head["device"],
-                            "command": " ".join(command)})
+                            "command": shlex.join(command)})
         shutil.rmtree(self.path("speed"), ignore_errors=True)
         write_json(final, [dict(row, name=name) for name, row in rows.items() if row["ms"]])
 
     def decode(self, cells):
         """Tokens a second of generating until the context is full; DIR/decode.json."""
         final = self.path("decode.json")
-        if {r["run"] for r in read_json(final) or []} == {c["name"] for c in cells}:
+        batches = [1] + ([32] if self.plan["gpu"] else [])
+        wanted = {(c["name"], attention, batch) for c in cells for attention in ("dense", "topk", "pages")
+                  for batch in batches}
+        if {(r["run"], r["attention"], r["batch"]) for r in read_json(final) or []} == wanted:
             return
         print("measuring the speed of decoding", flush=True)
         prompts = self.path("prompts.txt")
-        batches = [1] + ([32] if self.plan["gpu"] else [])
         rows = {}
         for _ in range(self.plan["rounds"]):
             for cell in cells:
@@ -567,13 +600,13 @@ class Runner:
                         with open(prompts, "w", encoding="utf-8") as file:
                             file.write("The king\n" * batch)
                         command = [self.programs.infer, "-e", self.model(cell), "-f", from_root(prompts), "-n",
-                                   str(self.plan["context"] - 16), "--greedy", "--attention", attention, "-k", str(K),
-                                   "--context-full", "stop"]
+                                   str(self.plan["context"] - 16), "--greedy", "--attention", attention,
+                                   "--context-full", "stop", *(["-k", str(K)] if attention == "topk" else [])]
                         said = self.run_alone(command, "decode", f"decoding of {cell['name']}")
                         found = re.search(r"then ([0-9.]+) tokens/s", said or "")
                         if found:
                             key = (cell["name"], attention, batch)
                             row = rows.setdefault(key, {"run": cell["name"], "attention": attention, "batch": batch,
-                                                        "tok_s": [], "command": " ".join(command)})
+                                                        "tok_s": [], "command": shlex.join(command)})
                             row["tok_s"].append(float(found.group(1)))
         write_json(final, list(rows.values()))

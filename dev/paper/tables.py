@@ -171,14 +171,20 @@ def number(value, digits=4, sign=False):
 
 
 def spread(values, digits=4, sign=False):
-    """The mean, and behind it the smallest and the largest."""
-    values = [v for v in values if v is not None]
-    if not values:
+    """The mean, and behind it the smallest and the largest, and of how many seeds where not all have a value."""
+    there = [v for v in values if v is not None]
+    if not there:
         return "–"
-    text = number(mean(values), digits, sign)
-    if len(values) > 1:
-        text += f" ({number(min(values), digits, sign)} .. {number(max(values), digits, sign)})"
-    return text
+    text = number(mean(there), digits, sign)
+    if len(there) > 1:
+        text += f" ({number(min(there), digits, sign)} .. {number(max(there), digits, sign)})"
+    return text + of_how_many(values)
+
+
+def of_how_many(values):
+    """"" if all are there and if none is."""
+    there = sum(v is not None for v in values)
+    return f" [{there} of {len(values)}]" if 0 < there < len(values) else ""
 
 
 def names(cells):
@@ -206,13 +212,13 @@ def table(head, rows):
 def summary_table(results, family):
     rows = []
     for label, cells in models(results, family):
-        look = [c["attention"] for c in cells if "attention" in c]
+        look = [c.get("attention") for c in cells]
         rows.append([label, spread([c["loss"]["dense"] for c in cells]),
                      "" if label == "plain" else spread([c.get("above_plain") for c in cells], sign=True),
                      spread([c["cost"].get(str(K)) for c in cells], sign=True),
                      spread([cut_loss(c, K) for c in cells]), spread([c.get("mass") for c in cells]),
                      spread([outside(c, K, "mass_nosink") for c in cells]),
-                     spread([mean(a["keys95"]) for a in look], 2), names(cells)])
+                     spread([a and mean(a["keys95"]) for a in look], 2), names(cells)])
     return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", "loss when cut",
                   f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "runs"], rows)
 
@@ -256,6 +262,8 @@ def bars_table(results, family):
         rows.append(bars_row(f"mean of `{label}`, {len(cells)} seeds", above, cost, out,
                              {"loss": above <= LOSS_BAR, "cost": cost < COST_BAR < plain_cost,
                               "outside": out < NOSINK_BAR}))
+    if not plain:
+        return "There is no plain run yet to compare with.\n"
     if not rows:
         return f"No cell with k = {K} meets two of the three bars.\n"
     text = (f"All three bars are met by {met} of the cells with k = {K}; the table has those that meet two or more, and "
@@ -335,7 +343,7 @@ def matrix_table(results, family, shown=spread):
 
 
 def mean_of(values):
-    return number(mean(values))
+    return number(mean(values)) + of_how_many(values)
 
 
 def layers_table(results, family):
@@ -461,7 +469,8 @@ def chosen_text(results):
     return f"{results['plan']['rule']} {'Chosen: ' + named if named else 'Nothing was chosen'}.\n"
 
 
-NOTES = f"""A number with two in parentheses is the mean over the seeds, with the smallest and the largest.
+NOTES = f"""A number with two in parentheses is the mean over the seeds, with the smallest and the largest;
+"[1 of 2]" behind it: not all of the seeds have it.
 "Above plain" is the difference from the plain run of the same seed, which has seen the same tokens in the same order.
 The cost of a cut is the loss when every row of every head and layer keeps its k largest entries, renormalized, less the
 dense loss of the same model on the same tokens. "Outside, without position 0": of the attention that does not go to

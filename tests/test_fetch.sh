@@ -117,6 +117,18 @@ for bad in "head -c 50000 /dev/urandom" "cat public/noise.txt" "cat public/text.
     check "a part: $bad: nothing else is left" only ./sub/text.txt
 done
 
+# --- an archive of which nothing but its form is known
+tar -cf public/whole.tar -C public text.txt noise.txt
+head -c $((512 + (size + 511) / 512 * 512)) public/whole.tar >public/cut.tar # behind its first file
+archive() { printf 'archive\tarchive.tar\ttar\t-\t-\tfile://%s/public/%s.tar\n' "$work" "$1" >data/manifest.tsv; }
+archive cut
+check "an archive that lacks files at its end" fails fetch archive
+check "an archive that lacks files at its end: said" said "it is not a whole tar archive"
+archive whole
+check "a whole archive" fetch archive
+check "a whole archive: it is there" cmp -s data/archive.tar public/whole.tar
+rm -f data/archive.tar
+
 # --- sets: a model's files, of which one kind or the other will do
 mkdir -p public/hf public/openai
 model() { # $1 layers, $2 heads, $3 channels

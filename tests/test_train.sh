@@ -129,11 +129,11 @@ check "-e takes a run folder" '[ $? = 0 ]'
 constrained=("${common[@]}" --lambda-warmup 0)
 run "${constrained[@]}" -l 0 -o "$work/limit" || bad "a plain run"
 lambdas() { grep -oE '"lambda":[0-9][0-9.e-]*' "$1/metrics.jsonl" | cut -d: -f2; }
-# A margin so wide that what the brake makes of the loss, 2 x 0.02 x (its change) / margin, is far below what is allowed here.
+# The margin is so wide that the brake, 2 x 0.02 x (the loss's change) / margin, makes less than 0.001 of it, either way.
 run "${constrained[@]}" -l 0.001 --target-loss "$work/limit:100" -o "$work/room"
 check "with room to spare, lambda rises by 1% an update, from the third on" '[ $? = 0 ] &&
     [ "$(lambdas "$work/room" | head -n 2 | sort -u)" = 0.001 ] &&
-    lambdas "$work/room" | tail -n +2 | awk "NR > 1 && !(\$1 > last * 1.009 && \$1 < last * 1.0101) { exit 1 } { last = \$1 }"'
+    lambdas "$work/room" | tail -n +2 | awk "NR > 1 && !(\$1 > last * 1.009 && \$1 < last * 1.011) { exit 1 } { last = \$1 }"'
 run "${constrained[@]}" -l 100 --target-loss "$work/limit/metrics.jsonl:0.001" -o "$work/over"
 check "over the limit, it falls" '[ $? = 0 ] && less "$(last "$work/over" lambda)" 85'
 check "killed and resumed: the same bits" 'same_when_killed 13 "$work/over" "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001"'

@@ -823,12 +823,6 @@ struct Windows {
     }
 };
 
-bool is_shard(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    int32_t magic = 0;
-    return file.read(reinterpret_cast<char*>(&magic), sizeof(magic)) && magic == kShardMagic;
-}
-
 // The first windows of token shards (globs) or of a text file. A text shorter than T shortens T.
 Windows read_windows(const std::string& what, const Tokenizer* tokenizer, int vocab_size, int B, int T,
                      int64_t batches) {

@@ -200,9 +200,7 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
         if (!fs::exists(status)) fail("there is no file or folder %s", name.c_str());
         if (!fs::is_directory(status)) {
             if (!fs::is_regular_file(status)) fail("%s is neither a file nor a folder", name.c_str());
-            int32_t magic = 0;
-            std::ifstream(name, std::ios::binary).read(reinterpret_cast<char*>(&magic), sizeof(magic));
-            if (magic == kShardMagic) fail("%s is a token shard already", name.c_str());
+            if (is_shard(name)) fail("%s is a token shard already", name.c_str());
             inputs.push_back({name, static_cast<int64_t>(fs::file_size(name))});
             continue;
         }

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <set>
 #include <span>
 #include <string>
@@ -50,6 +51,13 @@ inline int64_t find_bad_token(std::span<const uint16_t> tokens, int vocab_size) 
         }
     }
     return -1;
+}
+
+// Whether a file begins as a shard does.
+inline bool is_shard(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    int32_t magic = 0;
+    return file.read(reinterpret_cast<char*>(&magic), sizeof(magic)) && magic == kShardMagic;
 }
 
 // A shard, memory-mapped read-only. The constructor checks everything but the tokens themselves.

@@ -14,6 +14,13 @@
 #ifdef CUDA_CPU
 inline constexpr int kRowGroups = 16, kColumnGroups = 4, kTurnedRows = 4;
 inline constexpr bool kRowsLieTogether = true;
+#if defined(__AVX512F__)
+inline constexpr int kVectorLanes = 16;  // floats of a vector register
+#elif defined(__AVX__)
+inline constexpr int kVectorLanes = 8;
+#else
+inline constexpr int kVectorLanes = 4;
+#endif
 #else
 inline constexpr int kRowGroups = 16, kColumnGroups = 8, kTurnedRows = 1;
 inline constexpr bool kRowsLieTogether = false;
@@ -58,20 +65,25 @@ __device__ constexpr int score_at(int row, int column) {
 }
 
 // out[r][c] += sum over x of a[x][r] b[x][c], each a chain of fmaf over x in order: every product of tiles
-// below, in registers. a has a step from x to x and one from row to row. The CPU body holds a row of out in
-// one vector register, which g++ does not find by itself.
+// below, in registers. a has a step from x to x and one from row to row. The CPU body holds out in the
+// processor's own vector registers, which g++ does not find by itself; wider vectors it would keep in memory.
 template <int R, int C>
 __device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float* a, int a_step, int a_row,
                                                 const float* b, int b_stride, int n) {
 #ifdef CUDA_CPU
-    typedef float Row __attribute__((vector_size(C * sizeof(float)), aligned(sizeof(float)), may_alias));
-    Row sum[R];
-    for (int r = 0; r < R; r++) sum[r] = *(const Row*)out[r];
+    constexpr int LANES = C < kVectorLanes ? C : kVectorLanes, N = C / LANES;
+    typedef float Lanes
+        __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+    Lanes sum[R][N];
+    memcpy(sum, out, sizeof sum);
     for (int x = 0; x < n; x++) {
-        const Row bx = *(const Row*)(b + x * b_stride);
-        for (int r = 0; r < R; r++) sum[r] += a[x * a_step + r * a_row] * bx;  // g++ contracts this to fma
+        const Lanes* bx = (const Lanes*)(b + x * b_stride);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < N; v++) sum[r][v] += a[x * a_step + r * a_row] * bx[v];  // contracted to fma
     }
-    for (int r = 0; r < R; r++) *(Row*)out[r] = sum[r];
+    memcpy(out, sum, sizeof sum);
 #else
     for (int x = 0; x < n; x++) {
         float ax[R], bx[C];

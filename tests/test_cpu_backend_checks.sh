@@ -141,7 +141,7 @@ void apply(float* __restrict__ x, int n) {
     for (int i = 0; i < n; i++) x[i] = __expf(x[i]);
 }
 CODE
-run $nvcc "$work/expf.cu" -o "$work/expf.o" -std=c++20 -O3 -march=native -fopenmp
+run $nvcc "$work/expf.cu" -o "$work/expf.o" -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -march=native -fopenmp
 [ $status = 0 ] && ! nm "$work/expf.o" | grep -q ' U .*exp' &&
     objdump -d "$work/expf.o" | sed -n '/<_Z5applyPfi>:/,/^$/p' | grep -q 'ps\b.*[xyz]mm\|fmla.*\.4s\|fmul.*\.4s'
 result $? "a loop around __expf is vectorized" "$output"

@@ -250,6 +250,16 @@ std::vector<float> init_params(const GPT2Config& config, uint64_t seed) {
 // ---------------------------------------------------------------------------------------------------------
 // activations
 
+// What a model's memory depends on.
+struct ModelSpec {
+    GPT2Config config;
+    int B = 0, T = 0;  // what the activations have room for
+    int recompute = 0;
+    Reg reg = Reg::tail;    // entropy: attention's rows have room for their mean scores
+    bool fp8 = false;       // the layers' products in 8 bits
+    bool optimizer = true;  // false: no moments, for --debug-state
+};
+
 enum LinearLayer { kQkv, kAttproj, kFc, kFcproj, kLinearLayers };  // of one layer
 
 // What a layer's forward leaves for its backward. With -r 1 the pieces marked [1] are shared by all layers
@@ -298,8 +308,9 @@ struct Acts {
 };
 
 template <class Float>
-Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& config, int B, int T,
-                         int recompute, Reg reg, bool fp8) {
+Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const ModelSpec& spec) {
+    const GPT2Config& config = spec.config;
+    const int B = spec.B, T = spec.T;
     const size_t BT = (size_t)B * T, C = config.channels, rows = BT * config.num_heads;
     const size_t BNH = (size_t)B * config.num_heads, L = config.num_layers;
     Acts<Float> a;
@@ -311,12 +322,12 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     for (size_t l = 0; l < L; l++) {
         LayerActs<Float>& y = a.layers[l];
         if (l > 0) y = a.layers[0];
-        if (l == 0 || recompute < 1) {
+        if (l == 0 || spec.recompute < 1) {
             y.ln1 = arena.take<Float>(BT * C);
             y.ln2 = arena.take<Float>(BT * C);
             y.fch_gelu = arena.take<Float>(BT * 4 * C);
         }
-        if (l == 0 || recompute < 2) {
+        if (l == 0 || spec.recompute < 2) {
             y.ln1_mean = arena.take<float>(BT);
             y.ln1_rstd = arena.take<float>(BT);
             y.qkv = arena.take<Float>(BT * 3 * C);
@@ -328,7 +339,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
         }
         y.rows = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows),
                   arena.take<float>(rows)};
-        if (reg == Reg::entropy) y.rows.mean_score = arena.take<float>(rows);
+        if (spec.reg == Reg::entropy) y.rows.mean_score = arena.take<float>(rows);
         y.residual = arena.take<Float>(BT * C);
     }
     a.lnf = arena.take<Float>(BT * C);
@@ -353,7 +364,7 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const GPT2Config& con
     a.scratch =
         arena.take<float>(std::max({column_sum_scratch(ctx, 4 * C), encoder_backward_scratch((int)BT, (int)C),
                                     (size_t)kGradNormBlocks}));
-    if (fp8) a.fp8 = lay_out_fp8(arena, BT, C, kLinearLayers * L);
+    if (spec.fp8) a.fp8 = lay_out_fp8(arena, BT, C, kLinearLayers * L);
     a.stats = arena.take<StepStats>(1);
     a.tensor_begin = arena.take<size_t>(gpt2_params(config).size() + 1);
     return a;
@@ -397,15 +408,10 @@ struct MicroStepKind {
 };
 
 template <class Float>
-struct GPT2 {
-    GPT2Config config;
-    int B = 0, T = 0;  // what the activations have room for
-    int recompute = 0;
-    bool optimizer = true;  // false: no moments, for --debug-state
-    Reg reg = Reg::tail;    // entropy: attention's rows have room for their mean scores
-    bool fp8 = false;       // the layers' products in 8 bits
+struct GPT2 : ModelSpec {
     size_t num_params = 0;
-    void* memory = nullptr;  // everything below lies in this one allocation
+    size_t bytes = 0;
+    void* memory = nullptr;  // [bytes] everything below lies in this one allocation
     Params<Float> params = {};
     Params<float> grads = {};
     Float* params_base = nullptr;                             // [num_params]
@@ -431,28 +437,13 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
         model.v = arena.take<float>(model.num_params);
         model.decay_bits = arena.take<uint32_t>(ceil_div(model.num_params, size_t{256}));
     }
-    model.acts = lay_out_acts<Float>(arena, ctx, model.config, model.B, model.T, model.recompute, model.reg,
-                                     model.fp8);
-}
-
-// A model that has no memory yet.
-template <class Float>
-GPT2<Float> describe_model(const GPT2Config& config, int B, int T, int recompute, bool optimizer, Reg reg,
-                           bool fp8) {
-    return {.config = config,
-            .B = B,
-            .T = T,
-            .recompute = recompute,
-            .optimizer = optimizer,
-            .reg = reg,
-            .fp8 = fp8};
+    model.acts = lay_out_acts<Float>(arena, ctx, model);
 }
 
 // Bytes that a model and its training take.
 template <class Float>
-size_t model_bytes(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                   bool optimizer = true, Reg reg = Reg::tail, bool fp8 = false) {
-    GPT2<Float> model = describe_model<Float>(config, B, T, recompute, optimizer, reg, fp8);
+size_t model_bytes(const Context& ctx, const ModelSpec& spec) {
+    GPT2<Float> model{spec};
     Arena arena;
     lay_out_model(model, arena, ctx);
     return arena.used;
@@ -470,17 +461,16 @@ void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
 }
 
 template <class Float>
-GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, int T, int recompute,
-                         std::vector<float> host_params, bool optimizer = true, Reg reg = Reg::tail,
-                         bool fp8 = false) {
-    GPT2<Float> model = describe_model<Float>(config, B, T, recompute, optimizer, reg, fp8);
-    const size_t bytes = model_bytes<Float>(ctx, config, B, T, recompute, optimizer, reg, fp8);
+GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, std::vector<float> host_params) {
+    GPT2<Float> model{spec};
+    const GPT2Config& config = spec.config;
+    model.bytes = model_bytes<Float>(ctx, spec);
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    if (bytes > free_bytes || cudaMalloc(&model.memory, bytes) != cudaSuccess)
+    if (model.bytes > free_bytes || cudaMalloc(&model.memory, model.bytes) != cudaSuccess)
         fail("this run needs %s, and %s has %s free: lower -b (%d) or -t (%d), or raise -r (%d)",
-             pretty_bytes((double)bytes).c_str(), ctx.device_name.c_str(),
-             pretty_bytes((double)free_bytes).c_str(), B, T, recompute);
+             pretty_bytes((double)model.bytes).c_str(), ctx.device_name.c_str(),
+             pretty_bytes((double)free_bytes).c_str(), spec.B, spec.T, spec.recompute);
     Arena arena{.base = static_cast<char*>(model.memory), .used = 0};
     lay_out_model(model, arena, ctx);
     model.params = point_to_params(model.params_base, config);
@@ -488,14 +478,15 @@ GPT2<Float> create_model(const Context& ctx, const GPT2Config& config, int B, in
     upload_params(model, host_params);
     std::vector<float>().swap(
         host_params);  // before the gradients' memory is touched: it is as large as they are
-    if (optimizer) {
+    if (spec.optimizer) {
         CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
         CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
         const std::vector<uint32_t> bits = decay_bits(gpt2_params(config));
         to_device(model.decay_bits, bits.data(), bits.size());
     }
-    model.batches = std::make_shared<BatchQueue>(
-        2 * (size_t)B * T + TokenPlan::most_ints(B * T, config.vocab_size) + config.num_layers);
+    model.batches = std::make_shared<BatchQueue>(2 * (size_t)spec.B * spec.T +
+                                                 TokenPlan::most_ints(spec.B * spec.T, config.vocab_size) +
+                                                 config.num_layers);
     model.micro_steps = std::make_shared<std::map<MicroStepKind, Graph>>();
     std::vector<size_t> tensor_begin;
     for (const ParamTensor& p : gpt2_params(config)) tensor_begin.push_back(p.offset);
@@ -1082,6 +1073,10 @@ void choose_data(TrainConfig& c, const Start& start) {
         fail("-i (--train-data) is given without -j (--val-data): give validation shards, or -v 0 -s 0");
 }
 
+ModelSpec model_spec(const TrainConfig& c, const GPT2Config& config, int B) {
+    return {config, B, c.T, c.recompute, c.reg, c.precision == Precision::fp8};
+}
+
 // The largest micro-batch that fits on the device and divides an update's tokens.
 template <class Float>
 int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
@@ -1090,10 +1085,32 @@ int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     for (int B = 64; B > 1; B /= 2)
         if (c.tokens_per_update % ((int64_t)B * c.T) == 0 &&
-            (double)model_bytes<Float>(ctx, config, B, c.T, c.recompute, true, c.reg,
-                                       c.precision == Precision::fp8) < 0.9 * (double)free_bytes)
+            (double)model_bytes<Float>(ctx, model_spec(c, config, B)) < 0.9 * (double)free_bytes)
             return B;
     return 1;
+}
+
+// The vocabulary of a model from scratch is that of the data; weights must share it. Batch and context need
+// not be known yet.
+void match_vocabulary(GPT2Config& config, const Start& start, const TrainConfig& c) {
+    const int vocab_size = DataLoader(c.train_data, 1, 1, false, 0).vocab_size();
+    if (start.from_scratch) {
+        config.vocab_size = vocab_size;
+        config.padded_vocab_size = pad_vocab(vocab_size);
+    } else if (vocab_size != config.vocab_size) {
+        fail("%s has a vocabulary of %d tokens, and the shards of %s one of %d: they do not belong together",
+             c.from.c_str(), config.vocab_size, c.train_data.c_str(), vocab_size);
+    }
+}
+
+// Null if there is nothing to validate on.
+std::unique_ptr<DataLoader> open_val_data(const TrainConfig& c, const GPT2Config& config) {
+    if (c.val_data.empty()) return nullptr;
+    auto data = std::make_unique<DataLoader>(c.val_data, c.B, c.T, false, 0);
+    if (data->vocab_size() != config.vocab_size)
+        fail("the shards of %s have a vocabulary of %d tokens, and those of %s one of %d", c.val_data.c_str(),
+             data->vocab_size(), c.train_data.c_str(), config.vocab_size);
+    return data;
 }
 
 template <class Float>
@@ -1183,6 +1200,173 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
     };
 }
 
+// What updates measured, on its way from the device to the log. The numbers of an update are read while the
+// next one runs: the device never waits for the host to print. (The CPU backend has no one to wait.)
+class UpdateReports {
+  public:
+    UpdateReports(int64_t step, const TrainConfig& c, const GPT2Config& config, TargetLoss* target,
+                  MetricsLog& metrics, Progress& progress)
+        : c_(c),
+          config_(config),
+          target_(target),
+          metrics_(metrics),
+          progress_(progress),
+          recorded_(step),
+          reported_(step) {
+        for (Slot& slot : slots_) {
+            CUDA_CHECK(cudaMallocHost((void**)&slot.stats, sizeof(StepStats)));
+            CUDA_CHECK(cudaEventCreateWithFlags(&slot.arrived, cudaEventDisableTiming));
+        }
+    }
+    UpdateReports(const UpdateReports&) = delete;
+    ~UpdateReports() {
+        for (Slot& slot : slots_) {
+            cudaFreeHost((void*)slot.stats);
+            cudaEventDestroy(slot.arrived);
+        }
+    }
+
+    // Sends for the stats of the update that was launched last.
+    void record(const Context& ctx, const StepStats* stats, float lr, float lambda) {
+        Slot& slot = slots_[recorded_++ % 2];
+        CUDA_CHECK(
+            cudaMemcpyAsync((void*)slot.stats, stats, sizeof(StepStats), cudaMemcpyDeviceToHost, ctx.stream));
+        CUDA_CHECK(cudaEventRecord(slot.arrived, ctx.stream));
+        slot.lr = lr;
+        slot.lambda = lambda;
+    }
+
+    // Logs and shows the updates up to number `last`, in order. Throws where one is not finite.
+    void report_until(int64_t last) {
+        while (reported_ < last) report_next();
+    }
+
+    // The time since the last report went into something else than updates.
+    void restart_clock() { begin_ = std::chrono::steady_clock::now(); }
+
+  private:
+    struct Slot {
+        const StepStats* stats = nullptr;  // in memory that the device writes to by itself
+        cudaEvent_t arrived = nullptr;
+        float lr = 0, lambda = 0;
+    };
+
+    void report_next() {
+        const Slot& slot = slots_[reported_ % 2];
+        CUDA_CHECK(cudaEventSynchronize(slot.arrived));
+        const StepStats& stats = *slot.stats;
+        reported_++;
+        check_stats(stats, config_, reported_);
+        const auto now = std::chrono::steady_clock::now();
+        const double seconds = std::chrono::duration<double>(now - begin_).count();
+        begin_ = now;
+        if (target_) target_->observe((float)stats.ce);
+        const bool measured = c_.topk > 0;
+        const UpdateMetrics m{
+            .step = reported_,
+            .loss = (float)(stats.ce + (measured ? slot.lambda * stats.reg : 0.0)),
+            .ce = (float)stats.ce,
+            .reg = measured ? (float)stats.reg : NAN,
+            .mass = measured ? (float)stats.mass : NAN,
+            .lambda = slot.lambda,
+            .lr = slot.lr,
+            .norm = (float)stats.norm.norm,
+            .tok_s = (float)((double)c_.tokens_per_update / seconds),
+            .ms = (float)(seconds * 1e3),
+        };
+        metrics_.update(m);
+        progress_.update(m);
+    }
+
+    const TrainConfig& c_;
+    const GPT2Config& config_;
+    TargetLoss* target_;
+    MetricsLog& metrics_;
+    Progress& progress_;
+    Slot slots_[2];
+    int64_t recorded_, reported_;  // updates
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+std::string validation_text(const Validation& v, const TrainConfig& c, int64_t step) {
+    std::string text = format("validation after %s: loss %.4f", updates_text(step).c_str(), v.ce);
+    if (std::isfinite(v.mass))
+        text += format(", top-%d mass %.4f (%.4f without position 0)", c.topk, v.mass, v.mass_nosink);
+    if (std::isfinite(v.sink))
+        text += format("\n    attention to position 0: %.3f, to the query itself: %.3f", v.sink, v.self);
+    return text;
+}
+
+// Update number step + 1, launched: the gradient of c.tokens_per_update tokens, micro-batch by micro-batch,
+// then AdamW's step. What it measures is in acts.stats when the device is done.
+template <class Float>
+void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c,
+                float lr, float lambda, int64_t step) {
+    const int64_t micro_steps = c.tokens_per_update / ((int64_t)c.B * c.T);
+    const float share = 1.0f / (float)micro_steps;
+    CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
+    reset_stats(ctx, model);
+    for (int64_t i = 0; i < micro_steps; i++) {
+        if (!c.overfit) data.next_batch();
+        // plain GPT-2 measures its mass on the first micro-step only: the others cost nothing extra
+        const float mass_share = lambda > 0 ? share : i == 0 ? 1.0f : 0.0f;
+        micro_step(ctx, model, data.inputs(), data.targets(), c, lambda, share, mass_share);
+    }
+    update(ctx, model, c, lr, step + 1);
+}
+
+// The run itself, from update `step` on, until it is done or interrupted. val_data may be null where neither
+// validations nor samples are asked for.
+template <class Float>
+void train_loop(const Context& ctx, GPT2<Float>& model, const TrainConfig& c, int64_t step,
+                DataLoader& train_data, DataLoader* val_data, const Tokenizer* tokenizer, TargetLoss* target,
+                MetricsLog& metrics, const std::map<std::string, std::string>& settings) {
+    Progress progress(c.updates, step);
+    const auto due = [&](int64_t every) { return every > 0 && (step % every == 0 || step == c.updates); };
+    const auto validate_now = [&] {
+        const Validation v = validate(ctx, model, *val_data, c);
+        metrics.validation(step, (float)v.ce, (float)v.mass, (float)v.mass_nosink);
+        progress.message(validation_text(v, c, step));
+    };
+
+    if (step == 0 && c.validate_every > 0) validate_now();
+    if (c.overfit) {  // the first batch, also where the run goes on from a checkpoint
+        train_data.reset();
+        train_data.next_batch();
+    }
+    UpdateReports reports(step, c, model.config, target, metrics, progress);
+    int64_t saved = step;
+    for (bool stop = g_interrupted; step < c.updates && !stop;) {
+        const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
+        const float lambda = lambda_at(step, c.lambda, c.lambda_start_updates, c.lambda_warmup_updates) *
+                             (target ? target->factor(step + 1) : 1.0f);
+        train_step(ctx, model, train_data, c, lr, lambda, step);
+        reports.record(ctx, model.acts.stats, lr, lambda);
+        step++;
+
+        const bool pause = due(c.validate_every) || due(c.sample_every) || due(c.checkpoint_every);
+        reports.report_until(kOnCpu || pause || step == c.updates ? step : step - 1);
+        if (due(c.validate_every)) validate_now();
+        if (due(c.sample_every)) progress.message(sample_text(ctx, model, *val_data, tokenizer, c, step));
+        stop = g_interrupted;  // once, and behind all that takes long: what stops the loop is also saved
+        if (stop) reports.report_until(step);
+        if (due(c.checkpoint_every) || (stop && c.checkpoint_every > 0)) {
+            metrics.sync();
+            save(ctx, model, c, train_data, step, settings, target);
+            saved = step;
+        }
+        if (pause) reports.restart_clock();
+    }
+    progress.finish();
+    if (step == c.updates)
+        printf("done: %s; metrics and checkpoints are in %s\n", updates_text(step).c_str(), c.out.c_str());
+    else if (step == saved)
+        printf("stopped after %s: go on with -y -o %s and the same settings\n", updates_text(step).c_str(),
+               c.out.c_str());
+    else
+        printf("stopped after %s\n", updates_text(step).c_str());
+}
+
 template <class Float>
 void train(TrainConfig c) {
     const Context ctx = make_context();
@@ -1192,37 +1376,18 @@ void train(TrainConfig c) {
     Start start = find_start(c);
     choose_data(c, start);
     GPT2Config& config = start.config;
-    {
-        const DataLoader probe(c.train_data, 1, 1, false,
-                               0);  // the vocabulary, before batch and context are known
-        if (start.from_scratch) {
-            config.vocab_size = probe.vocab_size();
-            config.padded_vocab_size = pad_vocab(config.vocab_size);
-        } else if (probe.vocab_size() != config.vocab_size) {
-            fail(
-                "%s has a vocabulary of %d tokens, and the shards of %s one of %d: they do not belong together",
-                c.from.c_str(), config.vocab_size, c.train_data.c_str(), probe.vocab_size());
-        }
-    }
+    match_vocabulary(config, start, c);
     resolve_defaults<Float>(c, config, start.from_scratch, ctx);
     DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
-    std::unique_ptr<DataLoader> val_data;
-    if (!c.val_data.empty()) {
-        val_data = std::make_unique<DataLoader>(c.val_data, c.B, c.T, false, 0);
-        if (val_data->vocab_size() != config.vocab_size)
-            fail("the shards of %s have a vocabulary of %d tokens, and those of %s one of %d",
-                 c.val_data.c_str(), val_data->vocab_size(), c.train_data.c_str(), config.vocab_size);
-    }
-    GPT2<Float> model =
-        create_model<Float>(ctx, config, c.B, c.T, c.recompute, first_params(start, config, c.seed),
-                            c.debug_state.empty(), c.reg, c.precision == Precision::fp8);
-
+    const std::unique_ptr<DataLoader> val_data = open_val_data(c, config);
+    ModelSpec spec = model_spec(c, config, c.B);
+    spec.optimizer = c.debug_state.empty();
+    GPT2<Float> model = create_model<Float>(ctx, spec, first_params(start, config, c.seed));
     if (!c.debug_state.empty()) {
         write_first_step(ctx, model, train_data, c);
         free_model(model);
         return;
     }
-
     const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start.files(), config.vocab_size);
 
     // run folder, and where to begin
@@ -1238,126 +1403,19 @@ void train(TrainConfig c) {
     const std::string checkpoint = open_run_folder(c.out, c.resume, settings, c.from);
     int64_t step = 0;
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
-    c.resume = !checkpoint.empty();
-    const size_t bytes =
-        model_bytes<Float>(ctx, config, c.B, c.T, c.recompute, true, c.reg, c.precision == Precision::fp8);
-    const auto rows = settings_rows(c, config, ctx, train_data, bytes, precision, step);
+    const auto rows = settings_rows(c, config, ctx, train_data, model.bytes, precision, step);
     fputs(settings_table(rows).c_str(), stdout);
     nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};
     for (const auto& [name, value] : settings) first_line["settings"][name] = value;
-    for (const auto& [name, value] : {std::pair{"from", c.from}, std::pair{"train_data", c.train_data},
-                                      std::pair{"val_data", c.val_data}})
-        first_line[name] = value;
-    MetricsLog metrics(c.out, first_line, c.resume ? step : -1);
-    Progress progress(c.updates, step);
+    first_line["from"] = c.from;
+    first_line["train_data"] = c.train_data;
+    first_line["val_data"] = c.val_data;
+    MetricsLog metrics(c.out, first_line, checkpoint.empty() ? -1 : step);
 
-    const auto due = [&](int64_t every) { return every > 0 && (step % every == 0 || step == c.updates); };
-    const auto validate_now = [&] {
-        const Validation v = validate(ctx, model, *val_data, c);
-        metrics.validation(step, (float)v.ce, (float)v.mass, (float)v.mass_nosink);
-        std::string text = format("validation after %s: loss %.4f", updates_text(step).c_str(), v.ce);
-        if (std::isfinite(v.mass))
-            text += format(", top-%d mass %.4f (%.4f without position 0)", c.topk, v.mass, v.mass_nosink);
-        if (std::isfinite(v.sink))
-            text += format("\n    attention to position 0: %.3f, to the query itself: %.3f", v.sink, v.self);
-        progress.message(text);
-    };
-    const auto sample_now = [&] {
-        progress.message(sample_text(ctx, model, *val_data, tokenizer.get(), c, step));
-    };
-
-    // The update, and a validation that is due behind it, are finished; a sample is not.
-    signal(SIGINT, on_interrupt);
+    signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
     signal(SIGTERM, on_interrupt);
-    if (step < c.updates && step == 0 && c.validate_every > 0) validate_now();
-
-    // The numbers of an update are read while the next one runs: the device never waits for the host to
-    // print. (The CPU backend has no one to wait.)
-    const StepStats* measured[2];
-    cudaEvent_t ready[2];
-    UpdateMetrics metrics_of[2];
-    for (int i = 0; i < 2; i++) {
-        CUDA_CHECK(cudaMallocHost((void**)&measured[i], sizeof(StepStats)));
-        CUDA_CHECK(cudaEventCreateWithFlags(&ready[i], cudaEventDisableTiming));
-    }
-    int64_t reported = step;
-    auto begin = std::chrono::steady_clock::now();
-    const auto report_until = [&](int64_t last) {
-        while (reported < last) {
-            UpdateMetrics& m = metrics_of[reported % 2];
-            CUDA_CHECK(cudaEventSynchronize(ready[reported % 2]));
-            const StepStats& stats = *measured[reported % 2];
-            reported++;
-            check_stats(stats, config, reported);
-            const auto now = std::chrono::steady_clock::now();
-            const double seconds = std::chrono::duration<double>(now - begin).count();
-            begin = now;
-            if (target) target->observe((float)stats.ce);
-            m.step = reported;
-            m.ce = (float)stats.ce;
-            m.reg = c.topk > 0 ? (float)stats.reg : NAN;
-            m.mass = c.topk > 0 ? (float)stats.mass : NAN;
-            m.loss = (float)(stats.ce + (c.topk > 0 ? m.lambda * stats.reg : 0.0));
-            m.norm = (float)stats.norm.norm;
-            m.ms = (float)(seconds * 1e3);
-            m.tok_s = (float)((double)c.tokens_per_update / seconds);
-            metrics.update(m);
-            progress.update(m);
-        }
-    };
-
-    const int64_t micro_steps = c.tokens_per_update / ((int64_t)c.B * c.T);
-    const float share = 1.0f / (float)micro_steps;
-    if (c.overfit) {  // the first batch, also where the run goes on from a checkpoint
-        train_data.reset();
-        train_data.next_batch();
-    }
-    int64_t saved = step;
-    for (bool stop = g_interrupted; step < c.updates && !stop;) {
-        const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
-        const float lambda = lambda_at(step, c.lambda, c.lambda_start_updates, c.lambda_warmup_updates) *
-                             (target ? target->factor(step + 1) : 1.0f);
-
-        CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
-        reset_stats(ctx, model);
-        for (int64_t i = 0; i < micro_steps; i++) {
-            if (!c.overfit) train_data.next_batch();
-            // plain GPT-2 measures its mass on the first micro-step only: the others cost nothing extra
-            const float mass_share = lambda > 0 ? share : i == 0 ? 1.0f : 0.0f;
-            micro_step(ctx, model, train_data.inputs(), train_data.targets(), c, lambda, share, mass_share);
-        }
-        update(ctx, model, c, lr, step + 1);
-        CUDA_CHECK(cudaMemcpyAsync((void*)measured[step % 2], model.acts.stats, sizeof(StepStats),
-                                   cudaMemcpyDeviceToHost, ctx.stream));
-        CUDA_CHECK(cudaEventRecord(ready[step % 2], ctx.stream));
-        metrics_of[step % 2].lr = lr;
-        metrics_of[step % 2].lambda = lambda;
-        step++;
-
-        const bool pause = due(c.validate_every) || due(c.sample_every) || due(c.checkpoint_every);
-        report_until(kOnCpu || pause || step == c.updates ? step : step - 1);
-        if (due(c.validate_every)) validate_now();
-        if (due(c.sample_every)) sample_now();
-        stop = g_interrupted;  // once, and behind all that takes long: what stops the loop is also saved
-        if (stop) report_until(step);
-        if (due(c.checkpoint_every) || (stop && c.checkpoint_every > 0)) {
-            metrics.sync();
-            save(ctx, model, c, train_data, step, settings, target.get());
-            saved = step;
-        }
-        if (pause) begin = std::chrono::steady_clock::now();
-    }
-    for (int i = 0; i < 2; i++) {
-        cudaFreeHost((void*)measured[i]);
-        cudaEventDestroy(ready[i]);
-    }
-    progress.finish();
-    if (step < c.updates)
-        printf("stopped after %s%s\n", updates_text(step).c_str(),
-               saved == step ? format(": go on with -y -o %s and the same settings", c.out.c_str()).c_str()
-                             : "");
-    else
-        printf("done: %s; metrics and checkpoints are in %s\n", updates_text(step).c_str(), c.out.c_str());
+    train_loop(ctx, model, c, step, train_data, val_data.get(), tokenizer.get(), target.get(), metrics,
+               settings);
     free_model(model);
 }
 

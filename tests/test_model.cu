@@ -55,7 +55,7 @@ TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params, true, Reg::entropy);
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
     for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy})
         for (int k : {1, 4, 36, 37, 100}) {
@@ -79,7 +79,7 @@ TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradient
     const Context ctx = make_context();
     const int B = 2, T = 33;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params, true, Reg::entropy);
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 6);
     for (Reg reg : {Reg::kl, Reg::entropy}) {
         CAPTURE(reg_name(reg));
@@ -114,7 +114,7 @@ TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's co
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<bf16>(kSmall);
-    GPT2<bf16> model = create_model<bf16>(ctx, kSmall, B, T, 0, params, true, Reg::entropy);
+    GPT2<bf16> model = create_model<bf16>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
     for (Reg reg : {Reg::kl, Reg::entropy}) {
         CAPTURE(reg_name(reg));
@@ -155,14 +155,14 @@ TEST_CASE_TEMPLATE("recomputing activations: layers to the same bits, GELU to ro
     size_t bytes = SIZE_MAX;
     for (int recompute : {0, 1, 2}) {
         CAPTURE(recompute);
-        GPT2<Float> model = create_model<Float>(ctx, kSmall, B, T, recompute, busy_params<Float>(kSmall));
+        GPT2<Float> model = create_model<Float>(ctx, {kSmall, B, T, recompute}, busy_params<Float>(kSmall));
         const auto grads = gradients(ctx, model, batch, c, 1.0f);
         if (recompute == 0) first = grads;
         if (recompute == 1)
             CHECK(relative_error(grads, to_double(first)) < tolerance<Float>());
         else
             CHECK(grads == first);
-        const size_t now = model_bytes<Float>(ctx, kSmall, B, T, recompute);
+        const size_t now = model_bytes<Float>(ctx, {kSmall, B, T, recompute});
         CHECK(now < bytes);
         bytes = now;
         free_model(model);
@@ -173,7 +173,7 @@ TEST_CASE_TEMPLATE("the same step twice gives the same bits", Float, float, bf16
     const Context ctx = make_context();
     const int B = 3, T = 40;
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 9);
-    GPT2<Float> model = create_model<Float>(ctx, kSmall, B, T, 0, busy_params<Float>(kSmall));
+    GPT2<Float> model = create_model<Float>(ctx, {kSmall, B, T}, busy_params<Float>(kSmall));
     const TrainConfig c = small_run(B, T, 6, Reg::kl);
     const auto a = gradients(ctx, model, batch, c, 1.0f), b = gradients(ctx, model, batch, c, 1.0f);
     CHECK(a == b);
@@ -192,8 +192,8 @@ TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as writ
     for (int recompute : {0, 2}) {
         CAPTURE(recompute);
         const std::vector<float> params = busy_params<Float>(kSmall);
-        GPT2<Float> replayed = create_model<Float>(ctx, kSmall, B, T, recompute, params);
-        GPT2<Float> plain = create_model<Float>(ctx, kSmall, B, T, recompute, params);
+        GPT2<Float> replayed = create_model<Float>(ctx, {kSmall, B, T, recompute}, params);
+        GPT2<Float> plain = create_model<Float>(ctx, {kSmall, B, T, recompute}, params);
         int64_t t = 0;
         for (float lambda : {1e-4f, 0.5f, 2.0f, 0.0f, 0.0f}) {
             t++;
@@ -254,7 +254,7 @@ TEST_CASE_TEMPLATE("entropy: recomputed layers and replayed micro-steps give the
     for (int recompute : {0, 2}) {
         CAPTURE(recompute);
         GPT2<Float> model =
-            create_model<Float>(ctx, kSmall, B, T, recompute, busy_params<Float>(kSmall), true, Reg::entropy);
+            create_model<Float>(ctx, {kSmall, B, T, recompute, Reg::entropy}, busy_params<Float>(kSmall));
         for (int i = 0; i < 3; i++) {  // as written, recorded, replayed
             const auto grads = gradients(ctx, model, batch, c, 1.0f);
             if (first.empty()) first = grads;
@@ -268,7 +268,7 @@ TEST_CASE("measuring the mass at lambda = 0 changes no bit of plain GPT-2") {
     const Context ctx = make_context();
     const int B = 2, T = 40;
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 10);
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, busy_params<float>(kSmall));
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
     const auto off = gradients(ctx, model, batch, small_run(B, T, 0, Reg::tail), 0.0f);
     const auto measured = gradients(ctx, model, batch, small_run(B, T, 8, Reg::tail), 0.0f);
     CHECK(off == measured);
@@ -280,11 +280,11 @@ TEST_CASE("accumulated micro-steps are one large step") {
     const int B = 2, T = 35;
     const Batch batch = random_batch(2 * B * T, kSmall.vocab_size, 11);
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> large = create_model<float>(ctx, kSmall, 2 * B, T, 0, params);
+    GPT2<float> large = create_model<float>(ctx, {kSmall, 2 * B, T}, params);
     const auto want = gradients(ctx, large, batch, small_run(2 * B, T, 4, Reg::kl), 2.0f);
     free_model(large);
 
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, params);
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, params);
     const TrainConfig c = small_run(B, T, 4, Reg::kl);
     const int half = B * T;
     const Batch first{{batch.x.begin(), batch.x.begin() + half}, {batch.y.begin(), batch.y.begin() + half}};
@@ -298,7 +298,7 @@ TEST_CASE("accumulated micro-steps are one large step") {
 TEST_CASE("a shorter batch than the activations have room for") {
     const Context ctx = make_context();
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, kSmall, 4, 40, 0, params);
+    GPT2<float> model = create_model<float>(ctx, {kSmall, 4, 40}, params);
     const Batch batch = random_batch(7, kSmall.vocab_size, 12);
     const auto got = gradients(ctx, model, batch, small_run(1, 7, 3, Reg::tail), 1.0f);
     std::vector<double> want;
@@ -350,7 +350,7 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
         TrainConfig c = small_run(B, T, 4, Reg::tail);
         c.val_batches = batches;
         c.layer_lambda = {1.0f, 1.0f, 1.0f};
-        GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, busy_params<float>(kSmall));
+        GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
         DataLoader data(folder / "val.bin", B, T, false, 0);
         const Validation v = validate(ctx, model, data, c);
         free_model(model);
@@ -394,7 +394,7 @@ TEST_CASE("GPT-2's sizes") {
 
 TEST_CASE("a gradient that is not finite stops the update, names the tensor and leaves the weights") {
     const Context ctx = make_context();
-    GPT2<float> model = create_model<float>(ctx, kSmall, 1, 8, 0, busy_params<float>(kSmall));
+    GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 8}, busy_params<float>(kSmall));
     const TrainConfig c = small_run(1, 8, 4, Reg::tail);
     gradients(ctx, model, random_batch(8, kSmall.vocab_size, 1), c, 1.0f);
     const auto before = to_host(ctx, model.master, model.num_params);
@@ -439,7 +439,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
     const Batch batch = random_batch(16, kSmall.vocab_size, 2);
     // AdamW's first step is lr * sign(g) whatever the gradient's scale: look at the first moment instead
     for (float clip : {0.0f, 0.01f}) {
-        GPT2<float> model = create_model<float>(ctx, kSmall, 1, 16, 0, params);
+        GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 16}, params);
         TrainConfig c = small_run(1, 16, 4, Reg::tail);
         c.clip = clip;
         const auto grads = gradients(ctx, model, batch, c, 1.0f);
@@ -453,7 +453,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
         CHECK(relative_error(to_host(ctx, model.m, model.num_params), want) < 1e-5);
         free_model(model);
     }
-    GPT2<float> model = create_model<float>(ctx, kSmall, 1, 16, 0, params);
+    GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 16}, params);
     TrainConfig c = small_run(1, 16, 4, Reg::tail);
     c.weight_decay = 0.5f;
     CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
@@ -468,7 +468,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
 TEST_CASE("one batch is learned by heart, and its attention condenses") {
     const Context ctx = make_context();
     const int B = 2, T = 24;
-    GPT2<float> model = create_model<float>(ctx, kSmall, B, T, 0, init_params(kSmall, 1));
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, init_params(kSmall, 1));
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 20);
     TrainConfig c = small_run(B, T, 4, Reg::tail);
     c.layer_lambda = {1, 1, 1};
@@ -493,8 +493,8 @@ TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their opera
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 21);
     const TrainConfig c = small_run(B, T, 4, Reg::tail);
     const std::vector<float> params = busy_params<bf16>(kSmall);
-    GPT2<bf16> model = create_model<bf16>(ctx, kSmall, B, T, 0, params, true, Reg::tail, true);
-    GPT2<bf16> plain = create_model<bf16>(ctx, kSmall, B, T, 0, params);
+    GPT2<bf16> model = create_model<bf16>(ctx, {kSmall, B, T, 0, Reg::tail, true}, params);
+    GPT2<bf16> plain = create_model<bf16>(ctx, {kSmall, B, T}, params);
     StepStats stats;
     std::vector<float> got;
     for (int i = 0; i < 4; i++) {  // eagerly, then recorded and replayed: the same bits
@@ -529,8 +529,7 @@ TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their opera
 TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention condenses") {
     const Context ctx = make_context();
     const int B = 2, T = 24;
-    GPT2<bf16> model =
-        create_model<bf16>(ctx, kSmall, B, T, 1, init_params(kSmall, 1), true, Reg::tail, true);
+    GPT2<bf16> model = create_model<bf16>(ctx, {kSmall, B, T, 1, Reg::tail, true}, init_params(kSmall, 1));
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 20);
     TrainConfig c = small_run(B, T, 4, Reg::tail);
     c.layer_lambda = {1, 1, 1};
@@ -548,10 +547,10 @@ TEST_CASE("GPT-2 124M trains in bf16 with 64 x 1024 tokens a micro-step in less 
     const Context ctx = make_context();
     GPT2Config config;
     preset_config("d12", config);
-    const size_t bytes = model_bytes<bf16>(ctx, config, 64, 1024, 0);
+    const size_t bytes = model_bytes<bf16>(ctx, {config, 64, 1024});
     CHECK(bytes < size_t{40'000'000'000});
     // entropy's number a row has room only where it is the regularizer, and is a small part
-    const size_t with_entropy = model_bytes<bf16>(ctx, config, 64, 1024, 0, true, Reg::entropy);
+    const size_t with_entropy = model_bytes<bf16>(ctx, {config, 64, 1024, 0, Reg::entropy});
     CHECK(with_entropy > bytes);
     CHECK((double)with_entropy < 1.005 * (double)bytes);
 }
@@ -562,7 +561,7 @@ TEST_CASE("a model that cannot fit says how much it needs and what to lower") {
     preset_config("d48", config);
     std::string message;
     try {
-        create_model<float>(ctx, config, 4096, 1024, 0, {});
+        create_model<float>(ctx, {config, 4096, 1024}, {});
     } catch (const Error& e) {
         message = e.what();
     }

@@ -562,8 +562,8 @@ void bench_attention(Bench& b, int B, int T) {
 // whole steps
 
 GPT2<bf16> make_model(const Context& ctx, const GPT2Config& config, int B, int T, bool fp8) {
-    GPT2<bf16> model = create_model<bf16>(
-        ctx, config, B, T, 0, std::vector<float>(num_parameters(config), 0.0f), true, Reg::tail, fp8);
+    GPT2<bf16> model = create_model<bf16>(ctx, {.config = config, .B = B, .T = T, .fp8 = fp8},
+                                          std::vector<float>(num_parameters(config), 0.0f));
     fill_weights(ctx, model.master, config);
     const size_t n = model.num_params;
     round_kernel<<<(unsigned)ceil_div(n, 256), 256, 0, ctx.stream>>>(model.params_base, model.master, n);
@@ -600,7 +600,7 @@ int largest_batch(const Context& ctx, const GPT2Config& config, int most, int T,
     const size_t reserve = kOnCpu ? 0 : (size_t)1 << 30;
     for (int B = most; B > 0; B = B > 32 ? B - 8 : B > 8 ? B - 4 : B - 1)
         if ((int64_t)B * config.num_heads <= 65535 &&
-            model_bytes<bf16>(ctx, config, B, T, 0, true, Reg::tail, fp8) + reserve <= free_bytes)
+            model_bytes<bf16>(ctx, {.config = config, .B = B, .T = T, .fp8 = fp8}) + reserve <= free_bytes)
             return B;
     return 0;
 }
@@ -722,8 +722,7 @@ void bench_steps(Bench& b, int B, int T) {
                     c.topk = k.topk;
                     const Timing t = time_steps(b, model, batches, c, k, updates);
                     CUDA_CHECK(cudaMemGetInfo(&free_after, &total));
-                    const double bytes =
-                        (double)model_bytes<bf16>(b.ctx, config, rows_B, g.T, 0, true, Reg::tail, g.fp8);
+                    const double bytes = (double)model.bytes;
                     if (k.topk == 0) plain = t.ms;
                     const double rate = flops / t.ms * 1e3, mfu = rate / b.machine.matmul;
                     const double nominal = b.nominal_peak > 0 ? rate / b.nominal_peak : 0;

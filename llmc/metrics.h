@@ -88,12 +88,7 @@ class MetricsLog {
     void validation(int64_t step, float val_ce, float val_mass, float val_mass_nosink) {
         append("{\"step\":" + std::to_string(step) + ",\"val_ce\":" + json_number(val_ce) + ",\"val_mass\":" +
                json_number(val_mass) + ",\"val_mass_nosink\":" + json_number(val_mass_nosink) + "}\n");
-        last_validation_ = step;
     }
-
-    // The step of the last validation in the file, or -1. A resumed run whose last update was due for a
-    // validation and did not get one (it was interrupted there) can tell by this.
-    int64_t last_validation() const { return last_validation_; }
 
     // Onto the disk: before a checkpoint is saved, so that a power cut cannot keep the one without the other.
     void sync() {
@@ -131,8 +126,6 @@ class MetricsLog {
                     "%s: line %d is not one that a run writes; remove it, or start a new run with another -o",
                     path_.c_str(), number);
             if (!is_config && object["step"].get<uint64_t>() > static_cast<uint64_t>(step)) continue;
-            if (!is_config && object.contains("val_ce"))
-                last_validation_ = static_cast<int64_t>(object["step"].get<uint64_t>());
             kept += line;
         }
         if (kept.empty()) fail("%s has no first line with the configuration of the run", path_.c_str());
@@ -150,7 +143,6 @@ class MetricsLog {
 
     std::string path_;
     int fd_ = -1, lock_ = -1;
-    int64_t last_validation_ = -1;
 };
 
 // ---- Numbers for people ----

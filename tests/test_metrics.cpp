@@ -111,10 +111,8 @@ TEST_CASE("the log is a configuration, then an object for each update and valida
     TempFolder run;
     {
         MetricsLog log(run.path, kConfig);
-        CHECK(log.last_validation() == -1);
         log.validation(0, 10.5f, 0.5f, 0.25f);
         log.update(update_of(1));
-        CHECK(log.last_validation() == 0);
         // Each line is there as soon as it is written.
         CHECK(lines_of(run / "metrics.jsonl").size() == 3);
         log.sync();
@@ -154,14 +152,6 @@ TEST_CASE("a run that is killed and resumed logs what a straight run logs") {
         CHECK(read_text(run / "metrics.jsonl") == want);
         CHECK(!has_unfinished(run.path));
     }
-}
-
-TEST_CASE("a resumed run knows whether its last validation was made") {
-    TempFolder run;
-    run_updates(run.path, 0, 12);
-    CHECK(MetricsLog(run.path, kConfig, 12).last_validation() == 10);
-    CHECK(MetricsLog(run.path, kConfig, 8).last_validation() == 5);
-    CHECK(MetricsLog(run.path, kConfig, 4).last_validation() == 0);
 }
 
 TEST_CASE("a resumed file keeps its first line, a new run's is new") {

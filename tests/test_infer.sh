@@ -9,40 +9,39 @@ source tests/script.sh
 run() { "$infer" "$@" >"$work/out" 2>"$work/err"; }
 json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2)" "$1"; }
 
-# Text that every checkout has: this project's own sources.
-cat "$root"/llmc/*.h "$root"/llmc/*.cuh "$root"/tests/*.cu >"$work/text.txt"
-"$root/build/tokenize" --tokenizer bytes -o "$work/text" "$work/text.txt" >"$work/out" 2>&1 || bad "tokenizing"
+text=$root/tests/fixtures/plays.txt
+"$root/build/tokenize" --tokenizer bytes -o "$work/text" "$text" >"$work/out" 2>&1 || bad "tokenizing"
 "$root/train_gpt2cpu" -i "$work/text_train_*.bin" -j "$work/text_val_*.bin" -e tiny -x 120 -v 0 -s 0 -n 120 -l 0.1 -k 8 \
     -o "$work/log/run1" >"$work/out" 2>&1 || bad "training"
 model=(-e "$work/log/run1")
 val="$work/text_val_*.bin"
 
 # ---- text
-run "${model[@]}" -p "const int " -n 40
+run "${model[@]}" -p "Good lord " -n 40
 check "a prompt goes on, and the speed is told apart from the text" '[ $? = 0 ] &&
-    head -c 10 "$work/out" | grep -q "^const int $" && [ "$(wc -c <"$work/out")" -ge 40 ] && grep -q "tokens/s" "$work/err"'
+    head -c 10 "$work/out" | grep -q "^Good lord $" && [ "$(wc -c <"$work/out")" -ge 40 ] && grep -q "tokens/s" "$work/err"'
 cp "$work/out" "$work/first"
-run "${model[@]}" -p "const int " -n 40
+run "${model[@]}" -p "Good lord " -n 40
 check "the same seed: the same text" 'cmp -s "$work/out" "$work/first"'
-run "${model[@]}" -p "const int " -n 40 --seed 5
+run "${model[@]}" -p "Good lord " -n 40 --seed 5
 check "another seed: another text" '! cmp -s "$work/out" "$work/first"'
 (cd "$work" && "$infer" -n 5 >"$work/out" 2>"$work/err")
 check "without -e the newest run in log/" '[ $? = 0 ] && grep -q "log/run1" "$work/err"'
 cp -r "$work/log/run1/step_00000120" "$work/foreign"
 echo '{"model": {"type": "Unigram", "merges": []}}' >"$work/foreign/tokenizer.json"
-run -e "$work/foreign" -p "const int " -n 40
+run -e "$work/foreign" -p "Good lord " -n 40
 check "a tokenizer of another kind beside the weights is not used, and that is said" '[ $? = 0 ] &&
     grep -q "tokenizer.json is not used: .*Unigram" "$work/err" && cmp -s "$work/out" "$work/first"'
-run "${model[@]}" -p "const int " -n 60 --greedy
+run "${model[@]}" -p "Good lord " -n 60 --greedy
 cp "$work/out" "$work/greedy"
-run "${model[@]}" -p "const int " -n 60 --greedy --attention topk -k 128
+run "${model[@]}" -p "Good lord " -n 60 --greedy --attention topk -k 128
 check "top k of all keys is dense attention" 'cmp -s "$work/out" "$work/greedy"'
-run "${model[@]}" -p "const int " -n 60 --greedy --attention pages --epsilon 0
+run "${model[@]}" -p "Good lord " -n 60 --greedy --attention pages --epsilon 0
 check "pages with epsilon 0 are dense attention" 'cmp -s "$work/out" "$work/greedy"'
-run "${model[@]}" -p "const int " -n 60 --greedy -k 8 --stats
+run "${model[@]}" -p "Good lord " -n 60 --greedy -k 8 --stats
 check "-k 8 reads the top 8; --stats shows every head" '[ $? = 0 ] && grep -q "top-8 attention" "$work/err" &&
     [ "$(grep -cE "^ +[0-3] +[01] " "$work/err")" = 8 ]'
-run "${model[@]}" -p "const int " -n 60 --attention pages --epsilon 0.1 --stats
+run "${model[@]}" -p "Good lord " -n 60 --attention pages --epsilon 0.1 --stats
 check "pages say what is certified" '[ $? = 0 ] && grep -q certified "$work/err" && grep -qE "^ +all " "$work/err"'
 run "${model[@]}" -p "x" -n 300
 check "a full context slides on, and it is said" '[ $? = 0 ] && grep -q "the context was full" "$work/err"'
@@ -66,7 +65,7 @@ printf 'int a\r\n' >"$work/crlf" && printf 'int a\n' >"$work/lf"
 run "${model[@]}" -f "$work/lf" -n 20 && cp "$work/out" "$work/first"
 run "${model[@]}" -f "$work/crlf" -n 20
 check "a file of prompts with CRLF is the same as without" 'cmp -s "$work/out" "$work/first"'
-run "${model[@]}" -p "const int " -n 60 --temperature 2 --greedy
+run "${model[@]}" -p "Good lord " -n 60 --temperature 2 --greedy
 check "--greedy is greedy whatever else is said" 'cmp -s "$work/out" "$work/greedy"'
 
 # ---- what is measured
@@ -76,11 +75,11 @@ check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q
 check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/eval.json" "all(abs(c[\"loss\"] - d[\"eval\"][\"dense\"][\"loss\"]) < 1e-5 for c in d[\"eval\"][\"cuts\"] if c[\"k\"] == 128)")" = True ]'
 # By definition; that they also lose less is no more than likely of a model that has hardly been trained.
 check "the top k keep more of the mass than any other k keys" '[ "$(json "$work/eval.json" "all(max(c, key=lambda x: x[\"kept\"])[\"cut\"] == \"topk\" for c in [[x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == k and x[\"renormalized\"]] for k in (2, 8)])")" = True ]'
-run "${model[@]}" --eval "$work/text.txt" -m 1 -b 1 --cuts 8 --cut-kinds topk,recent --json "$work/kinds.json"
+run "${model[@]}" --eval "$text" -m 1 -b 1 --cuts 8 --cut-kinds topk,recent --json "$work/kinds.json"
 check "--cut-kinds keeps to some" '[ "$(json "$work/kinds.json" "[(c[\"cut\"], c[\"renormalized\"]) for c in d[\"eval\"][\"cuts\"]] == [(\"topk\", True), (\"recent\", True)]")" = True ]'
 check "--eval takes text, too" '[ $? = 0 ] && grep -q "dense attention: loss" "$work/out"'
 of_all() { # rows in a batch, JSON: the losses of 7 sequences
-    head -c 1000 "$work/text.txt" >"$work/short.txt"
+    head -c 1000 "$text" >"$work/short.txt"
     run "${model[@]}" --eval "$work/short.txt" -t 128 -m 8 -b "$1" --cuts 8 --cut-kinds topk,recent --json "$2"
 }
 of_all 7 "$work/at_once.json" && of_all 3 "$work/some.json"

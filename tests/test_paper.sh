@@ -51,12 +51,11 @@ refuse() { # words that the sentence must hold, then arguments
 }
 refuse "--budget takes a time" --budget soon
 refuse "nothing was run there yet" --tables
-refuse "no cell has a name like nothing" --cells nothing
+refuse "no cell has a name like nothing" --data "$work/nothing" --cells nothing
 refuse "no token shard matches" --data "$work/nothing" --cells 'plain-*'
 
-# ---- a miniature: text that every checkout has, this project's own sources
-cat llmc/*.h llmc/*.cuh tests/*.cu >"$work/text.txt"
-build/tokenize --tokenizer bytes -o "$work/text" "$work/text.txt" >"$work/out" 2>&1 || bad "tokenizing"
+# ---- a miniature
+build/tokenize --tokenizer bytes -o "$work/text" tests/fixtures/plays.txt >"$work/out" 2>&1 || bad "tokenizing"
 mini=(--out "$work/mini" --data "$work/text" --context 32 --batch 2 --updates 20 --eval-tokens 256
     --cells 'plain-s133[78],k8-tail-l1-rise70-*,k8-tail-l0.003-*,chosen-tail-s1338')
 paper "${mini[@]}" --dry-run
@@ -141,7 +140,7 @@ for bad in "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget
     paper --out "$work/none" $bad
     check "refused: $bad" '[ $? != 0 ] && ! grep -q Traceback "$work/err" && [ ! -e "$work/none/plan.json" ]'
 done
-paper --out "$work/none" --dry-run --cells "plain-s1337, k8-nothing"
+paper --out "$work/none" --dry-run --data "$work/nothing" --cells "plain-s1337, k8-nothing"
 check "one of several names that is no cell's is refused" '[ $? = 1 ] && grep -q "no cell has a name like k8-nothing" "$work/err"'
 paper --out "$work/mini" --updates 31
 check "another plan for the same folder is refused" '[ $? = 1 ] && grep -q "was made with --updates 20, not 31" "$work/err"'

@@ -19,9 +19,8 @@ first() { grep -oE "\"$2\":[0-9][-0-9.e]*" "$1/metrics.jsonl" | head -n 1 | cut 
 last() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -n 1 | cut -d: -f2; }
 less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
 
-# Text to train on that every checkout has: this project's own sources.
-cat "$root"/llmc/*.h "$root"/llmc/*.cuh "$root"/*.cu "$root"/tests/*.cu >"$work/text.txt"
-"$root/build/tokenize" --tokenizer bytes -o "$work/text" "$work/text.txt" >"$work/log" 2>&1 || bad "tokenizing"
+text=$root/tests/fixtures/plays.txt
+"$root/build/tokenize" --tokenizer bytes -o "$work/text" "$text" >"$work/log" 2>&1 || bad "tokenizing"
 data=(-i "$work/text_train_*.bin" -j "$work/text_val_*.bin")
 small=("${data[@]}" -e d6 -b 2 -t 32 -s 0 -v 0 -m 1)
 quick=("${data[@]}" -e tiny -b 2 -t 64 -s 0 -v 0 -m 2)
@@ -106,8 +105,8 @@ run "${quick[@]}" -x 6 -n 3 -a -o "$work/batch" && cp -r "$work/batch" "$work/ba
 run "${quick[@]}" -x 6 -n 3 -a -y -o "$work/batch_again"
 check "-a resumes on its batch" 'grep -q "resumed after 3 updates" "$work/log" &&
     cmp -s "$work/batch/step_00000006/model.safetensors" "$work/batch_again/step_00000006/model.safetensors"'
-head -c 100000 "$work/text.txt" >"$work/one.txt" && tail -c 100000 "$work/text.txt" >"$work/other.txt"
-for text in one other; do "$root/build/tokenize" --tokenizer bytes -o "$work/$text" "$work/$text.txt" >"$work/log" 2>&1; done
+head -c 50000 "$text" >"$work/one.txt" && tail -c 50000 "$text" >"$work/other.txt"
+for half in one other; do "$root/build/tokenize" --tokenizer bytes -o "$work/$half" "$work/$half.txt" >"$work/log" 2>&1; done
 on() { run -e tiny -b 2 -t 64 -s 0 -v 0 -x 4 -n 2 -i "$work/$1_train_*.bin" -j "$work/$1_val_*.bin" "${@:2}"; }
 on one -o "$work/same_size" && rm -r "$work/same_size/step_00000004"
 on other -y -o "$work/same_size"

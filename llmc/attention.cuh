@@ -94,6 +94,16 @@ inline int max_topk_context(const Context& ctx) {
     return max_select_context(ctx);
 }
 
+// Whether the backward has room on this device: in bf16, heads of 40 to 56 and of more than 64 take 105 KB of
+// shared memory in a block, and GPUs of compute capability 8.6, 8.9 and 12.x have 99.
+template <class Float>
+bool has_room_for_attention(const Context& ctx, int hs) {
+    bool fits = true;
+    if constexpr (sizeof(Float) == 2)
+        with_mma_head_size(hs, [&](auto size) { fits = kBackwardShared<size> <= ctx.max_shared; });
+    return fits;
+}
+
 // out [B,T,C]; qkv [B,T,3C]: queries, keys and values of all heads, C = num_heads * hs. rows.lse is written;
 // with topk > 0 also theta, mass and tie, for that k (above kMaxListed, T is at most max_select_context).
 template <class Float>

@@ -531,6 +531,12 @@ inline constexpr int kBackwardKeys = 128, kBackwardWarps = 8;
 template <int HS>
 inline constexpr int kBackwardQueries = HS <= 64 ? 64 : 32;
 
+// Bytes of shared memory of a block of the backward.
+template <int HS>
+inline constexpr size_t kBackwardShared = (2 * kBackwardKeys * HS + 4 * kBackwardQueries<HS> * HS +
+                                           kBackwardKeys * kBackwardQueries<HS>)*sizeof(__nv_bfloat16) +
+                                          2 * kBackwardQueries<HS> * sizeof(RowNumbers);
+
 // Flags of the backward: a ticket counter, then one for each tile of queries and each warp. In ints.
 inline size_t attention_backward_flags(int B, int T, int num_heads, int queries) {
     return 1 + (size_t)B * num_heads * ceil_div(T, queries) * kBackwardWarps;
@@ -815,12 +821,9 @@ inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, flo
         attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, hs, topk, 1.0f);
         CUDA_CHECK(cudaMemsetAsync(flags, 0, attention_backward_flags(B, T, num_heads, QUERIES) * sizeof(int),
                                    ctx.stream));
-        const size_t shared =
-            (2 * kBackwardKeys * HS + 4 * QUERIES * HS + kBackwardKeys * QUERIES) * sizeof(__nv_bfloat16) +
-            2 * QUERIES * sizeof(RowNumbers);
         const auto launch = [&](auto kernel) {
             launch_attention(ctx, kernel, dim3(ceil_div(T, kBackwardKeys) * B * num_heads),
-                             kBackwardWarps * 32, shared, dqkv, dq_sum, flags, dout, qkv,
+                             kBackwardWarps * 32, kBackwardShared<HS>, dqkv, dq_sum, flags, dout, qkv,
                              (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads, hs);
         };
         with_pull(reg, weight, [&](auto pull) { launch(attention_backward_bf16_kernel<HS, pull>); });

@@ -147,7 +147,7 @@ void launch_attention(const Context& ctx, Kernel kernel, dim3 grid, int threads,
     CUDA_CHECK(cudaGetLastError());
 }
 
-// The longest context whose scores the selection can hold in shared memory.
+// The longest context whose scores the selection can hold in shared memory, beside a little of its own.
 inline int max_select_context(const Context& ctx) {
-    return (int)((ctx.max_shared - 1024) / sizeof(float));
+    return (int)((ctx.max_shared - 2048) / sizeof(float));
 }

@@ -754,9 +754,10 @@ void kv_append(const Context& ctx, const KvCache<Float>& cache, const Float* qkv
 }
 
 // out [B,C]; qkv [B,3C] of the new tokens, at positions [B] on the device, where their keys and values are
-// put in the cache; the kernel in front may make qkv, but the positions and what the cache holds of older
-// tokens must have been there before it. stats [B*NH] or null; with pages, statistics read all keys to know
-// what was left out. scratch: decode_scratch() floats, the same from call to call, or zeros.
+// put in the cache. The kernel in front may make qkv; the positions and what the cache holds of older tokens
+// must have been there before a kernel that lets the next one start only after its own wait, as the encoder
+// does. stats [B*NH] or null; with pages, statistics read all keys to know what was left out. scratch:
+// decode_scratch() floats, the same from call to call, or zeros.
 template <class Float>
 void attention_decode(const Context& ctx, Float* out, DecodeStats* stats, float* scratch, const Float* qkv,
                       const KvCache<Float>& cache, const int* positions, int B, int num_heads, int hs,
@@ -765,7 +766,10 @@ void attention_decode(const Context& ctx, Float* out, DecodeStats* stats, float*
     assert(how.mode != DecodeMode::topk || how.topk > 0);
     const int heads = B * num_heads, chunks = ceil_div(cache.capacity, kDecodeChunk);
     const size_t shared = decode_shared_bytes(how, cache.capacity);
-    assert(shared <= ctx.max_shared);
+    if (shared > ctx.max_shared - 4096)  // the kernels have a little more of their own
+        fail(
+            "the scores of %d positions do not fit into the shared memory of %s: use --attention dense, or a model with a shorter context",
+            cache.capacity, ctx.device_name.c_str());
     with_decode_lanes<Float>(ctx, hs, [&](auto size, auto lanes) {
         constexpr int HS = size, LANES = lanes, THREADS = Groups<LANES>::THREADS;
         const auto launch = [&](auto kernel, dim3 grid, auto... args) {

@@ -65,9 +65,12 @@ inline Context make_context(int device = 0) {
     ctx.has_clusters = prop.major >= 9;
     ctx.use_wgmma = prop.major == 9 && prop.minor == 0;
 #endif
-    // Graphs can record it since CUDA 12.3. Code that was compiled for older devices would not wait.
+    // Graphs can record it since CUDA 12.3, which a program may be newer than the driver. Code that was
+    // compiled for older devices would not wait.
 #if defined(COMPILED_FOR_SM_90A) && CUDART_VERSION >= 12030
-    ctx.overlap_kernels = prop.major >= 9;
+    int driver = 0;
+    CUDA_CHECK(cudaDriverGetVersion(&driver));
+    ctx.overlap_kernels = prop.major >= 9 && driver >= 12030;
 #endif
     ctx.row_lanes = kOnCpu ? 1 : 32;
     if (!kOnCpu && prop.major < 8)

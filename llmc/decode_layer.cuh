@@ -581,8 +581,9 @@ void launch_half(const Context& ctx, void (*kernel)(Params...), int clusters, Ar
 }
 
 // The attention half of a layer of C channels: parts [C/64,C] and kept [C] make the next half's stream, with
-// the bias of attproj. The cache's older tokens and the position [1] must have been there before the kernel
-// in front. parts and kept are not those of `in`.
+// the bias of attproj. The cache's older tokens and the position [1] must have been there before a kernel
+// that lets the next one start only after its own wait, as the encoder does. parts and kept are not those of
+// `in`.
 template <class Float>
 void decode_attention_half(const Context& ctx, float* parts, Float* kept, Stream<Float> in,
                            const LayerParams<Float>& p, const KvCache<Float>& cache, const int* position,

@@ -254,6 +254,8 @@ __global__ void __launch_bounds__(32 * layernorm_backward_warps<Float, PACKS>(),
         }
     }
 
+    cp_async_wait<0>();  // the row after a warp's last is copied, too, as zeros
+
     float* warp_sums = (float*)layernorm_rows;  // [warps][C]
 #pragma unroll
     for (int part = 0; part < (SUM ? 3 : 2); part++) {

@@ -18,20 +18,28 @@ inline constexpr int kMmaColumns = 32;  // of a piece
 inline constexpr int kMmaPieces = 12;   // that a warp has under way, at most
 inline constexpr int kMmaPadding = 32;  // between rows in shared memory: neighbours in different banks
 
-// Pieces that a warp has under way.
-constexpr __host__ __device__ int mma_pieces(int IC) {
-    const int all = ceil_div(IC / kMmaColumns, kMatvecWarps);
-    return all < kMmaPieces ? all : kMmaPieces;
+// Bytes of dynamic shared memory of a block of 8 TILES rows whose warps have `ahead` pieces under way each:
+// the weights, and with a layernorm the normalized rows and its parameters.
+inline size_t mma_shared(int tiles, int ahead, int IC, bool normalize) {
+    const size_t staged = normalize ? (size_t)8 * tiles * (IC + kMmaPadding) + 2 * IC : 0;
+    return kMatvecWarps * ahead * 2 * 32 * sizeof(Pack<__nv_bfloat16>) + staged * sizeof(__nv_bfloat16);
 }
 
-// blockIdx.x: which 8 TILES rows. blockIdx.y: outputs, in strides of the grid. Dynamic shared memory: the
-// weights, a lane's own packs side by side with the others'; with a layernorm, the normalized rows and its
-// parameters.
+// Pieces that a warp can have under way: all of its own, if the device has the memory. 0: not even one.
+inline int mma_pieces(const Context& ctx, int tiles, int IC, bool normalize) {
+    const size_t sums = sizeof(float) * kMatvecWarps * 8 * tiles * (kMmaOutputs + 1);
+    int ahead = std::min(ceil_div(IC / kMmaColumns, kMatvecWarps), kMmaPieces);
+    while (ahead > 0 && mma_shared(tiles, ahead, IC, normalize) + sums > ctx.max_shared - 1024) ahead--;
+    return ahead;
+}
+
+// blockIdx.x: which 8 TILES rows. blockIdx.y: outputs, in strides of the grid. Dynamic shared memory:
+// mma_shared(), the weights with a lane's own packs side by side with the others'.
 template <int TILES>
 __global__ void __launch_bounds__(32 * kMatvecWarps, 2)
     matvec_mma_kernel(__nv_bfloat16* out, const __nv_bfloat16* inp, const __nv_bfloat16* weight,
                       const __nv_bfloat16* bias, Normalize<__nv_bfloat16> norm, const __nv_bfloat16* residual,
-                      bool gelu, int rows, int IC, int OC) {
+                      bool gelu, int rows, int IC, int OC, int ahead) {
     using Float = __nv_bfloat16;
     using Words = Pack<uint32_t>;  // eight bf16
     constexpr int N = Pack<Float>::size, ROWS = 8 * TILES, THREADS = 32 * kMatvecWarps;
@@ -40,7 +48,7 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, 2)
     __shared__ float partial[kMatvecWarps][ROWS][kMmaOutputs + 1];
     start_next_kernel();
     const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
-    const int first_row = blockIdx.x * ROWS, pieces = ceil_div(IC, kMmaColumns), ahead = mma_pieces(IC);
+    const int first_row = blockIdx.x * ROWS, pieces = ceil_div(IC, kMmaColumns);
     Float* weights = reinterpret_cast<Float*>(matvec_shared);
     Float* w = weights + (warp * ahead * 2 * 32 + lane) * N;  // packs 2i, 2i + 1 for the i-th piece
     Float* x = weights + kMatvecWarps * ahead * 2 * 32 * N;
@@ -154,7 +162,8 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, 2)
 // Whether matvec_mma_forward can multiply matrices of IC columns and, with a layernorm or without, 4 IC.
 template <class Float>
 bool takes_matvec_mma(const Context& ctx, int rows, int IC) {
-    return sizeof(Float) == 2 && ctx.row_lanes == 32 && rows <= kMaxMmaRows && IC % kMmaColumns == 0;
+    return sizeof(Float) == 2 && ctx.row_lanes == 32 && rows <= kMaxMmaRows && IC % kMmaColumns == 0 &&
+           mma_pieces(ctx, 2, IC, true) > 0;
 }
 
 // As matvec_forward, for rows up to kMaxMmaRows and IC a multiple of kMmaColumns.
@@ -167,18 +176,19 @@ inline void matvec_mma_forward(const Context& ctx, __nv_bfloat16* out, const __n
     const int turns = ceil_div(OC, kMmaOutputs);
     const auto launch = [&](auto tiles) {
         constexpr int TILES = tiles, ROWS = 8 * TILES;
-        const size_t staged = norm.weight ? ROWS * (IC + kMmaPadding) + 2 * IC : 0;
-        const size_t shared = kMatvecWarps * mma_pieces(IC) * 2 * 32 * sizeof(Pack<__nv_bfloat16>) +
-                              staged * sizeof(__nv_bfloat16);
-        assert(shared + sizeof(float) * kMatvecWarps * ROWS * (kMmaOutputs + 1) <= ctx.max_shared - 1024);
+        const int ahead = mma_pieces(ctx, TILES, IC, norm.weight);
+        assert(ahead > 0);
+        const size_t shared = mma_shared(TILES, ahead, IC, norm.weight);
         auto kernel = matvec_mma_kernel<TILES>;
         CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
         const int groups = ceil_div(rows, ROWS), most = ceil_div(2 * ctx.num_sms, groups);
         launch_early(ctx, kernel, dim3(groups, turns < most ? turns : most), 32 * kMatvecWarps, shared, out,
-                     inp, weight, bias, norm, residual, gelu, rows, IC, OC);
+                     inp, weight, bias, norm, residual, gelu, rows, IC, OC, ahead);
     };
-    // Half as many rows a block where blocks would not fill the device.
-    if (rows <= 16 || turns * ceil_div(rows, 32) < ctx.num_sms)
+    // Half as many rows a block where blocks would not fill the device, and where more leave less room for
+    // weights.
+    if (rows <= 16 || turns * ceil_div(rows, 32) < ctx.num_sms ||
+        mma_pieces(ctx, 4, IC, norm.weight) < mma_pieces(ctx, 2, IC, norm.weight))
         launch(std::integral_constant<int, 2>());
     else
         launch(std::integral_constant<int, 4>());

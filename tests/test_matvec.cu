@@ -145,16 +145,19 @@ TEST_CASE("rows of bf16 times a matrix by tensor cores: sizes, and what is fused
     const Context all = both_lane_counts()[0];
     Context one = all;
     one.num_sms = 1;
-    for (const Context& ctx : {all, one})
+    Context little = one;  // shared memory, as compute capability 8.6 has it
+    little.max_shared = std::min<size_t>(little.max_shared, 99 << 10);
+    for (const Context& ctx : {all, one, little})
         for (const auto& [rows, IC, OC] : std::initializer_list<std::array<int, 3>>{
                  {1, 32, 8}, {11, 96, 40}, {16, 768, 72}, {32, 256, 136}, {33, 288, 24}, {64, 3104, 16}}) {
             Layer<bf16> layer(rows, IC, OC);
             layer.by_mma = true;
             for (Before before : {Before::nothing, Before::layernorm}) {
-                if (before == Before::layernorm && IC > 2048) continue;
+                if (mma_pieces(ctx, 2, IC, before == Before::layernorm) == 0) continue;
                 for (After after : {After::nothing, After::gelu, After::residual})
                     for (bool with_bias : {false, true}) {
                         CAPTURE(ctx.num_sms);
+                        CAPTURE(ctx.max_shared);
                         CAPTURE(rows);
                         CAPTURE(IC);
                         CAPTURE((int)before);
@@ -177,6 +180,27 @@ TEST_CASE("rows of bf16 times a matrix by tensor cores: a row has the same bits,
             for (int some : {1, 9, 17, 40})
                 CHECK(same_bits(layer.got(ctx, before, After::residual, true, some),
                                 std::vector<bf16>(all.begin(), all.begin() + (size_t)some * 24)));
+            Context little = ctx;  // fewer weights under way, and fewer rows a block
+            const bool normalize = before == Before::layernorm;
+            little.max_shared = (normalize ? 60 : 40) << 10;
+            CHECK(mma_pieces(little, 4, 768, normalize) < mma_pieces(ctx, 4, 768, normalize));
+            CHECK(same_bits(layer.got(little, before, After::residual, true, kMaxMmaRows), all));
         }
     }
+}
+
+// fcproj of 124M has 3072 columns, and 99 KB do not hold all that a block would have under way.
+TEST_CASE("GPT-2's sizes are multiplied by tensor cores on every GPU from compute capability 8.0 on") {
+    Context ctx = both_lane_counts()[0];
+    for (int kilobytes : {99, 163, 227})
+        for (int C : {768, 1024, 1280, 1600}) {
+            ctx.max_shared = (size_t)kilobytes << 10;
+            CAPTURE(kilobytes);
+            CAPTURE(C);
+            CHECK(takes_matvec_mma<bf16>(ctx, 32, C));
+        }
+    CHECK(mma_pieces(ctx, 2, 3072, false) == kMmaPieces);
+    ctx.max_shared = 99 << 10;
+    CHECK(mma_pieces(ctx, 2, 3072, false) == kMmaPieces - 1);
+    CHECK(!takes_matvec_mma<bf16>(ctx, 32, 16384));
 }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
@@ -11,12 +12,14 @@
 
 #include "../llmc/cuda_common.cuh"
 
-// Sanitizers and the race checker look at accesses, for which fewer cases, rows and draws do.
+// Sanitizers, the race checker and other orders of threads are there for what is accessed when, for which
+// fewer cases, rows and draws do.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kFewer = true;
+inline constexpr bool kInstrumented = true;
 #else
-inline constexpr bool kFewer = false;
+inline constexpr bool kInstrumented = false;
 #endif
+inline const bool kFewer = kInstrumented || getenv("CUDA_CPU_SCHEDULE");
 
 // n elements on the device, with guard bands on both sides so that an overrun by a pack is seen.
 template <class T>

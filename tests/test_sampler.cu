@@ -6,7 +6,7 @@
 
 using bf16 = __nv_bfloat16;
 
-static constexpr int kDraws = kFewer ? 1000 : 20000, kWide = kFewer ? 9001 : 50257, kRounds = kFewer ? 1 : 10;
+static const int kDraws = kFewer ? 1000 : 20000, kWide = kFewer ? 9001 : 50257, kRounds = kFewer ? 1 : 10;
 
 // The definition, in double precision: softmax, the top k with all that tie with the last, of these the
 // fewest that reach top_p, again with ties.
@@ -221,7 +221,7 @@ TEST_CASE("sampling: equal logits") {
             CHECK(likely(counts(draw_on_host(row, 1, 10, how, 1000), 10), std::vector<double>(10, 0.1)));
         }
         // more ties than the list of candidates holds
-        constexpr int kMany = kFewer ? 1 : 2;
+        const int kMany = kFewer ? 1 : 2;
         const auto many = rows_of(std::vector<float>(5000, 2.0f), kMany);
         for (const Sampling& how :
              std::initializer_list<Sampling>{greedy, {1.0f, 5, 0.5f, 1}, {1.0f, 0, 0.5f, 1}})

@@ -109,7 +109,9 @@ TEST_CASE_TEMPLATE("awkward sizes, all kinds of regularizer", Float, float, bf16
                             {1, 130, 2, 128, 8}, {1, 33, 1, 128, 33}, {1, 40, 1, 64, 1000}};
     for (const Shape& s : shapes)
         for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
-            if (kFewer && reg == Reg::kl) continue;  // but for a factor it is tail
+            // but for a factor kl is tail; several tiles and a head of each padded size remain
+            if (kFewer && (reg == Reg::kl || s.T > 129 || s.B > 1)) continue;
+            if (kFewer && reg == Reg::entropy && s.T != 129) continue;
             // weight 0.5: as large as dout's part, so that neither hides the other
             const auto qkv = normal_values<Float>((size_t)s.B * s.T * 3 * s.NH * s.hs, 7);
             for (const Context& ctx : variants)
@@ -172,7 +174,7 @@ TEST_CASE_TEMPLATE("k beyond the list that a thread keeps: selected by a kernel 
                    bf16) {
     for (const Context& ctx : contexts<Float>())
         for (int k : {65, 99, 149, 150, 151}) {
-            if (kFewer && k != 65 && k != 150) continue;
+            if (kFewer && k != 150) continue;
             check_against_reference<Float>(ctx, normal_values<Float>(2 * 150 * 3 * 64, 4), {2, 150, 1, 64, k},
                                            Reg::kl, 0.5f);
         }
@@ -212,9 +214,11 @@ std::vector<Float> tied_qkv(int T, int hs, int distinct) {
 TEST_CASE_TEMPLATE("equal scores: tied keys share the places that are left", Float, float, bf16) {
     for (const Context& ctx : contexts<Float>())
         for (int distinct : {2, 5, 30})
-            for (int k : {1, 3, 8, 64, 70})
+            for (int k : {1, 3, 8, 64, 70}) {
+                if (kFewer && (distinct != 5 || (k != 3 && k != 70))) continue;
                 check_against_reference<Float>(ctx, tied_qkv<Float>(100, 64, distinct), {1, 100, 1, 64, k},
                                                Reg::kl, 0.5f);
+            }
 }
 
 TEST_CASE("all scores of a row equal: M = k / n, and the regularizer pulls nowhere") {
@@ -292,7 +296,7 @@ TEST_CASE("the set that the backward rebuilds is the forward's") {
     // one-hot over hs, so dq's d-th component is ds of key d alone.
     const Context ctx = make_context();
     const int T = 64, hs = 64;
-    for (int trial = 0; trial < 20; trial++) {
+    for (int trial = 0; trial < (kFewer ? 4 : 20); trial++) {
         std::vector<float> qkv = normal_values<float>(T * 3 * hs, 100 + trial);
         const int kind = trial % 4;
         for (int t = 0; t < T; t++)
@@ -413,6 +417,7 @@ TEST_CASE(
         DeviceArray<bf16> d_qkv(qkv), out(T * hs);
         for (const Context& ctx : variants)
             for (int k : {1, 8, 33}) {
+                if (kFewer && kind > 0 && k != 8) continue;
                 CAPTURE(ctx.use_wgmma);
                 CAPTURE(k);
                 DeviceArray<float> lse(rows), theta(rows), mass(rows), tie(rows), theta2(rows), mass2(rows),
@@ -443,8 +448,9 @@ TEST_CASE("the bf16 backward rebuilds the forward's set") {
     // components, exactly; theta and the neighbours of the k-th score are bf16 numbers next to one another.
     const std::vector<Context> variants = contexts<bf16>();
     const int T = 64, hs = 64;
-    for (int trial = 0; trial < 12 * (int)variants.size(); trial++) {
-        const Context& ctx = variants[trial / 12];
+    const int trials = kFewer ? 3 : 12;
+    for (int trial = 0; trial < trials * (int)variants.size(); trial++) {
+        const Context& ctx = variants[trial / trials];
         std::vector<bf16> qkv = normal_values<bf16>(T * 3 * hs, 300 + trial);
         for (int t = 0; t < T; t++)
             for (int d = 0; d < hs; d++) {
@@ -472,7 +478,8 @@ TEST_CASE("the bf16 backward rebuilds the forward's set") {
 TEST_CASE("bf16: the sums are in one order, whatever the order in which blocks run") {
     const std::vector<Context> variants = contexts<bf16>();
     for (int hs : {64, 128}) {
-        const Shape s{1, 300, 2, hs, 8};  // without wgmma, three blocks of keys add to a head's dq
+        // without wgmma, three blocks of keys (or two) add to a head's dq
+        const Shape s{1, kFewer ? 150 : 300, 2, hs, 8};
         const int C = s.NH * hs;
         const auto qkv = normal_values<bf16>((size_t)s.B * s.T * 3 * C, 71),
                    dout = normal_values<bf16>((size_t)s.B * s.T * C, 72);

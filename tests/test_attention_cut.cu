@@ -209,7 +209,8 @@ TEST_CASE_TEMPLATE("every cut is its definition: awkward sizes", Float, float, b
     for (const Shape& s : shapes)
         for (Cut cut : kCuts)
             for (int k : {1, 2, 8, 33, 1000})
-                check_cut(make_qkv<Float>(s, Rows::normal), s, cut, k, k % 2 == 0);
+                if (!kFewer || k == 2 || k == 33)
+                    check_cut(make_qkv<Float>(s, Rows::normal), s, cut, k, k % 2 == 0);
 }
 
 TEST_CASE_TEMPLATE("every cut is its definition: hard rows, renormalized or not", Float, float, bf16) {
@@ -219,7 +220,8 @@ TEST_CASE_TEMPLATE("every cut is its definition: hard rows, renormalized or not"
         const auto qkv = make_qkv<Float>(s, kind);
         for (Cut cut : kCuts)
             for (int k : {1, 5, 32})
-                for (bool renormalize : {false, true}) check_cut(qkv, s, cut, k, renormalize);
+                for (bool renormalize : {false, true})
+                    if (!kFewer || (k == 5 && renormalize)) check_cut(qkv, s, cut, k, renormalize);
     }
 }
 

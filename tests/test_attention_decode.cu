@@ -98,7 +98,7 @@ TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf
             Cache<Float> cache(s);
             DeviceArray<Float> all(tokens);
             for (int n : {1, 2, 15, 16, 17, 47, 63, 64, 65, 255, 256, 257, 513, 700}) {
-                if (n > s.capacity || (kFewer && n % 2 == 1 && n > 1 && n != 257)) continue;
+                if (n > s.capacity || (kFewer && n != 2 && n != 64 && n != 257 && n != 700)) continue;
                 // anew: the page of the newest token knows of none behind it
                 kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr);
                 CAPTURE(n);

@@ -101,7 +101,7 @@ TEST_CASE_TEMPLATE("the MLP half: each slice's part", Float, float, bf16) {
     for (const Context& ctx : contexts())
         for (const int C : {128, 768, 1024})
             for (const int count : {0, 1, 12, 16}) {
-                if (kFewer && count % 16 != 0) continue;
+                if (kFewer && (count % 16 != 0 || C == 1024)) continue;
                 if (!takes_decode_halves<Float>(ctx, C, kHalfHeadSize, 16, {})) continue;
                 CAPTURE(C);
                 CAPTURE(count);

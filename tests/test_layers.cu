@@ -157,6 +157,7 @@ TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf1
                                                                         {50, 1600},
                                                                         {3, 1608},
                                                                         {50, 2048}}) {
+            if (kFewer && C > 768 && C < 1600) continue;
             CAPTURE(ctx.row_lanes);
             CAPTURE(ctx.max_shared);
             CAPTURE(C);

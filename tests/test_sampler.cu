@@ -194,6 +194,7 @@ TEST_CASE_TEMPLATE("sampling: the kernel draws what the host draws", Float, floa
                                                                        {2.0f, 300, 0.1f, 9},
                                                                        {1.0f, 9000, 0.9f, 9},
                                                                        {5.0f, 9000, 1.0f, 9}}) {
+                if (kFewer && V > 50 && V < kWide) continue;
                 CAPTURE(ctx.row_lanes);
                 CAPTURE(V);
                 CAPTURE(how.temperature);
@@ -224,8 +225,10 @@ TEST_CASE("sampling: equal logits") {
         const int kMany = kFewer ? 1 : 2;
         const auto many = rows_of(std::vector<float>(5000, 2.0f), kMany);
         for (const Sampling& how :
-             std::initializer_list<Sampling>{greedy, {1.0f, 5, 0.5f, 1}, {1.0f, 0, 0.5f, 1}})
+             std::initializer_list<Sampling>{{1.0f, 5, 0.5f, 1}, greedy, {1.0f, 0, 0.5f, 1}}) {
             CHECK(draw(ctx, many, kMany, 5000, how) == draw_on_host(many, kMany, 5000, how));
+            if (kFewer) break;
+        }
     }
 }
 

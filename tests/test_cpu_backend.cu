@@ -1,7 +1,6 @@
 // What CUDA code may expect of CUDA on the CPU: indices, barriers, warp collectives, shared memory, launches,
 // bf16, fast maths, tensor-core wrappers, cuBLASLt, graphs and the runtime API. Most of it says what a GPU
 // does too, and would pass there; what only the CPU backend has is inside #ifdef CUDA_CPU.
-#define DOCTEST_CONFIG_SUPER_FAST_ASSERTS  // fast to compile: there are many
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

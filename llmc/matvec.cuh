@@ -273,9 +273,12 @@ __device__ __forceinline__ void dot_rows(float (&out)[OUTS][ROWS], const Float* 
     for (int i = 0; i < IC; i += 8) {
         for (int o = 0; o < OUTS; o++) __builtin_prefetch(weight + (size_t)(OUTS + o) * IC + i, 0, 2);
         Eight w[OUTS];
+#pragma GCC unroll 8
         for (int o = 0; o < OUTS; o++) w[o] = eight(weight + (size_t)o * IC + i);
+#pragma GCC unroll 8
         for (int n = 0; n < ROWS; n++) {
             const Eight xn = eight(x + n * IC + i);
+#pragma GCC unroll 8
             for (int o = 0; o < OUTS; o++) sum[o][n] += w[o] * xn;  // g++ contracts this to fma
         }
     }

@@ -174,9 +174,8 @@ inline void matvec_mma_forward(const Context& ctx, __nv_bfloat16* out, const __n
     assert(rows >= 1 && rows <= kMaxMmaRows && IC % kMmaColumns == 0 && OC % 8 == 0 && !(gelu && residual));
     assert(!norm.weight == !norm.bias);
     const int turns = ceil_div(OC, kMmaOutputs);
-    const auto launch = [&](auto tiles) {
+    const auto launch = [&](auto tiles, int ahead) {
         constexpr int TILES = tiles, ROWS = 8 * TILES;
-        const int ahead = mma_pieces(ctx, TILES, IC, norm.weight);
         assert(ahead > 0);
         const size_t shared = mma_shared(TILES, ahead, IC, norm.weight);
         auto kernel = matvec_mma_kernel<TILES>;
@@ -187,9 +186,9 @@ inline void matvec_mma_forward(const Context& ctx, __nv_bfloat16* out, const __n
     };
     // Half as many rows a block where blocks would not fill the device, and where more leave less room for
     // weights.
-    if (rows <= 16 || turns * ceil_div(rows, 32) < ctx.num_sms ||
-        mma_pieces(ctx, 4, IC, norm.weight) < mma_pieces(ctx, 2, IC, norm.weight))
-        launch(std::integral_constant<int, 2>());
+    const int ahead2 = mma_pieces(ctx, 2, IC, norm.weight), ahead4 = mma_pieces(ctx, 4, IC, norm.weight);
+    if (rows <= 16 || turns * ceil_div(rows, 32) < ctx.num_sms || ahead4 < ahead2)
+        launch(std::integral_constant<int, 2>(), ahead2);
     else
-        launch(std::integral_constant<int, 4>());
+        launch(std::integral_constant<int, 4>(), ahead4);
 }

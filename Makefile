@@ -36,6 +36,9 @@ WARN += -Wno-restrict
 # What -O3 adds to this takes a third longer to compile, and in fp32, which the CPU trains in, is no faster.
 CPU_FLAGS = -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -funswitch-loops -march=native -fopenmp $(WARN)
 CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
+# What is not the GPU's: files, tokens, flags. It is compiled once, for all programs.
+HOST_FLAGS = -std=c++20 -O2 -ftree-vectorize -march=native -fopenmp $(WARN)
+HOST_OBJECTS = $(patsubst llmc/%.cpp,%.o,$(filter-out llmc/attention_cudnn.cpp,$(wildcard llmc/*.cpp)))
 
 # Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading. Hopper's own
 # instructions are those of 9.0a.
@@ -61,18 +64,19 @@ ifdef SAN
   BUILD = build/san
   TEST_FLAGS = $(CHECKED) -fsanitize=address,undefined -fno-sanitize-recover=all
   TEST_LIBS = $(CPU_LIBS) -fsanitize=address,undefined
+  TESTED_HOST = build/san/host.a
 else
   BUILD = build/test
   TEST_FLAGS = $(CHECKED)
   TEST_LIBS = $(CPU_LIBS)
-  OPTIMIZED_HOST_TESTS = test_checkpoint test_tokenizer
+  TESTED_HOST = build/host.a
 endif
 RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_RACE
 
 # What nvcc compiles depends on, how it compiles, and how it links.
 GPU_NEEDS = build/deps build/gpu_arch Makefile | build/gpu
 COMPILE_GPU = $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-LINK_GPU = $(NVCC) $(filter %.o,$^) $(NVCC_LIBS) -o $@
+LINK_GPU = $(NVCC) $(filter %.o %.a,$^) $(NVCC_LIBS) -o $@
 build/gpu:
 	@mkdir -p $@
 
@@ -85,7 +89,7 @@ all: $(PROGRAMS:=cu)
 
 # PROGRAMcu runs on the GPU, and where there is none becomes PROGRAMcpu, which is built beside it.
 ifneq ($(NVCC),)
-$(PROGRAMS:=cu): %cu: build/%_cuda.o build/commit.o $(CUDNN_OBJECT) | %cpu data/default_dataset
+$(PROGRAMS:=cu): %cu: build/%_cuda.o build/commit.o $(CUDNN_OBJECT) build/host.a | %cpu data/default_dataset
 	$(LINK_GPU)
 else
 $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
@@ -97,7 +101,7 @@ build/no_nvcc:
 	@touch $@
 endif
 
-$(PROGRAMS:=cpu): %cpu: build/%_cpu.o build/commit.o
+$(PROGRAMS:=cpu): %cpu: build/%_cpu.o build/commit.o build/host.a
 	$(CXX) $^ $(CPU_LIBS) -o $@
 
 build/%_cpu.o: %.cu build/deps Makefile
@@ -118,8 +122,17 @@ build/commit.cpp: FORCE | build/deps
 build/commit.o: build/commit.cpp
 	$(CXX) -c $< -o $@
 
-build/tokenize: data/tokenize.cpp build/deps Makefile
-	$(CXX) $(CPU_FLAGS) -MMD -MF build/tokenize.d $< -lpcre2-8 -o $@
+build/host/%.o: llmc/%.cpp build/deps Makefile
+	@mkdir -p build/host
+	$(CXX) $(HOST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+build/host.a: $(HOST_OBJECTS:%=build/host/%)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+build/tokenize.o: data/tokenize.cpp build/deps Makefile
+	$(CXX) $(HOST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+build/tokenize: build/tokenize.o build/host.a
+	$(CXX) $^ -fopenmp -lpcre2-8 -o $@
 
 # Asked again as long as something is missing: a network or a mirror may be there by now.
 data/default_dataset: $(if $(wildcard data/tinyshakespeare_gpt2_train_000000.bin),,FORCE) | build/tokenize
@@ -169,28 +182,28 @@ decode-bench: $(if $(HAS_GPU),build/gpu/decode,build/decode)
 	OMP_WAIT_POLICY=passive $< $(DECODE)
 $(BENCHES:%=build/%.o): build/%.o: dev/bench/%.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
-$(BENCHES:%=build/%): build/%: build/%.o build/commit.o
+$(BENCHES:%=build/%): build/%: build/%.o build/commit.o build/host.a
 	$(CXX) $^ $(CPU_LIBS) -o $@
 $(BENCHES:%=build/gpu/%.o): build/gpu/%.o: dev/bench/%.cu $(GPU_NEEDS)
 	$(COMPILE_GPU)
-$(BENCHES:%=build/gpu/%): build/gpu/%: build/gpu/%.o build/commit.o $(CUDNN_OBJECT)
+$(BENCHES:%=build/gpu/%): build/gpu/%: build/gpu/%.o build/commit.o $(CUDNN_OBJECT) build/host.a
 	$(LINK_GPU)
 # The benchmark that also times cuDNN's attention, beside the one that does without the library.
 build/gpu/bench_cudnn.o: dev/bench/bench.cu $(GPU_NEEDS)
 	$(COMPILE_GPU) -DUSE_CUDNN
-build/gpu/bench_cudnn: build/gpu/bench_cudnn.o build/commit.o build/attention_cudnn.o
+build/gpu/bench_cudnn: build/gpu/bench_cudnn.o build/commit.o build/attention_cudnn.o build/host.a
 	$(LINK_GPU) $(CUDNN_LIBS)
 
 ladder: build/attention_ladder
 build/gpu/attention_ladder.o: dev/cuda/attention_ladder.cu $(GPU_NEEDS)
 	$(COMPILE_GPU)
-build/gpu/attention_ladder $(if $(HAS_GPU),build/attention_ladder): build/gpu/attention_ladder.o
+build/gpu/attention_ladder $(if $(HAS_GPU),build/attention_ladder): build/gpu/attention_ladder.o build/host.a
 	$(LINK_GPU)
 ifeq ($(HAS_GPU),)
 build/attention_ladder.o: dev/cuda/attention_ladder.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
-build/attention_ladder: build/attention_ladder.o
-	$(CXX) $< $(CPU_LIBS) -o $@
+build/attention_ladder: build/attention_ladder.o build/host.a
+	$(CXX) $^ $(CPU_LIBS) -o $@
 endif
 
 # ---- tests ----
@@ -201,10 +214,17 @@ CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
-# Readers and their tests gain less by optimization than it takes to compile, but for two that have much to do.
+# What tests of the host's code do themselves takes less time than it would take to optimize.
 $(BUILD)/%.o: tests/%.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
-	$(CXX) $(if $(filter $(OPTIMIZED_HOST_TESTS),$*),$(TEST_FLAGS),$(subst -O1,-O0,$(TEST_FLAGS))) -MMD -MF $(@:.o=.d) -c $< -o $@
+	$(CXX) $(subst -O1,-O0,$(TEST_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@
+# Tests are of the code as it is built for the user, but for the sanitizers, which need code of their own.
+build/san/host/%.o: llmc/%.cpp build/deps Makefile
+	@mkdir -p build/san/host
+	$(CXX) $(TEST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
+build/san/host.a: $(HOST_OBJECTS:%=build/san/host/%)
+	@rm -f $@
+	$(AR) rcs $@ $^
 $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
@@ -215,9 +235,9 @@ $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
 $(BUILD)/test_attention.o: TEST_FLAGS += -DUSE_CUDNN
 $(BUILD)/test_attention: $(BUILD)/attention_cudnn.o
-$(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o
+$(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o $(TESTED_HOST)
 	$(CXX) $^ $(TEST_LIBS) -o $@
-$(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o build/commit.o
+$(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o build/commit.o $(TESTED_HOST)
 	$(CXX) $^ $(TEST_LIBS) -o $@
 
 # The race checker takes the place of ThreadSanitizer's run-time library: instrument, but do not link it.
@@ -227,18 +247,18 @@ build/race/%.o: tests/%.cu build/deps Makefile
 build/race/race_check.o: llmc/cpu/race_check.cpp build/deps Makefile
 	@mkdir -p build/race
 	$(CXX) $(RACE_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
-build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o
+build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o build/host.a
 	$(CXX) $^ $(CPU_LIBS) -ldl -o $@
 
 # The same kernel tests on the GPU, where there is one.
 build/gpu/%.o: tests/%.cu $(GPU_NEEDS)
 	$(COMPILE_GPU)
-build/gpu/test_%: build/gpu/test_%.o build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT)
+build/gpu/test_%: build/gpu/test_%.o build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT) build/host.a
 	$(LINK_GPU)
 # test_attention with cuDNN's cases, beside the one that does without the library.
 build/gpu/test_attention_cudnn.o: tests/test_attention.cu $(GPU_NEEDS)
 	$(COMPILE_GPU) -DUSE_CUDNN
-build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/test/doctest_main.o build/commit.o build/attention_cudnn.o
+build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/test/doctest_main.o build/commit.o build/attention_cudnn.o build/host.a
 	$(LINK_GPU) $(CUDNN_LIBS)
 .PRECIOUS: build/gpu/%.o
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
@@ -293,4 +313,4 @@ format-check:
 clean:
 	rm -rf build $(PROGRAMS:=cu) $(PROGRAMS:=cpu)
 
--include $(wildcard build/*.d build/*/*.d)
+-include $(wildcard build/*.d build/*/*.d build/san/host/*.d)

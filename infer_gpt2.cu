@@ -18,6 +18,7 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -35,6 +36,7 @@
 #include "llmc/encoder.cuh"
 #include "llmc/flags.h"
 #include "llmc/graph.h"
+#include "llmc/json_file.h"
 #include "llmc/layernorm.cuh"
 #include "llmc/matmul.cuh"
 #include "llmc/matvec.cuh"
@@ -360,7 +362,7 @@ void attend_sequences(const Context& ctx, const Model<Float>& m, const Acts<Floa
                       SequenceAttention how) {
     const int NH = m.config.num_heads;
     if (how.cut == Cut::dense)
-        attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, m.hs(), 0);
+        attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, m.hs(), NoTopk());
     else
         attention_cut_forward(ctx, a.att, a.kept, a.qkv, B, T, NH, m.hs(), how.cut, how.k, how.renormalize,
                               random_bits(how.seed, 0, (uint64_t)l));

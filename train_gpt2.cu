@@ -1410,12 +1410,12 @@ void train(TrainConfig c) {
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
     const auto rows = settings_rows(c, config, ctx, train_data, model.bytes, precision, step);
     fputs(settings_table(rows).c_str(), stdout);
-    nlohmann::json first_line = {{"commit", kGitCommit}, {"device", ctx.device_name}};
-    for (const auto& [name, value] : settings) first_line["settings"][name] = value;
-    first_line["from"] = c.from;
-    first_line["train_data"] = c.train_data;
-    first_line["val_data"] = c.val_data;
-    MetricsLog metrics(c.out, first_line, checkpoint.empty() ? -1 : step);
+    const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
+                                                      {"device", ctx.device_name},
+                                                      {"from", c.from},
+                                                      {"train_data", c.train_data},
+                                                      {"val_data", c.val_data}};
+    MetricsLog metrics(c.out, line_of_settings(facts, settings), checkpoint.empty() ? -1 : step);
 
     signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
     signal(SIGTERM, on_interrupt);

@@ -31,6 +31,7 @@
 
 #include "../llmc/dataloader.h"
 #include "../llmc/error.h"
+#include "../llmc/json_file.h"
 #include "../llmc/tokenizer.h"
 
 namespace fs = std::filesystem;
@@ -470,7 +471,7 @@ static std::string json_field(const std::string& line, const std::string& field,
         fail("line %lld of %s %s", static_cast<long long>(number), input.path.c_str(), what);
     };
     // The parser would take a zero byte for the end, and not look at what follows.
-    const auto object = nlohmann::json::parse(line, nullptr, false);
+    const auto object = parse_json(line);
     if (object.is_discarded() || line.find('\0') != line.npos) problem("is not valid JSON");
     if (!object.is_object()) problem("is not a JSON object");
     const auto found = object.find(field);

@@ -106,9 +106,10 @@ bool has_room_for_attention(const Context& ctx, int hs) {
 
 // out [B,T,C]; qkv [B,T,3C]: queries, keys and values of all heads, C = num_heads * hs. rows.lse is written;
 // with topk > 0 also theta, mass and tie, for that k (above kMaxListed, T is at most max_select_context).
-template <class Float>
+// topk is an int, or NoTopk().
+template <class Float, class Topk>
 void attention_forward(const Context& ctx, Float* out, AttentionRows rows, const Float* qkv, int B, int T,
-                       int num_heads, int hs, int topk) {
+                       int num_heads, int hs, Topk topk) {
     assert(B > 0 && T > 0 && topk >= 0 && B * num_heads <= 65535);
     if constexpr (sizeof(Float) == 2 && kUseCudnn)
         if (topk == 0 && attention_forward_cudnn(ctx, out, rows.lse, qkv, B, T, num_heads, hs)) return;

@@ -201,6 +201,11 @@ void with_list(int topk, Body body) {
         body(std::integral_constant<int, 32>());
 }
 
+template <class Body>
+void with_list(NoTopk, Body body) {
+    body(std::integral_constant<int, 0>());
+}
+
 // rows.tie of a row that the select kernel must do again.
 inline constexpr float kRowMarked = -1.0f;
 
@@ -790,8 +795,9 @@ void launch_attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, Atten
     });
 }
 
-inline void attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
-                                   const __nv_bfloat16* qkv, int B, int T, int num_heads, int hs, int topk) {
+template <class Topk>
+void attention_forward_bf16(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
+                            const __nv_bfloat16* qkv, int B, int T, int num_heads, int hs, Topk topk) {
     with_list(topk, [&](auto list) {
         launch_attention_forward_bf16<list>(ctx, out, rows, qkv, B, T, num_heads, hs, topk);
     });

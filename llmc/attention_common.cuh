@@ -7,6 +7,12 @@
 // The forward finds the top k on its way up to this k; above, they are selected by a kernel of its own.
 inline constexpr int kMaxListed = 64;
 
+// k = 0 as a type, for programs that have no use for the top k: its forward kernels, which take long to
+// compile, are then left out. The launchers take this or an int.
+struct NoTopk {
+    constexpr operator int() const { return 0; }
+};
+
 // What the forward saves for each row of each head: [B,NH,T] each.
 struct AttentionRows {
     float* lse;

@@ -402,11 +402,12 @@ inline bool use_hopper(const Context& ctx, int hs) {
     return ctx.use_wgmma && hs == 64;
 }
 
-inline void attention_forward_hopper(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
-                                     const __nv_bfloat16* qkv, int B, int T, int num_heads, int topk) {
+template <class Topk>
+void attention_forward_hopper(const Context& ctx, __nv_bfloat16* out, AttentionRows rows,
+                              const __nv_bfloat16* qkv, int B, int T, int num_heads, Topk topk) {
     with_list(topk, [&](auto list) {
         launch_attention(ctx, attention_forward_hopper_kernel<list>, dim3(ceil_div(T, 64), B * num_heads),
-                         128, 5 * kTileBytes, out, rows, qkv, T, num_heads, topk);
+                         128, 5 * kTileBytes, out, rows, qkv, T, num_heads, (int)topk);
     });
     if (topk > 0) attention_select_bf16(ctx, rows, qkv, B, T, num_heads, 64, topk, topk > kMaxListed);
 }

@@ -3,18 +3,10 @@
 // Values are checked as they are parsed, and a bad one is a sentence that names the flag, what it takes and
 // what it was given. Numbers must be whole words: "-b 8x" and "-bx 8" are errors, not 8.
 #pragma once
-#include <getopt.h>
-
-#include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
-
-#include "error.h"
 
 struct Flag {
     char letter;           // 0: only the long name
@@ -24,132 +16,32 @@ struct Flag {
     std::string help;
     std::function<void(const std::string&)> set;
 
-    std::string title() const {
-        std::string text = letter ? std::string("-") + letter + ", --" + name : "    --" + name;
-        return argument.empty() ? text : text + " " + argument;
-    }
+    std::string title() const;
 };
 
 // A whole number from lowest to highest.
-inline int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowest, int64_t highest) {
-    int64_t value = 0;
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, value);
-    if (text.empty() || stop != end || error != std::errc() || value < lowest || value > highest)
-        fail("%s takes a whole number from %lld to %lld, not '%s'", flag.c_str(), (long long)lowest,
-             (long long)highest, text.c_str());
-    return value;
-}
+int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowest, int64_t highest);
 
 // A finite number from lowest to highest.
-inline float parse_float(const std::string& flag, const std::string& text, double lowest, double highest) {
-    double value = 0.0;
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, value);
-    if (text.empty() || stop != end || error != std::errc() || !(value >= lowest && value <= highest))
-        fail("%s takes a number from %g to %g, not '%s'", flag.c_str(), lowest, highest, text.c_str());
-    return static_cast<float>(value);
-}
+float parse_float(const std::string& flag, const std::string& text, double lowest, double highest);
 
 // A number as text that is short, as %g makes it, if that gives the same float back.
-inline std::string setting_text(float x) {
-    const std::string text = format("%g", x);
-    return std::strtof(text.c_str(), nullptr) == x ? text : format("%.9g", x);
-}
+std::string setting_text(float x);
 
 // The name of a file or folder; an empty one (a shell variable that is not set, say) is an error.
-inline std::string parse_name(const std::string& flag, const std::string& text) {
-    if (text.empty()) fail("%s takes a name, and an empty one was given", flag.c_str());
-    return text;
-}
+std::string parse_name(const std::string& flag, const std::string& text);
 
 // One of a few words; returns its index.
-inline int parse_choice(const std::string& flag, const std::string& text,
-                        const std::vector<std::string>& choices) {
-    std::string all;
-    for (size_t i = 0; i < choices.size(); i++) {
-        if (text == choices[i]) return static_cast<int>(i);
-        all += (i == 0 ? "" : i + 1 == choices.size() ? " or " : ", ") + choices[i];
-    }
-    fail("%s takes %s, not '%s'", flag.c_str(), all.c_str(), text.c_str());
-}
+int parse_choice(const std::string& flag, const std::string& text, const std::vector<std::string>& choices);
 
 // The parts of a list with commas; an empty text has one, which is empty.
-inline std::vector<std::string> split_list(const std::string& text) {
-    std::vector<std::string> parts;
-    for (size_t at = 0; at <= text.size();) {
-        const size_t end = std::min(text.find(',', at), text.size());
-        parts.push_back(text.substr(at, end - at));
-        at = end + 1;
-    }
-    return parts;
-}
+std::vector<std::string> split_list(const std::string& text);
 
 // Sets everything that argv names, in order. Throws Error on anything that is not in the table.
-inline void parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
-    constexpr int kLongFlag = 256;  // behind all letters
-    std::string letters = ":";
-    std::vector<option> options;
-    for (const Flag& f : flags) {
-        if (f.letter) letters += std::string(1, f.letter) + (f.argument.empty() ? "" : ":");
-        // Each with a number of its own: getopt takes an abbreviation of two flags that are alike in all else
-        // for the first.
-        options.push_back({f.name.c_str(), f.argument.empty() ? no_argument : required_argument, nullptr,
-                           kLongFlag + static_cast<int>(options.size())});
-    }
-    options.push_back({nullptr, 0, nullptr, 0});
-    opterr = 0;
-    optind = 0;  // so that tests can parse more than once
-    for (;;) {
-        const int word = optind ? optind : 1;
-        const int letter = getopt_long(argc, argv, letters.c_str(), options.data(), nullptr);
-        if (letter == -1) break;
-        const std::string given = word < argc ? argv[word] : "";
-        if (letter == ':') fail("%s needs a value: see --help", given.c_str());
-        if (letter == '?')
-            fail("there is no flag %s, or its short form is ambiguous: see --help", given.c_str());
-        for (size_t i = 0; i < flags.size(); i++)
-            if (letter == kLongFlag + static_cast<int>(i) || (flags[i].letter && flags[i].letter == letter))
-                flags[i].set(optarg ? optarg : "");
-    }
-    if (optind < argc) fail("'%s' belongs to no flag: see --help", argv[optind]);
-}
+void parse_flags(int argc, char** argv, const std::vector<Flag>& flags);
 
 // Lines of at most 100 columns, the second column aligned.
-inline std::string flags_help(const std::vector<Flag>& flags) {
-    const size_t column = 34, width = 100;
-    std::string text;
-    for (const Flag& f : flags) {
-        std::string line = "  " + f.title();
-        line += line.size() + 1 < column ? std::string(column - line.size(), ' ')
-                                         : "\n" + std::string(column, ' ');
-        size_t used = column;
-        std::string words = f.help + (f.default_text.empty() ? "" : " [" + f.default_text + "]");
-        for (size_t at = 0; at < words.size();) {
-            const size_t end = std::min(words.find(' ', at), words.size());
-            const bool first = used == column, full = used + 1 + end - at > width;
-            line += first ? "" : full ? "\n" + std::string(column, ' ') : " ";
-            if (full) used = column;
-            line += words.substr(at, end - at);
-            used += end - at + (first ? 0 : 1);
-            at = end + 1;
-        }
-        text += line + "\n";
-    }
-    return text;
-}
+std::string flags_help(const std::vector<Flag>& flags);
 
 // The same table in Markdown, as it stands in the README.
-inline std::string flags_markdown(const std::vector<Flag>& flags) {
-    std::string text = "| flag | default | meaning |\n|---|---|---|\n";
-    const auto cell = [](std::string words) {  // a bar would end the cell
-        for (size_t at = 0; (at = words.find('|', at)) != std::string::npos; at += 2) words.insert(at, "\\");
-        return words;
-    };
-    for (const Flag& f : flags) {
-        std::string title = f.title();
-        title.erase(0, title.find_first_not_of(' '));
-        text += "| `" + cell(title) + "` | " + cell(f.default_text) + " | " + cell(f.help) + " |\n";
-    }
-    return text;
-}
+std::string flags_markdown(const std::vector<Flag>& flags);

@@ -19,17 +19,15 @@
 #include <compare>
 #include <cstdint>
 #include <cstdlib>
-#include <filesystem>
 #include <iterator>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "context.h"
-#include "files.h"
+#include "matmul_choices.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // a product, as cuBLASLt sees it
@@ -103,10 +101,9 @@ inline std::string describe(const Product& p) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// what was chosen, and the file of choices
+// an algorithm, and what its times depend on
 
-// What tells one algorithm from another, in the order of kConfigAttributes.
-using AlgorithmConfig = std::array<int, 9>;
+// In the order of AlgorithmConfig.
 inline constexpr cublasLtMatmulAlgoConfigAttributes_t kConfigAttributes[] = {
     CUBLASLT_ALGO_CONFIG_ID,
     CUBLASLT_ALGO_CONFIG_TILE_ID,
@@ -138,16 +135,6 @@ inline AlgorithmConfig config_of(const cublasLtMatmulAlgo_t& algorithm) {
     return config;
 }
 
-struct MatmulChoice {
-    AlgorithmConfig algorithm{};  // the fastest, epilogue included
-    // Microseconds of that one, of cuBLASLt's first guess, and of the same work in separate steps; 0: not
-    // timed.
-    float us = 0, guess_us = 0, separate_us = 0;
-
-    bool separate() const { return separate_us > 0 && separate_us < 0.99f * us; }
-};
-using MatmulChoices = std::map<std::string, MatmulChoice>;  // by describe()
-
 // What times depend on: a file of choices serves this device, and this version of the libraries.
 inline std::string matmul_timings_made_on() {
     int device = 0, driver = 0;
@@ -157,78 +144,6 @@ inline std::string matmul_timings_made_on() {
     CUDA_CHECK(cudaDriverGetVersion(&driver));
     return format("%s, compute capability %d.%d, cuBLASLt %zu, driver %d", prop.name, prop.major, prop.minor,
                   cublasLtGetVersion(), driver);
-}
-
-// "" where there is no place for it.
-inline std::string matmul_choices_path(const std::string& made_on) {
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    std::string folder;
-    if (cache && cache[0] == '/')  // the XDG specification: a relative path is to be ignored
-        folder = cache;
-    else if (home && home[0] == '/')
-        folder = std::string(home) + "/.cache";
-    else
-        return "";
-    uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-    for (unsigned char c : made_on) hash = (hash ^ c) * 0x100000001b3;
-    return folder + format("/condensed_gpt2/matmul_%016llx.json", (unsigned long long)hash);
-}
-
-// The choices in a file, or none. Nothing in it is taken on trust: what does not look like a choice is left
-// out, and an algorithm is only ever used if cuBLASLt offers it again, so that a damaged file costs timing
-// anew, not a wrong result.
-inline MatmulChoices read_matmul_choices(const std::string& path, const std::string& made_on) {
-    MatmulChoices choices;
-    nlohmann::json root;
-    try {
-        root = read_json_object(path);
-    } catch (const Error&) {
-        return choices;
-    }
-    if (root.value("made_on", nlohmann::json()) != made_on || !root["products"].is_object()) return choices;
-    const auto time = [](const nlohmann::json& entry, const char* name) {
-        const auto at = entry.find(name);
-        const float us = at != entry.end() && at->is_number() ? at->get<float>() : -1.0f;
-        return us >= 0 && us < 1e9f ? us : -1.0f;
-    };
-    for (const auto& [product, entry] : root["products"].items()) {
-        if (!entry.is_object()) continue;
-        MatmulChoice choice;
-        choice.us = time(entry, "us");
-        choice.guess_us = time(entry, "guess_us");
-        choice.separate_us = time(entry, "separate_us");
-        const auto algorithm = entry.find("algorithm");
-        bool good = choice.us > 0 && choice.guess_us >= 0 && choice.separate_us >= 0 &&
-                    algorithm != entry.end() && algorithm->is_array() &&
-                    algorithm->size() == choice.algorithm.size();
-        for (size_t i = 0; good && i < choice.algorithm.size(); i++) {
-            const nlohmann::json& value = (*algorithm)[i];
-            // any int: some algorithms of cuBLASLt 13.1 give the number of their pieces along the sum as -1
-            good = value.is_number_unsigned()
-                       ? value.get<uint64_t>() <= INT32_MAX
-                       : value.is_number_integer() && value.get<int64_t>() >= INT32_MIN;
-            if (good) choice.algorithm[i] = value.get<int>();
-        }
-        if (good) choices[product] = choice;
-    }
-    return choices;
-}
-
-// Where the file cannot be written, the next run times again: no reason to stop this one.
-inline void write_matmul_choices(const std::string& path, const std::string& made_on,
-                                 const MatmulChoices& choices) {
-    nlohmann::json root = {{"made_on", made_on}, {"products", nlohmann::json::object()}};
-    for (const auto& [product, choice] : choices)
-        root["products"][product] = {{"algorithm", choice.algorithm},
-                                     {"us", choice.us},
-                                     {"guess_us", choice.guess_us},
-                                     {"separate_us", choice.separate_us}};
-    try {
-        std::filesystem::create_directories(folder_of(path));
-        write_file(path, json_text(root, 1) + "\n");
-    } catch (const Error&) {
-    } catch (const std::filesystem::filesystem_error&) {
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------

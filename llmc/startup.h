@@ -17,6 +17,7 @@
 #include "context.h"
 #include "dataloader.h"
 #include "tokenizer.h"
+#include "vocabulary.h"
 
 // Standard input, output and error where they were closed: to nowhere. Otherwise the next file that is opened
 // would be the standard output, and get what is printed.

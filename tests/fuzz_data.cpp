@@ -1,9 +1,12 @@
 // Fuzzes token shards and data positions, vocabulary files, and texts: the kinds are shards, vocabulary and
 // texts.
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "../llmc/dataloader.h"
+#include "../llmc/files.h"
 #include "../llmc/tokenizer.h"
+#include "../llmc/vocabulary.h"
 #include "fuzz.h"
 
 namespace fs = std::filesystem;

@@ -6,10 +6,15 @@
 //     metrics        metrics.jsonl
 //
 // Each goes through everything that reads it. (The TensorFlow checkpoint itself has a fuzzer of its own.)
+#include <cstring>
 #include <functional>
+#include <nlohmann/json.hpp>
 
 #include "../llmc/checkpoint.h"
+#include "../llmc/files.h"
+#include "../llmc/llmc_bin.h"
 #include "../llmc/metrics.h"
+#include "../llmc/weights.h"
 #include "fuzz.h"
 
 namespace {
@@ -163,7 +168,7 @@ int main(int argc, char** argv) {
     const std::string here = __FILE__;
     std::filesystem::copy(here.substr(0, here.rfind('/')) + "/fixtures/tensorflow/gpt2", run + "/tensorflow");
     {
-        MetricsLog log(run, {{"lambda", 0.1}});
+        MetricsLog log(run, R"({"lambda":0.1})");
         for (int64_t i = 1; i <= 5; i++) {
             UpdateMetrics m;
             m.step = i;
@@ -182,10 +187,7 @@ int main(int argc, char** argv) {
         {"json", step + "/state.json", resume},
         {"json", sharded + "/model.safetensors.index.json", model("/sharded")},
         {"json", run + "/tensorflow/hparams.json", model("/tensorflow")},
-        {"metrics", run + "/metrics.jsonl",
-         [&] {
-             MetricsLog(run, {{"lambda", 0.1}}, 3);
-         }},
+        {"metrics", run + "/metrics.jsonl", [&] { MetricsLog(run, R"({"lambda":0.1})", 3); }},
     };
     std::erase_if(targets, [&](const Target& t) { return !fuzzer.wants(t.kind); });
     std::vector<std::string> good;

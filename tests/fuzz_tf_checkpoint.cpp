@@ -3,7 +3,14 @@
 // Fuzzed: the index as bytes, as a block of entries, as entries, and as the fields of an entry, each with the
 // checksums made right in what is written, or without; with its block compressed or not; the data files; and
 // the list of checkpoints.
+#include <snappy-c.h>
+
+#include <algorithm>
+#include <map>
+
+#include "../llmc/crc32c.h"
 #include "../llmc/tf_checkpoint.h"
+#include "../llmc/tf_format.h"
 #include "fuzz.h"
 
 namespace {
@@ -96,11 +103,11 @@ void mutate_bytes(std::string& bytes, Random& random) {
 // Another number in one of the message's fields, or of the messages in it, or one field more or less.
 std::string mutate_fields(std::string_view message, Random& random) {
     std::vector<std::string> fields;
-    std::vector<tf_detail::Field> parsed;
+    std::vector<tf_format::Field> parsed;
     while (!message.empty()) {
         const std::string_view before = message;
-        tf_detail::Field field;
-        if (!tf_detail::take_field(message, field)) return std::string(before);
+        tf_format::Field field;
+        if (!tf_format::take_field(message, field)) return std::string(before);
         parsed.push_back(field);
         fields.emplace_back(before.substr(0, before.size() - message.size()));
     }
@@ -108,7 +115,7 @@ std::string mutate_fields(std::string_view message, Random& random) {
     switch (fields.empty() ? 0 : random() % 8) {
         case 0:
             fields.push_back(varint((1 + below(random, 9)) << 3 |
-                                    (random() % 2 ? tf_detail::kBytes : tf_detail::kVarint)) +
+                                    (random() % 2 ? tf_format::kBytes : tf_format::kVarint)) +
                              varint(random() % 2 ? 0 : some_number(random)));
             break;
         case 1:
@@ -118,11 +125,11 @@ std::string mutate_fields(std::string_view message, Random& random) {
             fields.push_back(fields[which]);
             break;
         default: {
-            const tf_detail::Field& f = parsed[which];
+            const tf_format::Field& f = parsed[which];
             fields[which] = varint(f.number << 3 | f.kind);
-            if (f.kind == tf_detail::kVarint) fields[which] += varint(some_number(random));
-            if (f.kind == tf_detail::kFourBytes) fields[which] += four_bytes(some_number(random));
-            if (f.kind == tf_detail::kBytes) {
+            if (f.kind == tf_format::kVarint) fields[which] += varint(some_number(random));
+            if (f.kind == tf_format::kFourBytes) fields[which] += four_bytes(some_number(random));
+            if (f.kind == tf_format::kBytes) {
                 const std::string inner = mutate_fields(f.bytes, random);
                 fields[which] += varint(inner.size()) + inner;
             }
@@ -167,16 +174,16 @@ struct Index {
 
     explicit Index(const std::string& path) : bytes(read_text(path)) {
         const MappedFile file(path);
-        std::string_view handles(bytes.data() + bytes.size() - tf_detail::kFooter, 40);
-        tf_detail::Handle handle;
+        std::string_view handles(bytes.data() + bytes.size() - tf_format::kFooter, 40);
+        tf_format::Handle handle;
         std::string scratch, other_scratch, key, index_key;
-        tf_detail::take_handle(handles, handle);
-        tf_detail::take_handle(handles, handle);
-        tf_detail::for_each_entry(path, tf_detail::read_block(file, handle, scratch), index_key, true,
+        tf_format::take_handle(handles, handle);
+        tf_format::take_handle(handles, handle);
+        tf_format::for_each_entry(path, tf_format::read_block(file, handle, scratch), index_key, true,
                                   [&](const std::string&, std::string_view value) {
-                                      tf_detail::take_handle(value, handle);
-                                      tf_detail::for_each_entry(
-                                          path, tf_detail::read_block(file, handle, other_scratch), key,
+                                      tf_format::take_handle(value, handle);
+                                      tf_format::for_each_entry(
+                                          path, tf_format::read_block(file, handle, other_scratch), key,
                                           entries.empty(),
                                           [&](const std::string& name, std::string_view entry) {
                                               entries.emplace_back(name, entry);
@@ -222,7 +229,7 @@ struct Index {
         std::string footer = varint(0) + varint(8) + varint(index_at) + varint(index_block.size());
         change(4, footer);
         footer.resize(40);
-        file += footer + std::string(reinterpret_cast<const char*>(&tf_detail::kMagic), 8);
+        file += footer + std::string(reinterpret_cast<const char*>(&tf_format::kMagic), 8);
         // Without right checksums, too.
         if (random() % 4 == 0) file[below(random, file.size())] ^= static_cast<char>(1 << random() % 8);
         return file;

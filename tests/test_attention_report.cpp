@@ -1,10 +1,13 @@
 // The report of attention rows: every number against plain sums over the rows, on rows whose numbers are made
 // up.
 #include "../llmc/attention_report.h"
+#include "../llmc/error.h"
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <random>
 
 namespace {

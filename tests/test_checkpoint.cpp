@@ -5,13 +5,22 @@
 #include "../llmc/checkpoint.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
 #include <random>
 
+#include "../llmc/json_file.h"
 #include "temp_folder.h"
 
 namespace fs = std::filesystem;

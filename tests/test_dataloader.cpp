@@ -1,5 +1,6 @@
 // Token shards and the data loader: bad files, what an epoch covers, orders, resuming.
 #include "../llmc/dataloader.h"
+#include "../llmc/error.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>

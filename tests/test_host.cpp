@@ -2,6 +2,7 @@
 // flags.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <map>
 
 #include "../llmc/flags.h"

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "../llmc/files.h"
 #include "../llmc/fp8.cuh"
 #include "../llmc/matmul.cuh"
 

@@ -6,8 +6,12 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
+#include <cstring>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "temp_folder.h"
@@ -46,7 +50,7 @@ std::vector<nlohmann::json> lines_of(const std::string& path) {
 // A run of 20 updates, validated every 5 and saved every 4, that starts after update `from` and is killed
 // when `until` are done.
 void run_updates(const std::string& folder, int64_t from, int64_t until) {
-    MetricsLog log(folder, kConfig, from > 0 ? from : -1);
+    MetricsLog log(folder, kConfig.dump(), from > 0 ? from : -1);
     if (from == 0) log.validation(0, 10, 0.5f, 0.4f);
     for (int64_t step = from + 1; step <= until; step++) {
         log.update(update_of(step));
@@ -110,7 +114,7 @@ struct Recorder {
 TEST_CASE("the log is a configuration, then an object for each update and validation") {
     TempFolder run;
     {
-        MetricsLog log(run.path, kConfig);
+        MetricsLog log(run.path, kConfig.dump());
         log.validation(0, 10.5f, 0.5f, 0.25f);
         log.update(update_of(1));
         // Each line is there as soon as it is written.
@@ -158,13 +162,13 @@ TEST_CASE("a resumed file keeps its first line, a new run's is new") {
     TempFolder run;
     run_updates(run.path, 0, 4);
     const nlohmann::json other = {{"other", 1}};
-    { MetricsLog log(run.path, other, 4); }
+    { MetricsLog log(run.path, other.dump(), 4); }
     CHECK(lines_of(run / "metrics.jsonl")[0] == kConfig);
     CHECK(lines_of(run / "metrics.jsonl").size() == 6);
-    { MetricsLog log(run.path, other, -1); }
+    { MetricsLog log(run.path, other.dump(), -1); }
     CHECK(read_text(run / "metrics.jsonl") == "{\"other\":1}\n");
     std::filesystem::remove(run / "metrics.jsonl");
-    { MetricsLog log(run.path, other, 4); }  // somebody removed the log: it starts again
+    { MetricsLog log(run.path, other.dump(), 4); }  // somebody removed the log: it starts again
     CHECK(read_text(run / "metrics.jsonl") == "{\"other\":1}\n");
 }
 
@@ -174,22 +178,23 @@ TEST_CASE("a log that a run did not write is an Error that names the line") {
     for (const char* bad :
          {"{\"step\":2,\"lo\n", "[]\n", "{}\n", "{\"step\":-1}\n", "{\"step\":1.5}\n", "\n", "{} x\n"}) {
         write_text(run / "metrics.jsonl", good + bad + "{\"step\":3,\"loss\":2}\n");
-        check_mentions(error_of([&] { MetricsLog(run.path, kConfig, 5); }),
+        check_mentions(error_of([&] { MetricsLog(run.path, kConfig.dump(), 5); }),
                        "metrics.jsonl: line 3 is not one");
         CHECK(read_text(run / "metrics.jsonl") == good + bad + "{\"step\":3,\"loss\":2}\n");  // untouched
     }
     write_text(run / "metrics.jsonl", "{\"a\"");
-    check_mentions(error_of([&] { MetricsLog(run.path, kConfig, 5); }), "has no first line");
-    check_mentions(error_of([&] { MetricsLog(run / "none", kConfig); }), "cannot open the run folder");
+    check_mentions(error_of([&] { MetricsLog(run.path, kConfig.dump(), 5); }), "has no first line");
+    check_mentions(error_of([&] { MetricsLog(run / "none", kConfig.dump()); }), "cannot open the run folder");
 }
 
 TEST_CASE("two processes do not train in one folder") {
     TempFolder run;
     {
-        MetricsLog log(run.path, kConfig);
-        check_mentions(error_of([&] { MetricsLog(run.path, kConfig); }), "another process is training in");
+        MetricsLog log(run.path, kConfig.dump());
+        check_mentions(error_of([&] { MetricsLog(run.path, kConfig.dump()); }),
+                       "another process is training in");
     }
-    CHECK(error_of([&] { MetricsLog(run.path, kConfig); }) == "");
+    CHECK(error_of([&] { MetricsLog(run.path, kConfig.dump()); }) == "");
 }
 
 TEST_CASE("a full disk is an Error that names the log") {
@@ -199,7 +204,7 @@ TEST_CASE("a full disk is an Error that names the log") {
     REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
     limit = before;
     limit.rlim_cur = 1000;
-    MetricsLog log(run.path, kConfig);
+    MetricsLog log(run.path, kConfig.dump());
     REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     const std::string message = error_of([&] {
         for (int64_t step = 1; step <= 100; step++) log.update(update_of(step));

@@ -3,6 +3,8 @@
 // times the function's higher derivatives: 1e-7 relative is asked for.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <random>
 
 #include "reference.h"

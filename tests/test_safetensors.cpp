@@ -1,4 +1,8 @@
 // safetensors: what is written reads back, what the real library writes reads, and no file is believed.
+#include <cmath>
+#include <cstring>
+#include <map>
+
 #include "../llmc/safetensors.h"
 
 #include <doctest/doctest.h>

@@ -2,6 +2,9 @@
 // and the plain run's file.
 #include <doctest/doctest.h>
 
+#include <cmath>
+#include <map>
+
 #include "../llmc/target_loss.h"
 #include "temp_folder.h"
 

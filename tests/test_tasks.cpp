@@ -2,10 +2,13 @@
 // 0.4.13 makes of the same lines), the summaries against their definitions, the probes against oracles that
 // know the rule and against a model that knows nothing, and bad files. The whole of LAMBADA is looked for in
 // $DATA_MIRROR, at any depth.
+#include "../llmc/sampler.h"
 #include "../llmc/tasks.h"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <set>
 

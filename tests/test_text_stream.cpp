@@ -4,6 +4,7 @@
 #include <random>
 
 #include "../llmc/text_stream.h"
+#include "../llmc/tokenizer.h"
 
 TEST_CASE("a terminal gets no control characters, a file gets all") {
     const std::string text = "a\x1b[2J\x07\r\x7f\tb\n\xC2\x9B\xC2\xA0\xC3\xA9\xC2";

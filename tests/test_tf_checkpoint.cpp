@@ -2,13 +2,19 @@
 #include "../llmc/tf_checkpoint.h"
 
 #include <doctest/doctest.h>
+#include <snappy-c.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <random>
 
+#include "../llmc/crc32c.h"
+#include "../llmc/safetensors.h"
 #include "temp_folder.h"
 
 namespace {

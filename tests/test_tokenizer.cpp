@@ -2,6 +2,7 @@
 // against a plain quadratic merge, and against bad vocabulary files. The cases that need GPT-2's own
 // vocabulary look for it in $DATA_MIRROR, at any depth, and then in data/, and say so when they are skipped.
 #include "../llmc/tokenizer.h"
+#include "../llmc/vocabulary.h"
 
 #include <doctest/doctest.h>
 
@@ -9,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <set>
 #include <thread>

@@ -1,12 +1,15 @@
 // Weights as people have them: every format gives the same numbers, a name says what it is by its content,
 // and what is exported is what was read.
+#include "../llmc/llmc_bin.h"
 #include "../llmc/weights.h"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "../llmc/checkpoint.h"
 #include "../llmc/tokenizer.h"

@@ -16,6 +16,7 @@
 
 #include "../../llmc/context.h"
 #include "../../llmc/files.h"
+#include "../../llmc/json_file.h"
 #include "../../llmc/metrics.h"
 #include "../../llmc/params.h"
 

@@ -36,8 +36,9 @@ WARN += -Wno-restrict
 # What -O3 adds to this takes a third longer to compile, and in fp32, which the CPU trains in, is no faster.
 CPU_FLAGS = -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -funswitch-loops -march=native -fopenmp $(WARN)
 CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
-# What is not the GPU's: files, tokens, flags. It is compiled once, for all programs.
-HOST_FLAGS = -std=c++20 -O2 -ftree-vectorize -march=native -fopenmp $(WARN)
+# What is not the GPU's: files, tokens, flags. It is compiled once, for all programs, and not for this processor alone: those
+# for a GPU may be built elsewhere.
+HOST_FLAGS = -std=c++20 -O2 -ftree-vectorize -fopenmp $(WARN)
 HOST_OBJECTS = $(patsubst llmc/%.cpp,%.o,$(filter-out llmc/attention_cudnn.cpp,$(wildcard llmc/*.cpp)))
 
 # Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading. Hopper's own

@@ -1,6 +1,6 @@
 #include "crc32c.h"
 
-#ifdef __SSE4_2__
+#ifdef __x86_64__
 #include <nmmintrin.h>
 #endif
 
@@ -26,6 +26,21 @@ constexpr std::array<std::array<uint32_t, 256>, 8> make_tables() {
 
 constexpr auto kTables = make_tables();
 
+#ifdef __x86_64__
+__attribute__((target("sse4.2"))) uint32_t crc32c_sse42(const void* data, size_t size, uint32_t crc) {
+    const unsigned char* at = static_cast<const unsigned char*>(data);
+    uint64_t c = ~crc;
+    for (; size >= 8; at += 8, size -= 8) {
+        uint64_t x;
+        memcpy(&x, at, 8);
+        c = _mm_crc32_u64(c, x);
+    }
+    crc = static_cast<uint32_t>(c);
+    for (; size > 0; at++, size--) crc = _mm_crc32_u8(crc, *at);
+    return ~crc;
+}
+#endif
+
 }  // namespace
 
 uint32_t crc32c_portable(const void* data, size_t size, uint32_t crc) {
@@ -44,20 +59,10 @@ uint32_t crc32c_portable(const void* data, size_t size, uint32_t crc) {
 }
 
 uint32_t crc32c(const void* data, size_t size, uint32_t crc) {
-#ifdef __SSE4_2__
-    const unsigned char* at = static_cast<const unsigned char*>(data);
-    uint64_t c = ~crc;
-    for (; size >= 8; at += 8, size -= 8) {
-        uint64_t x;
-        memcpy(&x, at, 8);
-        c = _mm_crc32_u64(c, x);
-    }
-    crc = static_cast<uint32_t>(c);
-    for (; size > 0; at++, size--) crc = _mm_crc32_u8(crc, *at);
-    return ~crc;
-#else
-    return crc32c_portable(data, size, crc);
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(data, size, crc);
 #endif
+    return crc32c_portable(data, size, crc);
 }
 
 uint32_t mask_crc(uint32_t crc) {

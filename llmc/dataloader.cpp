@@ -15,8 +15,8 @@
 #include "flags.h"
 
 int64_t find_bad_token(std::span<const uint16_t> tokens, int vocab_size) {
-    constexpr size_t kBlock =
-        4096;  // the maximum of a block vectorizes, a search with an early exit does not
+    // The maximum of a block vectorizes, a search with an early exit does not.
+    constexpr size_t kBlock = 4096;
     for (size_t at = 0; at < tokens.size(); at += kBlock) {
         const auto block = tokens.subspan(at, std::min(kBlock, tokens.size() - at));
         int largest = 0;

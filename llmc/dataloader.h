@@ -22,8 +22,8 @@ inline constexpr int kShardVersion = 1;
 inline constexpr int kShardHeaderInts = 256;
 inline constexpr int64_t kShardHeaderBytes = kShardHeaderInts * 4;
 inline constexpr int64_t kMaxShardTokens = INT32_MAX;  // the header's count is an int32
-inline constexpr int64_t kCheckAtOpenBytes = int64_t{256}
-                                             << 20;  // larger corpora: tokens are checked as they are read
+// The tokens of larger corpora are checked as they are read.
+inline constexpr int64_t kCheckAtOpenBytes = int64_t{256} << 20;
 
 // The place of the first token that is outside the vocabulary; -1 where there is none.
 int64_t find_bad_token(std::span<const uint16_t> tokens, int vocab_size);

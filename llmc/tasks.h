@@ -97,9 +97,8 @@ std::vector<Scored> read_hellaswag(const std::string& path, const Tokenizer& tok
 
 struct LambadaSummary {
     int items;
-    double accuracy,
-        accuracy_error;  // the share of words whose every token is the most likely, and its error
-    double perplexity;   // exp(-mean over the words of sum_logp), of words and not of tokens
+    double accuracy, accuracy_error;  // the share of words whose every token is the most likely, its error
+    double perplexity;                // exp(-mean over the words of sum_logp), of words and not of tokens
 };
 
 LambadaSummary lambada_summary(std::span<const Scored> items, std::span<const Result> results);
@@ -111,8 +110,7 @@ struct ChoiceSummary {
     double chance;  // the accuracy of guessing: the mean of 1 / answers
     double accuracy, accuracy_error;
     double accuracy_norm, accuracy_norm_error;
-    double exact;  // the share of questions where the right answer is the most likely of all texts, token by
-                   // token
+    double exact;  // the share of questions whose right answer's every token is the most likely of all
     double loss;   // the mean of -sum_logp of the right answers, nats
 };
 

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <set>
 
+#include "dataloader.h"  // kShardMagic
 #include "error.h"
 #include "files.h"
 #include "json_file.h"
@@ -115,7 +116,7 @@ WeightFiles find_weights_of_file(const std::string& path) {
         return {WeightFormat::tensorflow, cut_at(path, ".index"), folder};
     }
     if (starts_with_int(file, kLlmcModelMagic)) return {WeightFormat::llmc_bin, path, folder};
-    if (starts_with_int(file, 20240520))
+    if (starts_with_int(file, kShardMagic))
         fail("%s is a token shard, not a model: it goes with -i or -j", path.c_str());
     if (file.size() >= 4 && memcmp(data, "PK\3\4", 4) == 0) fail(kPytorchArchive, path.c_str());
     if (name.ends_with(".safetensors") || (file.size() > 8 && data[8] == '{'))

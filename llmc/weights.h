@@ -25,8 +25,7 @@ enum class WeightFormat { safetensors, tensorflow, llmc_bin };
 // A model on the disk.
 struct WeightFiles {
     WeightFormat format;
-    std::string
-        path;  // the .safetensors file or its index; the prefix of the TensorFlow files; the .bin file
+    std::string path;    // the .safetensors file or its index, TensorFlow's prefix, the .bin file
     std::string folder;  // where they lie, with config.json or hparams.json, and perhaps the vocabulary
 };
 

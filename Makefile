@@ -229,7 +229,8 @@ build/san/host.a: $(HOST_OBJECTS:%=build/san/host/%)
 $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
-.SECONDARY: $(BUILD)/doctest_main.o
+# make would remove them, and then compile all tests again when only the host's code has changed.
+.PRECIOUS: $(BUILD)/%.o build/race/%.o build/gpu/%.o build/%_cpu.o build/%_cuda.o
 # The CPU backend's own cudnn_frontend.h, not NVIDIA's.
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
@@ -261,7 +262,6 @@ build/gpu/test_attention_cudnn.o: tests/test_attention.cu $(GPU_NEEDS)
 	$(COMPILE_GPU) -DUSE_CUDNN
 build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/test/doctest_main.o build/commit.o build/attention_cudnn.o build/host.a
 	$(LINK_GPU) $(CUDNN_LIBS)
-.PRECIOUS: build/gpu/%.o
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
 ifdef RACE

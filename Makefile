@@ -230,7 +230,7 @@ $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
 # make would remove them, and then compile all tests again when only the host's code has changed.
-.PRECIOUS: $(BUILD)/%.o build/race/%.o build/gpu/%.o build/%_cpu.o build/%_cuda.o
+.PRECIOUS: $(BUILD)/%.o build/race/%.o build/gpu/%.o
 # The CPU backend's own cudnn_frontend.h, not NVIDIA's.
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)

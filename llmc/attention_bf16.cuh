@@ -188,24 +188,6 @@ __device__ __forceinline__ void merge_into_list(float (&list)[LIST], const float
 // ---------------------------------------------------------------------------------------------------------
 // forward
 
-// Calls body with the length of a thread's lists for this k; 0: no lists.
-template <class Body>
-void with_list(int topk, Body body) {
-    if (topk == 0 || topk > kMaxListed)
-        body(std::integral_constant<int, 0>());
-    else if (topk <= 8)
-        body(std::integral_constant<int, 8>());
-    else if (topk <= 32)
-        body(std::integral_constant<int, 16>());
-    else
-        body(std::integral_constant<int, 32>());
-}
-
-template <class Body>
-void with_list(NoTopk, Body body) {
-    body(std::integral_constant<int, 0>());
-}
-
 // rows.tie of a row that the select kernel must do again.
 inline constexpr float kRowMarked = -1.0f;
 

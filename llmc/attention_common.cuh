@@ -13,6 +13,23 @@ struct NoTopk {
     constexpr operator int() const { return 0; }
 };
 
+// Calls body with the length of a thread's lists for this k, as a compile-time constant; 0: no lists.
+template <class Body>
+void with_list(int topk, Body body) {
+    if (topk == 0 || topk > kMaxListed)
+        body(std::integral_constant<int, 0>());
+    else if (topk <= 8)
+        body(std::integral_constant<int, 8>());
+    else if (topk <= 32)
+        body(std::integral_constant<int, 16>());
+    else
+        body(std::integral_constant<int, 32>());
+}
+template <class Body>
+void with_list(NoTopk, Body body) {
+    body(std::integral_constant<int, 0>());
+}
+
 // What the forward saves for each row of each head: [B,NH,T] each.
 struct AttentionRows {
     float* lse;

@@ -478,18 +478,13 @@ constexpr size_t attention_shared(int tiles, int squares, int vectors) {
 template <class Float, class Topk>
 void attention_forward_plain(const Context& ctx, Float* out, AttentionRows rows, const Float* qkv, int B,
                              int T, int num_heads, int hs, Topk topk) {
-    constexpr bool kMayList = !std::is_same_v<Topk, NoTopk>;
-    const bool listed = topk > 0 && topk <= kMaxListed;
     with_head_size(hs, [&](auto size) {
         constexpr int HS = size;
-        const dim3 grid(ceil_div(T, kTile<HS>), B * num_heads);
-        const size_t shared = attention_shared<HS>(2, 1, 3);
-        if (listed)
-            launch_attention(ctx, attention_forward_kernel<Float, HS, kMayList>, grid, kAttentionThreads,
-                             shared, out, rows, qkv, T, num_heads, hs, (int)topk);
-        else
-            launch_attention(ctx, attention_forward_kernel<Float, HS, false>, grid, kAttentionThreads, shared,
-                             out, rows, qkv, T, num_heads, hs, (int)topk);
+        with_list(topk, [&](auto list) {
+            launch_attention(ctx, attention_forward_kernel<Float, HS, (list > 0)>,
+                             dim3(ceil_div(T, kTile<HS>), B * num_heads), kAttentionThreads,
+                             attention_shared<HS>(2, 1, 3), out, rows, qkv, T, num_heads, hs, (int)topk);
+        });
     });
     if (topk > kMaxListed) {
         assert(T <= max_select_context(ctx));

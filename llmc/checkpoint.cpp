@@ -273,8 +273,7 @@ std::string line_of_settings(const std::map<std::string, std::string>& facts,
     return json_text(line);
 }
 
-std::map<std::string, std::string> settings_of_line(std::string_view text) {
-    const nlohmann::json line = parse_json(text);
+std::map<std::string, std::string> settings_of_line(const nlohmann::json& line) {
     std::map<std::string, std::string> settings;
     if (!line.is_object() || !line.contains("settings") || !line["settings"].is_object()) return settings;
     for (const auto& [name, value] : line["settings"].items())
@@ -302,7 +301,7 @@ std::string open_run_folder(const std::string& run_folder, bool resume,
         if (!is_file(metrics)) return "";
         const MappedFile file(metrics);
         const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-        const auto was = settings_of_line(text.substr(0, text.find('\n')));
+        const auto was = settings_of_line(parse_json(text.substr(0, text.find('\n'))));
         if (was.empty()) fail("%s has no first line with the configuration of the run", metrics.c_str());
         settings["from"] = from;
         check_settings(run_folder, was, settings);

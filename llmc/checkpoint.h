@@ -21,8 +21,8 @@
 #include <cstdio>
 #include <functional>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "params.h"
@@ -99,7 +99,7 @@ void save_checkpoint(const std::string& run_folder, const GPT2Config& config, co
 std::string line_of_settings(const std::map<std::string, std::string>& facts,
                              const std::map<std::string, std::string>& settings);
 // And back: the settings, and "from"; empty if the line has none.
-std::map<std::string, std::string> settings_of_line(std::string_view line);
+std::map<std::string, std::string> settings_of_line(const nlohmann::json& line);
 
 // Makes a run folder ready, and returns the checkpoint to resume from, or "" for a run that starts new. A
 // folder with a run in it is refused unless `resume`. With `resume` a new run starts in an empty folder, and

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "error.h"
-#include "safetensors.h"
+#include "safetensors.h"  // copy_as_f32
 
 LlmcBinReader::LlmcBinReader(const std::string& path) : file_(path) {
     const char* name = path.c_str();
@@ -45,14 +45,6 @@ LlmcBinReader::LlmcBinReader(const std::string& path) : file_(path) {
 }
 
 void LlmcBinReader::read_f32(const ParamTensor& p, float* out) const {
-    const unsigned char* data = file_.data() + offsets_.at(p.name);
-    if (element_size_ == 4) {
-        memcpy(out, data, p.size_on_disk() * sizeof(float));
-        return;
-    }
-    for (size_t i = 0; i < p.size_on_disk(); i++) {
-        uint16_t bits;
-        memcpy(&bits, data + 2 * i, 2);
-        out[i] = bf16_bits_to_float(bits);
-    }
+    copy_as_f32(element_size_ == 4 ? "F32" : "BF16", file_.data() + offsets_.at(p.name), p.size_on_disk(),
+                out);
 }

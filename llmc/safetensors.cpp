@@ -27,6 +27,44 @@ std::string shape_text(const std::vector<int64_t>& shape) {
     return text + "]";
 }
 
+float bf16_bits_to_float(uint16_t bits) {
+    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+float f16_bits_to_float(uint16_t bits) {
+    uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, mantissa = bits & 1023u;
+    if (exponent == 0) {  // zero and the subnormals: mantissa * 2^-24
+        float value = std::ldexp(static_cast<float>(mantissa), -24);
+        return sign ? -value : value;
+    }
+    uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+    return std::bit_cast<float>(sign | wide << 23 | mantissa << 13);
+}
+
+namespace {
+
+template <class ToFloat>
+void convert(const unsigned char* data, size_t n, float* out, ToFloat to_float) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, data + 2 * i, 2);
+        out[i] = to_float(bits);
+    }
+}
+
+}  // namespace
+
+bool is_float_dtype(const std::string& dtype) {
+    return dtype == "F32" || dtype == "F16" || dtype == "BF16";
+}
+
+void copy_as_f32(const std::string& dtype, const unsigned char* data, size_t n, float* out) {
+    assert(is_float_dtype(dtype));
+    if (dtype == "BF16") return convert(data, n, out, bf16_bits_to_float);
+    if (dtype == "F16") return convert(data, n, out, f16_bits_to_float);
+    if (n > 0) memcpy(out, data, n * sizeof(float));
+}
+
 namespace {
 
 constexpr size_t kMaxHeader = 100'000'000;  // the reference implementation's
@@ -165,15 +203,6 @@ class HeaderParser : public nlohmann::json_sax<nlohmann::json> {
     std::vector<uint64_t> numbers_;
 };
 
-template <class Convert>
-void convert(const SafeTensor& t, float* out, Convert to_float) {
-    for (size_t i = 0; i < t.elements; i++) {
-        uint16_t bits;
-        memcpy(&bits, t.data + 2 * i, 2);
-        out[i] = to_float(bits);
-    }
-}
-
 }  // namespace
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path) {
@@ -199,16 +228,10 @@ void SafetensorsReader::read_f32(const std::string& name, const std::vector<int6
     if (t.shape != expected_shape)
         fail("%s: tensor %s has shape %s, but %s is expected", t.file.c_str(), printable(name).c_str(),
              shape_text(t.shape).c_str(), shape_text(expected_shape).c_str());
-    if (t.dtype == "F32") {
-        if (t.bytes > 0) memcpy(out, t.data, t.bytes);
-    } else if (t.dtype == "BF16") {
-        convert(t, out, bf16_bits_to_float);
-    } else if (t.dtype == "F16") {
-        convert(t, out, f16_bits_to_float);
-    } else {
+    if (!is_float_dtype(t.dtype))
         fail("%s: tensor %s is of type %s, but F32, F16 or BF16 is expected", t.file.c_str(),
              printable(name).c_str(), t.dtype.c_str());
-    }
+    copy_as_f32(t.dtype, t.data, t.elements, out);
 }
 
 std::map<std::string, SafeTensor> SafetensorsReader::read_one(const std::string& path,

@@ -14,8 +14,6 @@
 // lie inside the file, fit its shape, and are nobody else's. The writer streams: the tensors are declared,
 // then their bytes follow in the same order, in pieces of any size, so that no second copy of a model exists.
 #pragma once
-#include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -31,19 +29,14 @@ size_t safetensors_dtype_size(const std::string& dtype);
 // "[2, 3]"
 std::string shape_text(const std::vector<int64_t>& shape);
 
-inline float bf16_bits_to_float(uint16_t bits) {
-    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
+float bf16_bits_to_float(uint16_t bits);
+float f16_bits_to_float(uint16_t bits);
 
-inline float f16_bits_to_float(uint16_t bits) {
-    uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, mantissa = bits & 1023u;
-    if (exponent == 0) {  // zero and the subnormals: mantissa * 2^-24
-        float value = std::ldexp(static_cast<float>(mantissa), -24);
-        return sign ? -value : value;
-    }
-    uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-    return std::bit_cast<float>(sign | wide << 23 | mantissa << 13);
-}
+// Whether elements of this dtype can be read as float32: F32, F16 or BF16.
+bool is_float_dtype(const std::string& dtype);
+
+// out[n] = data[n], of such a dtype and aligned as it may be, as float32.
+void copy_as_f32(const std::string& dtype, const unsigned char* data, size_t n, float* out);
 
 // One tensor of a file that is being read. `data` is as aligned as the file happens to make it.
 struct SafeTensor {

@@ -33,15 +33,14 @@ std::vector<float> read_plain_losses(std::string path, const std::string& from,
     for (int number = 1; begin < text.size(); number++) {
         const size_t end = text.find('\n', begin);
         if (end == text.npos) break;  // of a run that is writing it
-        const std::string_view line = std::string_view(text).substr(begin, end - begin);
-        const auto object = parse_json(line);
+        const auto object = parse_json(std::string_view(text).substr(begin, end - begin));
         begin = end + 1;
         const auto bad_line = [&] {
             fail("--target-loss: line %d of %s is not one that a run writes", number, path.c_str());
         };
         if (!object.is_object()) bad_line();
         if (number == 1) {
-            const std::map<std::string, std::string> was = settings_of_line(line);
+            const std::map<std::string, std::string> was = settings_of_line(object);
             const auto recorded = [&](const std::string& key) {
                 return was.contains(key) ? was.at(key) : std::string("not recorded");
             };

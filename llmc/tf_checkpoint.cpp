@@ -10,7 +10,7 @@
 
 #include "crc32c.h"
 #include "error.h"
-#include "safetensors.h"  // f16_bits_to_float
+#include "safetensors.h"  // copy_as_f32, is_float_dtype, shape_text
 #include "tf_format.h"
 
 static_assert(std::endian::native == std::endian::little,
@@ -70,21 +70,12 @@ void TfCheckpointReader::read_f32(const std::string& name, const std::vector<int
     if (t.shape != expected_shape)
         fail("%s: tensor %s has shape %s, but %s is expected", path_.c_str(), shown.c_str(),
              shape_text(t.shape).c_str(), shape_text(expected_shape).c_str());
-    if (t.dtype != "F32" && t.dtype != "F16" && t.dtype != "BF16")
+    if (!is_float_dtype(t.dtype))
         fail("%s: tensor %s holds %s, but F32, F16 or BF16 is expected", path_.c_str(), shown.c_str(),
              t.dtype.c_str());
     if (crc32c(t.data, t.bytes) != t.crc)
         fail("%s is damaged: the checksum of tensor %s does not match", t.file.c_str(), shown.c_str());
-    if (t.dtype == "F32") {
-        if (t.bytes > 0) memcpy(out, t.data, t.bytes);
-    } else {
-        const auto to_float = t.dtype == "F16" ? f16_bits_to_float : bf16_bits_to_float;
-        for (size_t i = 0; i < t.elements; i++) {
-            uint16_t bits;
-            memcpy(&bits, t.data + 2 * i, 2);
-            out[i] = to_float(bits);
-        }
-    }
+    copy_as_f32(t.dtype, t.data, t.elements, out);
 }
 
 void TfCheckpointReader::read_header(const std::string& key, std::string_view message) {

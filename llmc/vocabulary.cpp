@@ -210,9 +210,8 @@ std::map<uint32_t, std::string> read_added_tokens(const std::string& folder) {
     };
     if (const std::string path = folder + "/tokenizer.json"; is_file(path))
         for (const auto& [id, token] : added_tokens_of(read_tokenizer_json(path), path)) add(id, token, path);
-    if (const std::string path = folder + "/added_tokens.json"; is_file(path)) {
+    if (const std::string path = folder + "/added_tokens.json"; is_file(path))
         for (const auto& [token, id] : read_words(read_text_file(path), path)) add(id, token, path);
-    }
     return added;
 }
 

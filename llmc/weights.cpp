@@ -130,6 +130,17 @@ WeightFiles find_weights_of_file(const std::string& path) {
 
 // ---- The model's sizes ----
 
+namespace {
+
+GPT2Config checked_config(GPT2Config c, const std::string& path) {
+    if (std::string problem = config_problem(c); !problem.empty())
+        fail("%s: %s", path.c_str(), problem.c_str());
+    c.padded_vocab_size = pad_vocab(c.vocab_size);
+    return c;
+}
+
+}  // namespace
+
 GPT2Config config_from_shapes(const std::string& path, const ShapeOf& shape_of) {
     const std::vector<int64_t> wte = shape_of("wte.weight"), wpe = shape_of("wpe.weight");
     int layers = 0;
@@ -141,10 +152,7 @@ GPT2Config config_from_shapes(const std::string& path, const ShapeOf& shape_of) 
                 GPT2Config c{.num_layers = depth, .num_heads = channels / 64, .channels = channels};
                 c.max_seq_len = static_cast<int>(std::min<int64_t>(wpe[0], INT32_MAX));
                 c.vocab_size = static_cast<int>(std::min<int64_t>(wte[0], INT32_MAX));
-                if (std::string problem = config_problem(c); !problem.empty())
-                    fail("%s: %s", path.c_str(), problem.c_str());
-                c.padded_vocab_size = pad_vocab(c.vocab_size);
-                return c;
+                return checked_config(c, path);
             }
     fail("%s is none of GPT-2's four sizes, so its config.json (or hparams.json) must lie beside it",
          path.c_str());
@@ -161,13 +169,6 @@ int json_integer(const nlohmann::json& root, const std::string& path, const char
         value.get<int64_t>() < 0)
         fail("%s: %s must be a whole number from 0 to 1000000000", path.c_str(), key);
     return static_cast<int>(value.get<int64_t>());
-}
-
-GPT2Config checked_config(GPT2Config c, const std::string& path) {
-    if (std::string problem = config_problem(c); !problem.empty())
-        fail("%s: %s", path.c_str(), problem.c_str());
-    c.padded_vocab_size = pad_vocab(c.vocab_size);
-    return c;
 }
 
 // OpenAI's hparams.json, beside a TensorFlow checkpoint.
@@ -292,6 +293,19 @@ void read_params(const SafetensorsReader& file, const GPT2Config& config, const 
 
 namespace {
 
+// Throws unless a tensor, of either reader's kind, is one of floats and has the shape that the model makes
+// it.
+template <class Tensor>
+void check_tensor(const Tensor& tensor, const std::string& file, const std::string& name,
+                  const std::vector<int64_t>& shape) {
+    if (tensor.shape != shape)
+        fail("%s: tensor %s has shape %s, but the model's configuration makes it %s", file.c_str(),
+             name.c_str(), shape_text(tensor.shape).c_str(), shape_text(shape).c_str());
+    if (!is_float_dtype(tensor.dtype))
+        fail("%s: tensor %s is of type %s, but F32, F16 or BF16 is expected", file.c_str(), name.c_str(),
+             tensor.dtype.c_str());
+}
+
 // The name that a tensor of the table has in a file: Hugging Face's, with or without "transformer.". Of two
 // that are tied safetensors' save_model() stores one, lm_head.weight.
 std::string safetensors_name(const SafetensorsReader& file, const std::string& name) {
@@ -307,12 +321,7 @@ void check_safetensors(const SafetensorsReader& file, const GPT2Config& config) 
     for (const ParamTensor& p : gpt2_params(config)) {
         const std::string name = safetensors_name(file, p.name);
         const SafeTensor& tensor = file.at(name);
-        if (tensor.shape != p.shape_on_disk())
-            fail("%s: tensor %s has shape %s, but the model's configuration makes it %s", tensor.file.c_str(),
-                 name.c_str(), shape_text(tensor.shape).c_str(), shape_text(p.shape_on_disk()).c_str());
-        if (tensor.dtype != "F32" && tensor.dtype != "F16" && tensor.dtype != "BF16")
-            fail("%s: tensor %s is of type %s, but F32, F16 or BF16 is expected", tensor.file.c_str(),
-                 name.c_str(), tensor.dtype.c_str());
+        check_tensor(tensor, tensor.file, name, p.shape_on_disk());
         known.insert(name);
     }
     for (const auto& [name, tensor] : file.tensors()) {
@@ -357,12 +366,7 @@ void check_tf(const TfCheckpointReader& file, const GPT2Config& config) {
     for (const ParamTensor& p : gpt2_params(config)) {
         const std::string name = tf_name(p.name);
         const TfTensor& tensor = file.at(name);
-        if (tensor.shape != tf_shape(p))
-            fail("%s: tensor %s has shape %s, but the model's configuration makes it %s", file.path().c_str(),
-                 name.c_str(), shape_text(tensor.shape).c_str(), shape_text(tf_shape(p)).c_str());
-        if (tensor.dtype != "F32" && tensor.dtype != "F16" && tensor.dtype != "BF16")
-            fail("%s: tensor %s is of type %s, but F32, F16 or BF16 is expected", file.path().c_str(),
-                 name.c_str(), tensor.dtype.c_str());
+        check_tensor(tensor, file.path(), name, tf_shape(p));
         known.insert(name);
     }
     for (const auto& [name, tensor] : file.tensors())

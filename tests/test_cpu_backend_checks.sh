@@ -7,7 +7,7 @@ nvcc=llmc/cpu/cpu_nvcc
 source tests/script.sh
 : "${CXX:=g++}"
 export CXX
-flags="-std=c++20 -O0 -g -fopenmp -Wall -Wextra"
+flags="-std=c++20 -O0 -g1 -fopenmp -Wall -Wextra"
 
 result() { # 0 or 1, the case, output to show if it failed
     if [ "$1" = 0 ]; then

@@ -11,7 +11,7 @@ json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2
 
 text=$root/tests/fixtures/plays.txt
 "$root/build/tokenize" --tokenizer bytes -o "$work/text" "$text" >"$work/out" 2>&1 || bad "tokenizing"
-"$root/train_gpt2cpu" -i "$work/text_train_*.bin" -j "$work/text_val_*.bin" -e tiny -x 120 -v 0 -s 0 -n 120 -l 0.1 -k 8 \
+"$root/train_gpt2cpu" -i "$work/text_train_*.bin" -j "$work/text_val_*.bin" -e tiny -b 4 -x 120 -v 0 -s 0 -n 120 -l 0.1 -k 8 \
     -o "$work/log/run1" >"$work/out" 2>&1 || bad "training"
 model=(-e "$work/log/run1")
 val="$work/text_val_*.bin"

@@ -36,9 +36,9 @@ check "the copy of it that make gives the other's name where there is no nvcc sa
 [ ! -e "$root/train_gpt2cu" ] || check "the program for the GPU, where there is none" says_device "(no NVIDIA GPU can be used \(|this program was built without )" "$root/train_gpt2cu"
 
 # ---- the regularizer does what it is for
-run "${data[@]}" -e tiny -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
+run "${data[@]}" -e tiny -b 4 -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
 check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'
-run "${data[@]}" -e tiny -x 100 -v 100 -s 100 -g 20 -n 0 -m 10 -l 0.1 -k 8 -o "$work/reg"
+run "${data[@]}" -e tiny -b 4 -x 100 -v 100 -s 100 -g 20 -n 0 -m 10 -l 0.1 -k 8 -o "$work/reg"
 check "condensed GPT-2 trains and samples" '[ $? = 0 ] && grep -q "sample after 100 updates" "$work/log"'
 plain_mass=$(last "$work/plain" val_mass) reg_mass=$(last "$work/reg" val_mass)
 plain_ce=$(last "$work/plain" val_ce) reg_ce=$(last "$work/reg" val_ce)

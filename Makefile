@@ -60,7 +60,7 @@ endif
 # expensive optimizations include the contraction to fma, without which attention's kernels would not compute their
 # scores bit for bit alike.
 CHECKED = -std=c++20 -O1 -g1 -fexpensive-optimizations -march=native -fopenmp $(WARN) -DCUDA_CPU_CHECK \
-    -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS
+    -DEVERY_KERNEL -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS
 ifdef SAN
   BUILD = build/san
   # Sanitizers' calls take long to optimize; with -Og tests compile in half the time, and hardly run longer. But for those of
@@ -186,7 +186,7 @@ bench: $(if $(HAS_GPU),build/gpu/bench,build/bench)
 decode-bench: $(if $(HAS_GPU),build/gpu/decode,build/decode)
 	OMP_WAIT_POLICY=passive $< $(DECODE)
 $(BENCHES:%=build/%.o): build/%.o: dev/bench/%.cu build/deps Makefile
-	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
+	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS) -DEVERY_KERNEL
 $(BENCHES:%=build/%): build/%: build/%.o build/commit.o build/host.a
 	$(CXX) $^ $(CPU_LIBS) -o $@
 $(BENCHES:%=build/gpu/%.o): build/gpu/%.o: dev/bench/%.cu $(GPU_NEEDS)

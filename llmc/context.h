@@ -24,6 +24,15 @@ inline constexpr bool kOnCpu = true;
 inline constexpr bool kOnCpu = false;
 #endif
 
+// Some kernels have a form for a GPU and one for the CPU backend. There a program compiles its own alone, for
+// the choice between them is a constant, but tests and benchmarks choose as they run, and so does any program
+// for a GPU.
+#if defined(CUDA_CPU) && !defined(EVERY_KERNEL)
+#define CHOICE static constexpr
+#else
+#define CHOICE
+#endif
+
 struct MatmulPlans;     // matmul_plans.h
 struct CudnnAttention;  // attention_cudnn.h
 
@@ -39,17 +48,19 @@ struct Context {
     bool tune_matmuls = !kOnCpu;  // time the algorithms that cuBLASLt offers, or take its first?
     bool fuse_matmuls = true;     // false: no GELU and no bias gradients in products, to compare with
     std::string device_name;
-    int num_sms = 1;         // multiprocessors; on the CPU backend, OS threads
-    size_t max_shared = 0;   // bytes of shared memory that one block may ask for
-    bool has_fp8 = false;    // can it multiply 8-bit floats?
-    bool use_wgmma = false;  // attention by Hopper's own instructions; the CPU backend can, but is slower so
-    bool has_clusters = false;       // can blocks run in clusters? (cluster.cuh)
-    bool use_decode_halves = false;  // decode one sequence by clusters? Until timed on a GPU: no
-    bool overlap_kernels = false;    // may a kernel start before the one in front has ended? (overlap.cuh)
+    int num_sms = 1;               // multiprocessors; on the CPU backend, OS threads
+    size_t max_shared = 0;         // bytes of shared memory that one block may ask for
+    bool has_fp8 = false;          // can it multiply 8-bit floats?
+    bool has_clusters = false;     // can blocks run in clusters? (cluster.cuh)
+    bool overlap_kernels = false;  // may a kernel start before the one in front has ended? (overlap.cuh)
+    // Attention by Hopper's own instructions; the CPU backend can, but is slower so.
+    CHOICE bool use_wgmma = false;
+    CHOICE bool use_decode_halves = false;  // decode one sequence by clusters? Until timed on a GPU: no
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
-    int row_lanes = 32;
+    CHOICE int row_lanes = kOnCpu ? 1 : 32;
 };
+#undef CHOICE
 
 inline Context make_context(int device = 0) {
     Context ctx;
@@ -72,7 +83,6 @@ inline Context make_context(int device = 0) {
     CUDA_CHECK(cudaDriverGetVersion(&driver));
     ctx.overlap_kernels = prop.major >= 9 && driver >= 12030;
 #endif
-    ctx.row_lanes = kOnCpu ? 1 : 32;
     if (!kOnCpu && prop.major < 8)
         fail("%s has compute capability %d.%d, this program needs 8.0 or newer: use --device cpu", prop.name,
              prop.major, prop.minor);

@@ -190,12 +190,12 @@ $(BENCHES:%=build/%.o): build/%.o: dev/bench/%.cu build/deps Makefile
 $(BENCHES:%=build/%): build/%: build/%.o build/commit.o build/host.a
 	$(CXX) $^ $(CPU_LIBS) -o $@
 $(BENCHES:%=build/gpu/%.o): build/gpu/%.o: dev/bench/%.cu $(GPU_NEEDS)
-	$(COMPILE_GPU)
+	$(COMPILE_GPU) -DEVERY_KERNEL
 $(BENCHES:%=build/gpu/%): build/gpu/%: build/gpu/%.o build/commit.o $(CUDNN_OBJECT) build/host.a
 	$(LINK_GPU)
 # The benchmark that also times cuDNN's attention, beside the one that does without the library.
 build/gpu/bench_cudnn.o: dev/bench/bench.cu $(GPU_NEEDS)
-	$(COMPILE_GPU) -DUSE_CUDNN
+	$(COMPILE_GPU) -DEVERY_KERNEL -DUSE_CUDNN
 build/gpu/bench_cudnn: build/gpu/bench_cudnn.o build/commit.o build/attention_cudnn.o build/host.a
 	$(LINK_GPU) $(CUDNN_LIBS)
 
@@ -239,6 +239,8 @@ $(BUILD)/%.o: tests/%.cu build/deps Makefile
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
+# Whole programs take longer to compile than they run in their tests.
+$(BUILD)/test_model.o $(BUILD)/test_infer.o: TEST_FLAGS := $(subst -O1,-Og,$(TEST_FLAGS))
 $(BUILD)/test_attention.o: TEST_FLAGS += -DUSE_CUDNN
 $(BUILD)/test_attention: $(BUILD)/attention_cudnn.o
 $(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o $(TESTED_HOST)
@@ -258,12 +260,12 @@ build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o b
 
 # The same kernel tests on the GPU, where there is one.
 build/gpu/%.o: tests/%.cu $(GPU_NEEDS)
-	$(COMPILE_GPU)
+	$(COMPILE_GPU) -DEVERY_KERNEL
 build/gpu/test_%: build/gpu/test_%.o build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT) build/host.a
 	$(LINK_GPU)
 # test_attention with cuDNN's cases, beside the one that does without the library.
 build/gpu/test_attention_cudnn.o: tests/test_attention.cu $(GPU_NEEDS)
-	$(COMPILE_GPU) -DUSE_CUDNN
+	$(COMPILE_GPU) -DEVERY_KERNEL -DUSE_CUDNN
 build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/test/doctest_main.o build/commit.o build/attention_cudnn.o build/host.a
 	$(LINK_GPU) $(CUDNN_LIBS)
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
@@ -301,7 +303,7 @@ endef
 $(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
 build/gpu/compiled/%.ptx: % build/deps FORCE
 	@mkdir -p $(@D)
-	$(GPU_COMPILE) -arch=compute_80 -Xcicc -O0 --ptx $< -o $@
+	$(GPU_COMPILE) -DEVERY_KERNEL -arch=compute_80 -Xcicc -O0 --ptx $< -o $@
 
 # ---- housekeeping ----
 

@@ -796,10 +796,12 @@ inline void attention_row_numbers(const Context& ctx, RowNumbers* numbers, const
     CUDA_CHECK(cudaGetLastError());
 }
 
-inline void attention_backward_bf16(const Context& ctx, __nv_bfloat16* dqkv, float* scratch,
-                                    const __nv_bfloat16* dout, const __nv_bfloat16* out,
-                                    const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
-                                    const float* weight, int B, int T, int num_heads, int hs, int topk) {
+// A template, as the one of attention_hopper.cuh is, so that a program that does not train has none of its
+// kernels.
+template <class Float>
+void attention_backward_bf16(const Context& ctx, Float* dqkv, float* scratch, const __nv_bfloat16* dout,
+                             const __nv_bfloat16* out, const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
+                             const float* weight, int B, int T, int num_heads, int hs, int topk) {
     const int num_rows = B * num_heads * T;
     with_mma_head_size(hs, [&](auto size) {
         constexpr int HS = size, QUERIES = kBackwardQueries<HS>;

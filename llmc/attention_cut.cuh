@@ -276,8 +276,9 @@ void attention_cut_forward(const Context& ctx, Float* out, float* kept, const Fl
         fail("a context of %d tokens is too long to cut attention rows on %s: use one of at most %d tokens",
              T, ctx.device_name.c_str(), max_cut_context(ctx));
     with_cut_rows(ctx, B * num_heads, T, hs, T, [&](dim3 grid, int threads, size_t shared, int rows) {
-        launch_attention(
-            ctx, ctx.row_lanes == 1 ? attention_cut_kernel<Float, 1> : attention_cut_kernel<Float, 32>, grid,
-            threads, shared, out, kept, qkv, T, num_heads, hs, rows, cut, k, renormalize, seed);
+        with_row_lanes(ctx, [&](auto lanes) {
+            launch_attention(ctx, attention_cut_kernel<Float, lanes>, grid, threads, shared, out, kept, qkv,
+                             T, num_heads, hs, rows, cut, k, renormalize, seed);
+        });
     });
 }

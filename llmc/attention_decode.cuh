@@ -714,10 +714,9 @@ template <class Float, class Body>
 void with_decode_lanes(const Context& ctx, int hs, Body body) {
     with_head_size(hs, [&](auto size) {
         constexpr int HS = size;
-        if (ctx.row_lanes == 1)
-            body(size, std::integral_constant<int, 1>());
-        else
-            body(size, std::integral_constant<int, HS / Pack<Float>::size>());
+        with_row_lanes(ctx, [&](auto lanes) {
+            body(size, std::integral_constant < int, lanes == 1 ? 1 : HS / Pack<Float>::size > ());
+        });
     });
 }
 

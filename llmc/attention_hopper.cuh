@@ -417,10 +417,11 @@ inline size_t attention_backward_hopper_scratch(int B, int T, int num_heads) {
     return (size_t)B * num_heads * (4 * T + ceil_div(T, 64) * 3 * 64);
 }
 
-inline void attention_backward_hopper(const Context& ctx, __nv_bfloat16* dqkv, float* dbias, float* scratch,
-                                      const __nv_bfloat16* dout, const __nv_bfloat16* out,
-                                      const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
-                                      const float* weight, int B, int T, int num_heads, int topk) {
+template <class Float>
+void attention_backward_hopper(const Context& ctx, Float* dqkv, float* dbias, float* scratch,
+                               const __nv_bfloat16* dout, const __nv_bfloat16* out, const __nv_bfloat16* qkv,
+                               AttentionRows rows, Reg reg, const float* weight, int B, int T, int num_heads,
+                               int topk) {
     RowNumbers* numbers = (RowNumbers*)scratch;
     float* bias_sums = scratch + (size_t)B * num_heads * T * 4;
     attention_row_numbers(ctx, numbers, dout, out, rows, reg, weight, B, T, num_heads, 64, topk,

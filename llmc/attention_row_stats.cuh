@@ -198,13 +198,13 @@ void attention_row_stats(const Context& ctx, RowStats* stats, const Float* qkv, 
             "a context of %d tokens is too long to measure attention rows on %s: use one of at most %d tokens",
             T, ctx.device_name.c_str(), max_row_stats_context(ctx));
     const int row_floats = (int)row_stats_floats(T);
-    with_cut_rows(
-        ctx, B * num_heads, T, hs, row_floats, [&](dim3 grid, int threads, size_t shared, int rows) {
-            launch_attention(ctx,
-                             ctx.row_lanes == 1 ? attention_row_stats_kernel<Float, 1>
-                                                : attention_row_stats_kernel<Float, 32>,
-                             grid, threads, shared, stats, qkv, T, num_heads, hs, rows, row_floats, k);
-        });
+    with_cut_rows(ctx, B * num_heads, T, hs, row_floats,
+                  [&](dim3 grid, int threads, size_t shared, int rows) {
+                      with_row_lanes(ctx, [&](auto lanes) {
+                          launch_attention(ctx, attention_row_stats_kernel<Float, lanes>, grid, threads,
+                                           shared, stats, qkv, T, num_heads, hs, rows, row_floats, k);
+                      });
+                  });
 }
 
 // p [T,T] of head `head` in batch row b of qkv [B,T,3C], zero above the diagonal. Throws where T is above
@@ -217,8 +217,9 @@ void attention_map(const Context& ctx, float* p, const Float* qkv, int b, int he
         fail("a context of %d tokens is too long to draw attention on %s: use one of at most %d tokens", T,
              ctx.device_name.c_str(), max_cut_context(ctx));
     with_cut_rows(ctx, 1, T, hs, T, [&](dim3 grid, int threads, size_t shared, int rows) {
-        launch_attention(
-            ctx, ctx.row_lanes == 1 ? attention_map_kernel<Float, 1> : attention_map_kernel<Float, 32>, grid,
-            threads, shared, p, qkv, b, head, T, num_heads, hs, rows);
+        with_row_lanes(ctx, [&](auto lanes) {
+            launch_attention(ctx, attention_map_kernel<Float, lanes>, grid, threads, shared, p, qkv, b, head,
+                             T, num_heads, hs, rows);
+        });
     });
 }

@@ -135,22 +135,21 @@ template <class Float>
 void classifier(const Context& ctx, float* loss, Float* logits, const int* targets, float dloss, int rows,
                 int V, int Vp, bool backward) {
     assert(Vp % 8 == 0 && V <= Vp);
-    constexpr int kept = 6;  // of the 13 packs of a thread in GPT-2's rows: 24 of its 64 registers
-    const bool single = ctx.row_lanes == 1;
-    const int block = single ? 1 : Vp < 8192 ? 128 : kClassifierThreads;
-    const int left = Vp / Pack<Float>::size - kept * block;
-    const int most = ((int)ctx.max_shared - 1024) / 16;
-    const int shared_packs = single || left < 0 ? 0 : left < most ? left : most;
-    const size_t shared = shared_packs * sizeof(Pack<Float>);
-    auto launch_kernel = [&](auto kernel) {
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-        kernel<<<rows, block, shared, ctx.stream>>>(loss, logits, targets, dloss, V, Vp, shared_packs);
-        CUDA_CHECK(cudaGetLastError());
-    };
-    if (single)
-        backward ? launch_kernel(classifier_kernel<Float, true, 0>)
-                 : launch_kernel(classifier_kernel<Float, false, 0>);
-    else
-        backward ? launch_kernel(classifier_kernel<Float, true, kept>)
-                 : launch_kernel(classifier_kernel<Float, false, kept>);
+    with_row_lanes(ctx, [&](auto lanes) {
+        // of the 13 packs of a thread in GPT-2's rows: 24 of its 64 registers
+        constexpr int kept = lanes == 1 ? 0 : 6;
+        const int block = lanes == 1 ? 1 : Vp < 8192 ? 128 : kClassifierThreads;
+        const int left = Vp / Pack<Float>::size - kept * block;
+        const int most = ((int)ctx.max_shared - 1024) / 16;
+        const int shared_packs = lanes == 1 || left < 0 ? 0 : left < most ? left : most;
+        const size_t shared = shared_packs * sizeof(Pack<Float>);
+        const auto launch = [&](auto kernel) {
+            CUDA_CHECK(
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+            kernel<<<rows, block, shared, ctx.stream>>>(loss, logits, targets, dloss, V, Vp, shared_packs);
+            CUDA_CHECK(cudaGetLastError());
+        };
+        backward ? launch(classifier_kernel<Float, true, kept>)
+                 : launch(classifier_kernel<Float, false, kept>);
+    });
 }

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
 
 #include "error.h"
 
@@ -24,13 +25,19 @@ inline constexpr bool kOnCpu = true;
 inline constexpr bool kOnCpu = false;
 #endif
 
-// Some kernels have a form for a GPU and one for the CPU backend. There a program compiles its own alone, for
-// the choice between them is a constant, but tests and benchmarks choose as they run, and so does any program
-// for a GPU.
-#if defined(CUDA_CPU) && !defined(EVERY_KERNEL)
-#define CHOICE static constexpr
-#else
+// Some kernels have a form for a GPU and one for the CPU backend. A program compiles its own alone, for the
+// choice between them is a constant; tests and benchmarks, with EVERY_KERNEL, choose as they run. Between
+// GPUs every program chooses as it runs.
+#ifdef EVERY_KERNEL
 #define CHOICE
+#define CHOICE_OF_GPU
+#else
+#define CHOICE static constexpr
+#ifdef CUDA_CPU
+#define CHOICE_OF_GPU static constexpr
+#else
+#define CHOICE_OF_GPU
+#endif
 #endif
 
 struct MatmulPlans;     // matmul_plans.h
@@ -54,13 +61,29 @@ struct Context {
     bool has_clusters = false;     // can blocks run in clusters? (cluster.cuh)
     bool overlap_kernels = false;  // may a kernel start before the one in front has ended? (overlap.cuh)
     // Attention by Hopper's own instructions; the CPU backend can, but is slower so.
-    CHOICE bool use_wgmma = false;
-    CHOICE bool use_decode_halves = false;  // decode one sequence by clusters? Until timed on a GPU: no
+    CHOICE_OF_GPU bool use_wgmma = false;
+    CHOICE_OF_GPU bool use_decode_halves =
+        false;  // decode one sequence by clusters? Until timed on a GPU: no
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
     CHOICE int row_lanes = kOnCpu ? 1 : 32;
 };
 #undef CHOICE
+#undef CHOICE_OF_GPU
+
+// Calls launch(lanes), a compile-time constant of 1 or 32: Context::row_lanes.
+template <class Launch>
+void with_row_lanes(const Context& ctx, const Launch& launch) {
+#ifdef EVERY_KERNEL
+    if (ctx.row_lanes == 1)
+        launch(std::integral_constant<int, 1>());
+    else
+        launch(std::integral_constant<int, 32>());
+#else
+    (void)ctx;
+    launch(std::integral_constant<int, Context::row_lanes>());
+#endif
+}
 
 inline Context make_context(int device = 0) {
     Context ctx;

@@ -185,13 +185,12 @@ void encoder_forward(const Context& ctx, Float* out, const int* tokens, const Fl
         launch_early(ctx, kernel, (unsigned)ceil_div((size_t)rows * lanes, kBlock), kBlock, 0, out, tokens,
                      wte, wpe, rows, T, C, positions);
     };
-    if (ctx.row_lanes == 1)
-        launch(encoder_forward_kernel<Float, 1>, 1);
-    else if (rows <=
-             ctx.num_sms)  // a token of each of a few sequences: every thread has one load to wait for
-        launch(encoder_forward_kernel<Float, kBlock>, kBlock);
-    else
-        launch(encoder_forward_kernel<Float, 32>, 32);
+    with_row_lanes(ctx, [&](auto lanes) {
+        // a token of each of a few sequences: every thread has one load to wait for
+        if constexpr (lanes > 1)
+            if (rows <= ctx.num_sms) return launch(encoder_forward_kernel<Float, kBlock>, kBlock);
+        launch(encoder_forward_kernel<Float, lanes>, lanes);
+    });
 }
 
 // Floats of scratch for encoder_backward of n positions.

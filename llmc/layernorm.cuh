@@ -362,12 +362,12 @@ void layernorm_forward(const Context& ctx, Float* out, float* mean, float* rstd,
         residual ? launch_kernel(layernorm_forward_kernel<Float, packs(), true>)
                  : launch_kernel(layernorm_forward_kernel<Float, packs(), false>);
     };
-    if (ctx.row_lanes == 1)
-        residual ? launch_kernel(layernorm_forward_wide_kernel<Float, 1, true>)
-                 : launch_kernel(layernorm_forward_wide_kernel<Float, 1, false>);
-    else if (!with_packs_per_lane<Float>(C, launch_warps))
-        residual ? launch_kernel(layernorm_forward_wide_kernel<Float, 32, true>)
-                 : launch_kernel(layernorm_forward_wide_kernel<Float, 32, false>);
+    with_row_lanes(ctx, [&](auto lanes) {
+        if constexpr (lanes > 1)
+            if (with_packs_per_lane<Float>(C, launch_warps)) return;
+        residual ? launch_kernel(layernorm_forward_wide_kernel<Float, lanes, true>)
+                 : launch_kernel(layernorm_forward_wide_kernel<Float, lanes, false>);
+    });
     CUDA_CHECK(cudaGetLastError());
 }
 
@@ -398,24 +398,22 @@ void layernorm_backward(const Context& ctx, Float* dinp, float* dweight, float* 
                  : launch(layernorm_backward_kernel<Float, packs(), false>);
         if (dinp_sum) add_partial_sums(ctx, dinp_sum, scratch + (size_t)chunks * 2 * C, chunks, C);
     };
-    if (ctx.row_lanes == 1 || !with_packs_per_lane<Float>(C, launch_warps)) {
+    with_row_lanes(ctx, [&](auto lanes) {
+        if constexpr (lanes > 1)
+            if (with_packs_per_lane<Float>(C, launch_warps)) return;
         const int block = 128, packs = C / Pack<Float>::size;
         auto launch_input = [&](auto kernel) {
-            kernel<<<(unsigned)ceil_div((size_t)rows * ctx.row_lanes, block), block, 0, ctx.stream>>>(
+            kernel<<<(unsigned)ceil_div((size_t)rows * lanes, block), block, 0, ctx.stream>>>(
                 dinp, dout, inp, weight, mean, rstd, rows, C);
         };
-        if (ctx.row_lanes == 1)
-            add ? launch_input(layernorm_backward_wide_input_kernel<Float, 1, true>)
-                : launch_input(layernorm_backward_wide_input_kernel<Float, 1, false>);
-        else
-            add ? launch_input(layernorm_backward_wide_input_kernel<Float, 32, true>)
-                : launch_input(layernorm_backward_wide_input_kernel<Float, 32, false>);
+        add ? launch_input(layernorm_backward_wide_input_kernel<Float, lanes, true>)
+            : launch_input(layernorm_backward_wide_input_kernel<Float, lanes, false>);
         CUDA_CHECK(cudaGetLastError());
         if (dinp_sum) bias_backward(ctx, dinp_sum, scratch, dinp, rows, C);
         chunks = column_sum_chunks(ctx, rows, packs, block);
         layernorm_backward_wide_params_kernel<<<dim3(ceil_div(packs, block), chunks), block, 0, ctx.stream>>>(
             scratch, dout, inp, mean, rstd, rows, C, ceil_div(rows, chunks));
-    }
+    });
     CUDA_CHECK(cudaGetLastError());
     add_partial_sums(ctx, dweight, scratch, chunks, 2 * (size_t)C);
 }

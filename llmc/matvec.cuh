@@ -345,22 +345,24 @@ void matvec_forward(const Context& ctx, Float* out, const Float* inp, const Floa
             launch_early(ctx, kernel, blocks, threads, shared, out, inp, weight, bias, norm, residual, gelu,
                          rows, IC, OC, last...);
         };
-        if (ctx.row_lanes == 1) {
-            // blocks enough to share among the threads, few enough that staging is nothing
-            const int chunk = ceil_div(OC / 8, 4 * ctx.num_sms < 8 ? 8 : 4 * ctx.num_sms) * 8;
-            launch_kernel(matvec_single_kernel<Float, ROWS>, ceil_div(OC, chunk), 1, shared_bytes(ROWS, 0),
-                          chunk);
-            return;
-        }
-        // as many outputs at once as it takes to be done in one turn with a block on each SM
-        int outs = 1;
-        const auto turns = [&] { return ceil_div(OC, kMatvecWarps / slices * outs); };
-        while (outs < kMatvecOutputs<ROWS> && turns() > ctx.num_sms &&
-               shared_bytes(ROWS, outs + 1) <= most_shared)
-            outs++;
-        const int most = ctx.num_sms * kMatvecBlocks<ROWS>;
-        launch_kernel(matvec_kernel<Float, ROWS>, turns() < most ? turns() : most, 32 * kMatvecWarps,
-                      shared_bytes(ROWS, outs), slices, outs);
+        with_row_lanes(ctx, [&](auto lanes) {
+            if constexpr (lanes == 1) {
+                // blocks enough to share among the threads, few enough that staging is nothing
+                const int chunk = ceil_div(OC / 8, 4 * ctx.num_sms < 8 ? 8 : 4 * ctx.num_sms) * 8;
+                launch_kernel(matvec_single_kernel<Float, ROWS>, ceil_div(OC, chunk), 1,
+                              shared_bytes(ROWS, 0), chunk);
+            } else {
+                // as many outputs at once as it takes to be done in one turn with a block on each SM
+                int outs = 1;
+                const auto turns = [&] { return ceil_div(OC, kMatvecWarps / slices * outs); };
+                while (outs < kMatvecOutputs<ROWS> && turns() > ctx.num_sms &&
+                       shared_bytes(ROWS, outs + 1) <= most_shared)
+                    outs++;
+                const int most = ctx.num_sms * kMatvecBlocks<ROWS>;
+                launch_kernel(matvec_kernel<Float, ROWS>, turns() < most ? turns() : most, 32 * kMatvecWarps,
+                              shared_bytes(ROWS, outs), slices, outs);
+            }
+        });
     };
     int most_rows = kMaxMatvecRows;
     while (shared_bytes(most_rows, 1) > most_shared) most_rows /= 2;

@@ -277,8 +277,8 @@ void sample_tokens(const Context& ctx, int* tokens, const Float* logits, float* 
     assert(V >= 1 && V <= Vp && Vp % 8 == 0 && V <= kSamplerPiece * kSamplerPiece);
     assert(how.temperature >= 0.0f && how.top_k >= 0 && how.top_p > 0.0f);
     const float scale = how.temperature > 0.0f ? weight_scale(how.temperature) : 0.0f;
-    const bool single = ctx.row_lanes == 1;
-    launch_early(ctx, single ? sample_tokens_kernel<Float, 1> : sample_tokens_kernel<Float, 32>, B,
-                 single ? 1 : kSamplerThreads, 0, tokens, logits, scratch, V, Vp, how, scale, streams,
-                 positions);
+    with_row_lanes(ctx, [&](auto lanes) {
+        launch_early(ctx, sample_tokens_kernel<Float, lanes>, B, lanes == 1 ? 1 : kSamplerThreads, 0, tokens,
+                     logits, scratch, V, Vp, how, scale, streams, positions);
+    });
 }

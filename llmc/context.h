@@ -25,19 +25,14 @@ inline constexpr bool kOnCpu = true;
 inline constexpr bool kOnCpu = false;
 #endif
 
-// Some kernels have a form for a GPU and one for the CPU backend. A program compiles its own alone, for the
-// choice between them is a constant; tests and benchmarks, with EVERY_KERNEL, choose as they run. Between
-// GPUs every program chooses as it runs.
-#ifdef EVERY_KERNEL
-#define CHOICE
-#define CHOICE_OF_GPU
-#else
+// Some kernels have a form for a GPU and one for the CPU backend. A program compiles its own alone; tests and
+// benchmarks, with EVERY_KERNEL, choose as they run. Where a program for the CPU has no choice, what it would
+// be asked of is a constant. (For a GPU a Context has the same members in either case: attention_cudnn.o
+// serves both.)
+#if defined(CUDA_CPU) && !defined(EVERY_KERNEL)
 #define CHOICE static constexpr
-#ifdef CUDA_CPU
-#define CHOICE_OF_GPU static constexpr
 #else
-#define CHOICE_OF_GPU
-#endif
+#define CHOICE
 #endif
 
 struct MatmulPlans;     // matmul_plans.h
@@ -61,15 +56,13 @@ struct Context {
     bool has_clusters = false;     // can blocks run in clusters? (cluster.cuh)
     bool overlap_kernels = false;  // may a kernel start before the one in front has ended? (overlap.cuh)
     // Attention by Hopper's own instructions; the CPU backend can, but is slower so.
-    CHOICE_OF_GPU bool use_wgmma = false;
-    CHOICE_OF_GPU bool use_decode_halves =
-        false;  // decode one sequence by clusters? Until timed on a GPU: no
+    CHOICE bool use_wgmma = false;
+    CHOICE bool use_decode_halves = false;  // decode one sequence by clusters? Until timed on a GPU: no
     // Threads that share one row in the row-wise kernels (layernorm, classifier). A warp on a GPU, so that
     // its loads coalesce; one thread on the CPU backend, where a shuffle costs a fiber switch (13-21 ns).
     CHOICE int row_lanes = kOnCpu ? 1 : 32;
 };
 #undef CHOICE
-#undef CHOICE_OF_GPU
 
 // Calls launch(lanes), a compile-time constant of 1 or 32: Context::row_lanes.
 template <class Launch>
@@ -81,7 +74,7 @@ void with_row_lanes(const Context& ctx, const Launch& launch) {
         launch(std::integral_constant<int, 32>());
 #else
     (void)ctx;
-    launch(std::integral_constant<int, Context::row_lanes>());
+    launch(std::integral_constant<int, (kOnCpu ? 1 : 32)>());
 #endif
 }
 

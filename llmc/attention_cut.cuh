@@ -249,15 +249,17 @@ __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, 
 // ---------------------------------------------------------------------------------------------------------
 // launchers
 
-// Calls launch(grid, threads of a block, bytes of shared memory of a block, rows of a block) for a kernel
-// whose rows take row_floats floats of shared memory each.
+// Calls launch(lanes of a row, as a compile-time constant; grid; threads, bytes of shared memory and rows of
+// a block) for a kernel whose rows take row_floats floats of shared memory each.
 template <class Launch>
 void with_cut_rows(const Context& ctx, int heads, int T, int hs, int row_floats, Launch launch) {
     assert(T > 0 && hs % 8 == 0 && hs <= kMaxCutHeadSize && heads > 0 && heads <= 65535);
     const int fit = (int)(ctx.max_shared / sizeof(float) - hs * kCutRows) / row_floats;
     const int rows = fit < kCutRows ? fit : kCutRows;
     const size_t shared = sizeof(float) * (hs * kCutRows + (size_t)rows * row_floats);
-    launch(dim3(ceil_div(T, rows), heads), ctx.row_lanes == 1 ? 1 : 32 * kCutRows, shared, rows);
+    with_row_lanes(ctx, [&](auto lanes) {
+        launch(lanes, dim3(ceil_div(T, rows), heads), lanes == 1 ? 1 : 32 * kCutRows, shared, rows);
+    });
 }
 
 // The longest context of which a block can hold a row of scores.
@@ -275,10 +277,9 @@ void attention_cut_forward(const Context& ctx, Float* out, float* kept, const Fl
     if (T > max_cut_context(ctx))
         fail("a context of %d tokens is too long to cut attention rows on %s: use one of at most %d tokens",
              T, ctx.device_name.c_str(), max_cut_context(ctx));
-    with_cut_rows(ctx, B * num_heads, T, hs, T, [&](dim3 grid, int threads, size_t shared, int rows) {
-        with_row_lanes(ctx, [&](auto lanes) {
-            launch_attention(ctx, attention_cut_kernel<Float, lanes>, grid, threads, shared, out, kept, qkv,
-                             T, num_heads, hs, rows, cut, k, renormalize, seed);
-        });
-    });
+    with_cut_rows(ctx, B * num_heads, T, hs, T,
+                  [&](auto lanes, dim3 grid, int threads, size_t shared, int rows) {
+                      launch_attention(ctx, attention_cut_kernel<Float, lanes>, grid, threads, shared, out,
+                                       kept, qkv, T, num_heads, hs, rows, cut, k, renormalize, seed);
+                  });
 }

@@ -715,7 +715,7 @@ void with_decode_lanes(const Context& ctx, int hs, Body body) {
     with_head_size(hs, [&](auto size) {
         constexpr int HS = size;
         with_row_lanes(ctx, [&](auto lanes) {
-            body(size, std::integral_constant < int, lanes == 1 ? 1 : HS / Pack<Float>::size > ());
+            body(size, std::integral_constant<int, (lanes == 1 ? 1 : HS / Pack<Float>::size)>());
         });
     });
 }

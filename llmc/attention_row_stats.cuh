@@ -199,11 +199,9 @@ void attention_row_stats(const Context& ctx, RowStats* stats, const Float* qkv, 
             T, ctx.device_name.c_str(), max_row_stats_context(ctx));
     const int row_floats = (int)row_stats_floats(T);
     with_cut_rows(ctx, B * num_heads, T, hs, row_floats,
-                  [&](dim3 grid, int threads, size_t shared, int rows) {
-                      with_row_lanes(ctx, [&](auto lanes) {
-                          launch_attention(ctx, attention_row_stats_kernel<Float, lanes>, grid, threads,
-                                           shared, stats, qkv, T, num_heads, hs, rows, row_floats, k);
-                      });
+                  [&](auto lanes, dim3 grid, int threads, size_t shared, int rows) {
+                      launch_attention(ctx, attention_row_stats_kernel<Float, lanes>, grid, threads, shared,
+                                       stats, qkv, T, num_heads, hs, rows, row_floats, k);
                   });
 }
 
@@ -216,10 +214,8 @@ void attention_map(const Context& ctx, float* p, const Float* qkv, int b, int he
     if (T > max_cut_context(ctx))
         fail("a context of %d tokens is too long to draw attention on %s: use one of at most %d tokens", T,
              ctx.device_name.c_str(), max_cut_context(ctx));
-    with_cut_rows(ctx, 1, T, hs, T, [&](dim3 grid, int threads, size_t shared, int rows) {
-        with_row_lanes(ctx, [&](auto lanes) {
-            launch_attention(ctx, attention_map_kernel<Float, lanes>, grid, threads, shared, p, qkv, b, head,
-                             T, num_heads, hs, rows);
-        });
+    with_cut_rows(ctx, 1, T, hs, T, [&](auto lanes, dim3 grid, int threads, size_t shared, int rows) {
+        launch_attention(ctx, attention_map_kernel<Float, lanes>, grid, threads, shared, p, qkv, b, head, T,
+                         num_heads, hs, rows);
     });
 }

@@ -169,7 +169,7 @@ inline bool unordered(const Access& earlier, const Access& now, bool shared) {
     if (part_of(earlier.thread) != part_of(thread) || (earlier.others & kOtherOfCluster)) return true;
     if (earlier.epoch != now.epoch) return false;
     if ((earlier.others & kOtherWarps) || earlier.thread / 32 != thread / 32) return true;
-    return earlier.warp_epoch == warp_epoch[thread / 32] && (earlier.thread != thread || earlier.others);
+    return earlier.warp_epoch == warp_epoch[thread / 32];
 }
 
 void remember_read(Cell& cell, Access now, bool shared) {

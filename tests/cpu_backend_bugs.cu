@@ -415,69 +415,71 @@ __global__ void cluster_barrier_without_cluster(float* out) {
     out[threadIdx.x] = 1;
 }
 
-static void launch_pair(void (*kernel)(float*), float* out) {
-    launch_clusters(Context(), kernel, 1, 2, 64, 2 * sizeof(PairMemory), out);
-}
+// How a function below is called: as a kernel of so many blocks of 64 threads, of a pair of blocks in a
+// cluster, or on the host.
+enum { kPair = -1, kHost = 0 };
 
 struct Case {
     const char* name;
     void (*bug)(float*);
     void (*correct)(float*);
+    int blocks;
+    size_t shared;  // bytes of dynamic shared memory
 };
-#define HOST(name) \
-    { #name, name < true>, name < false> }
-#define KERNEL(name, blocks, shared)                                   \
-    {                                                                  \
-#name, [](float* p) { name<true><<<blocks, 64, shared>>>(p); },      \
-            [](float* p) { name<false><<<blocks, 64, shared>>>(p); } \
-    }
-#define CLUSTER(name)                                                                                      \
-    {                                                                                                      \
-#name, [](float* p) { launch_pair(name<true>, p); }, [](float* p) { launch_pair(name<false>, p); } \
-    }
+#define CASE(name, blocks, shared) \
+    { #name, name < true>, name < false>, blocks, shared }
 static const Case cases[] = {
-    KERNEL(barrier_after_exit, 1, 0),
-    KERNEL(exit_during_barrier, 1, 0),
-    KERNEL(two_barriers_meet, 1, 0),
-    KERNEL(barrier_meets_shuffle, 1, 0),
-    KERNEL(lanes_never_come, 1, 0),
-    KERNEL(lanes_have_exited, 1, 0),
-    KERNEL(mask_without_caller, 1, 0),
-    KERNEL(two_collectives_meet, 1, 0),
-    KERNEL(misaligned_ldmatrix, 1, 0),
-    KERNEL(misaligned_copy, 1, 0),
-    KERNEL(stack_overrun, 1, 0),
-    KERNEL(unwritten_static, 1, 0),
-    KERNEL(unwritten_dynamic, 1, 256),
-    HOST(unwritten_global),
-    KERNEL(left_by_another_block, 64, 0),
-    KERNEL(missing_wait, 1, 0),
-    KERNEL(missing_barrier, 1, 0),
-    KERNEL(missing_second_barrier, 1, 256),
-    KERNEL(missing_syncwarp, 1, 0),
-    KERNEL(missing_syncwarp_before_ldmatrix, 1, 0),
-    KERNEL(missing_barrier_after_wait, 1, 0),
-    KERNEL(blocks_race, 64, 0),
-    KERNEL(atomic_meets_plain, 1, 0),
-    CLUSTER(mail_not_waited_for),
-    CLUSTER(mail_of_another_thread),
-    CLUSTER(mail_over_what_is_read),
-    CLUSTER(sends_before_all_have_begun),
-    CLUSTER(mailbox_not_opened),
-    CLUSTER(more_mail_than_expected),
-    CLUSTER(less_mail_than_expected),
-    CLUSTER(wait_without_arriving),
-    CLUSTER(arrives_twice),
-    CLUSTER(static_in_cluster),
-    KERNEL(cluster_barrier_without_cluster, 1, 0),
-    KERNEL(global_overrun, 1, 0),
-    KERNEL(dynamic_overrun, 1, 256),
-    KERNEL(static_overrun, 1, 0),
-    KERNEL(local_overrun, 1, 0),
-    KERNEL(misaligned_load, 1, 0),
-    HOST(copy_overrun),
-    HOST(use_after_free),
+    CASE(barrier_after_exit, 1, 0),
+    CASE(exit_during_barrier, 1, 0),
+    CASE(two_barriers_meet, 1, 0),
+    CASE(barrier_meets_shuffle, 1, 0),
+    CASE(lanes_never_come, 1, 0),
+    CASE(lanes_have_exited, 1, 0),
+    CASE(mask_without_caller, 1, 0),
+    CASE(two_collectives_meet, 1, 0),
+    CASE(misaligned_ldmatrix, 1, 0),
+    CASE(misaligned_copy, 1, 0),
+    CASE(stack_overrun, 1, 0),
+    CASE(unwritten_static, 1, 0),
+    CASE(unwritten_dynamic, 1, 256),
+    CASE(unwritten_global, kHost, 0),
+    CASE(left_by_another_block, 64, 0),
+    CASE(missing_wait, 1, 0),
+    CASE(missing_barrier, 1, 0),
+    CASE(missing_second_barrier, 1, 256),
+    CASE(missing_syncwarp, 1, 0),
+    CASE(missing_syncwarp_before_ldmatrix, 1, 0),
+    CASE(missing_barrier_after_wait, 1, 0),
+    CASE(blocks_race, 64, 0),
+    CASE(atomic_meets_plain, 1, 0),
+    CASE(mail_not_waited_for, kPair, 2 * sizeof(PairMemory)),
+    CASE(mail_of_another_thread, kPair, 2 * sizeof(PairMemory)),
+    CASE(mail_over_what_is_read, kPair, 2 * sizeof(PairMemory)),
+    CASE(sends_before_all_have_begun, kPair, 2 * sizeof(PairMemory)),
+    CASE(mailbox_not_opened, kPair, 2 * sizeof(PairMemory)),
+    CASE(more_mail_than_expected, kPair, 2 * sizeof(PairMemory)),
+    CASE(less_mail_than_expected, kPair, 2 * sizeof(PairMemory)),
+    CASE(wait_without_arriving, kPair, 2 * sizeof(PairMemory)),
+    CASE(arrives_twice, kPair, 2 * sizeof(PairMemory)),
+    CASE(static_in_cluster, kPair, 2 * sizeof(PairMemory)),
+    CASE(cluster_barrier_without_cluster, 1, 0),
+    CASE(global_overrun, 1, 0),
+    CASE(dynamic_overrun, 1, 256),
+    CASE(static_overrun, 1, 0),
+    CASE(local_overrun, 1, 0),
+    CASE(misaligned_load, 1, 0),
+    CASE(copy_overrun, kHost, 0),
+    CASE(use_after_free, kHost, 0),
 };
+
+static void call(const Case& c, void (*function)(float*), float* out) {
+    if (c.blocks == kHost)
+        function(out);
+    else if (c.blocks == kPair)
+        launch_clusters(Context(), function, 1, 2, 64, c.shared, out);
+    else
+        (function)<<<c.blocks, 64, c.shared>>>(out);
+}
 
 int main(int argc, char** argv) {
     if (argc == 1)
@@ -488,7 +490,7 @@ int main(int argc, char** argv) {
         float *out, host[64], sum = 0;
         cudaMalloc(&out, sizeof host);
         cudaMemset(out, 0, sizeof host);
-        (strcmp(argv[2], "bug") ? c.correct : c.bug)(out);
+        call(c, strcmp(argv[2], "bug") ? c.correct : c.bug, out);
         if (cudaError_t error = cudaGetLastError(); error != cudaSuccess) {
             fprintf(stderr, "%s\n", cudaGetErrorString(error));
             return 1;

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "types.h"
@@ -98,16 +99,15 @@ inline cudaError_t use_unsafe_call() {
     });
 }
 
-// Gives work to a stream: calls it, or keeps a copy of it.
-template <class Work>
-cudaError_t submit(cudaStream_t stream, const Work& work) {
+// Gives work to a stream: calls it, or keeps it.
+[[gnu::noinline]] inline cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
     if (!stream) {
         if (cudaError_t error = use_legacy_stream(); error != cudaSuccess) return error;
     } else if (Streams& s = streams(); s.capturing > 0) {
         std::lock_guard lock(s.mutex);
         if (Capture* capture = stream->capture.get()) {
             if (!capture->valid) return result(cudaErrorStreamCaptureInvalidated);
-            capture->works.push_back(work);
+            capture->works.push_back(std::move(work));
             return cudaSuccess;
         }
     }

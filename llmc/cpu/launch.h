@@ -119,69 +119,77 @@ inline void* dynamic_shared() {
     return w.shared + static_cast<size_t>(block_of(w, w.current)) * w.block_shared_bytes;
 }
 
-template <class Call>
-struct Launch {
+// What of a launch does not depend on the kernel's type, so that it is compiled once for all kernels.
+struct Grid {
     Config config;
     const char* name;
-    Call call;           // calls the kernel for one thread
     const void* kernel;  // its address, if known
+
+    cudaError_t error() const;
+    void run(void* thread, void (*run_threads)(void*)) const;
+};
+
+[[gnu::noinline]] inline cudaError_t Grid::error() const {
+    const auto& [grid, block, shared, stream, cluster] = config;
+    uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, threads = uint64_t{block.x} * block.y * block.z;
+    if (!blocks || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
+        return cudaErrorInvalidConfiguration;
+    if (!threads || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > 1024)
+        return cudaErrorInvalidConfiguration;
+    if (!cluster || cluster > kMaxCluster || grid.x % cluster ||
+        (cluster > 1 && (threads % 32 || threads * cluster > 1024)))
+        return cudaErrorInvalidConfiguration;
+    if (shared > kSharedLimit && shared > (kernel ? shared_limit(kernel) : kSharedOptInLimit))
+        return cudaErrorInvalidValue;
+    return cudaSuccess;
+}
+
+// run_threads(thread) runs the kernel for threads of a block, one after another, as long as none has to wait.
+[[gnu::noinline]] inline void Grid::run(void* thread, void (*run_threads)(void*)) const {
+    const dim3 grid = config.grid;
+    const unsigned clusters_x = grid.x / config.cluster;  // a cluster is run as one block here
+    int64_t blocks = int64_t{clusters_x} * grid.y * grid.z;
+    int64_t threads = blocks * config.cluster * config.block.x * config.block.y * config.block.z;
+    // Waking the other OS threads costs microseconds: as much as a few hundred short CUDA threads.
+    bool serial = race || (blocks < 8 && threads < 512);
+    int workers = serial ? 1 : static_cast<int>(std::min<int64_t>(blocks, omp_get_max_threads()));
+    int chunk = static_cast<int>(std::clamp<int64_t>(blocks / (workers * 16), 1, 64));
+    double start = profile.on ? omp_get_wtime() : 0;
+#pragma omp parallel num_threads(workers) if (workers > 1)
+    {
+        Worker& w = begin_worker(config);
+        w.run = run_threads;
+        w.kernel = thread;
+        race_launch(true);  // not before: what is set up above is not the kernel's
+#pragma omp for schedule(dynamic, chunk)
+        for (int64_t i = 0; i < blocks; i++) {
+            int64_t b = schedule == Schedule::backward ? blocks - 1 - i : i;
+            blockIdx = {static_cast<unsigned>(b % clusters_x) * config.cluster,
+                        static_cast<unsigned>(b / clusters_x % grid.y),
+                        static_cast<unsigned>(b / clusters_x / grid.y)};
+            run_block(w, static_cast<uint64_t>(b));
+        }
+    }
+    race_launch(false);
+    if (profile.on) profile.add(kernel, name, omp_get_wtime() - start);
+}
+
+template <class Call>
+struct Launch {
+    Grid grid;
+    Call call;  // calls the kernel for one thread
 
   protected:
     template <class... A>
     void run(const A&... args) const {
-        if (cudaError_t error = config_error(); error != cudaSuccess) {
+        if (cudaError_t error = grid.error(); error != cudaSuccess) {
             result(error);
             return;
         }
-        submit(config.stream, [launch = *this, ... copies = args] {
+        submit(grid.config.stream, [launch = *this, ... copies = args] {
             auto thread = [&] { launch.call(copies...); };
-            double start = profile.on ? omp_get_wtime() : 0;
-            launch.run_grid(&thread, run_threads<decltype(thread)>);
-            if (profile.on) profile.add(launch.kernel, launch.name, omp_get_wtime() - start);
+            launch.grid.run(&thread, run_threads<decltype(thread)>);
         });
-    }
-
-  private:
-    cudaError_t config_error() const {
-        const auto& [grid, block, shared, stream, cluster] = config;
-        uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, threads = uint64_t{block.x} * block.y * block.z;
-        if (!blocks || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
-            return cudaErrorInvalidConfiguration;
-        if (!threads || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > 1024)
-            return cudaErrorInvalidConfiguration;
-        if (!cluster || cluster > kMaxCluster || grid.x % cluster ||
-            (cluster > 1 && (threads % 32 || threads * cluster > 1024)))
-            return cudaErrorInvalidConfiguration;
-        if (shared > kSharedLimit && shared > (kernel ? shared_limit(kernel) : kSharedOptInLimit))
-            return cudaErrorInvalidValue;
-        return cudaSuccess;
-    }
-
-    void run_grid(void* thread, void (*run_them)(void*)) const {
-        const dim3 grid = config.grid;
-        const unsigned clusters_x = grid.x / config.cluster;  // a cluster is run as one block here
-        int64_t blocks = int64_t{clusters_x} * grid.y * grid.z;
-        int64_t threads = blocks * config.cluster * config.block.x * config.block.y * config.block.z;
-        // Waking the other OS threads costs microseconds: as much as a few hundred short CUDA threads.
-        bool serial = race || (blocks < 8 && threads < 512);
-        int workers = serial ? 1 : static_cast<int>(std::min<int64_t>(blocks, omp_get_max_threads()));
-        int chunk = static_cast<int>(std::clamp<int64_t>(blocks / (workers * 16), 1, 64));
-#pragma omp parallel num_threads(workers) if (workers > 1)
-        {
-            Worker& w = begin_worker(config);
-            w.run = run_them;
-            w.kernel = thread;
-            race_launch(true);  // not before: what is set up above is not the kernel's
-#pragma omp for schedule(dynamic, chunk)
-            for (int64_t i = 0; i < blocks; i++) {
-                int64_t b = schedule == Schedule::backward ? blocks - 1 - i : i;
-                blockIdx = {static_cast<unsigned>(b % clusters_x) * config.cluster,
-                            static_cast<unsigned>(b / clusters_x % grid.y),
-                            static_cast<unsigned>(b / clusters_x / grid.y)};
-                run_block(w, static_cast<uint64_t>(b));
-            }
-        }
-        race_launch(false);
     }
 };
 
@@ -213,7 +221,7 @@ struct MakeTypedLaunch {
     Call call;
     template <class... P>
     TypedLaunch<Call, P...> operator()(void (*kernel)(P...)) const {
-        return {{config, name, call, reinterpret_cast<const void*>(kernel)}};
+        return {{{config, name, reinterpret_cast<const void*>(kernel)}, call}};
     }
 };
 
@@ -225,7 +233,7 @@ auto launch(Config config, const char* name, GiveKernel give_kernel, Call call) 
     if constexpr (requires { give_kernel(typed); })
         return give_kernel(typed);
     else
-        return UntypedLaunch<Call>{{config, name, call, nullptr}};
+        return UntypedLaunch<Call>{{{config, name, nullptr}, call}};
 }
 }  // namespace cuda_cpu
 
@@ -277,7 +285,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(
     const auto call = [kernel](P... copies) { kernel(copies...); };
     const cudaError_t before = std::exchange(cuda_cpu::last_error, cudaSuccess);
     cuda_cpu::TypedLaunch<std::remove_const_t<decltype(call)>, P...>{
-        {config, "a launch with attributes", call, reinterpret_cast<const void*>(kernel)}}(
+        {{config, "a launch with attributes", reinterpret_cast<const void*>(kernel)}, call}}(
         static_cast<P>(args)...);
     const cudaError_t error = cuda_cpu::last_error;  // of this launch
     if (error == cudaSuccess) cuda_cpu::last_error = before;

@@ -128,44 +128,57 @@ sub shared_declaration {
     return $out;
 }
 
+# Most of the text is headers of the compiler and of libraries. Only files with something to rewrite are read token by
+# token, each from its line marker on.
+my @parts;    # where they begin and end
+my $at = 0;
+for my $part (split /^(?=# \d+ ")/m, $text) {
+    push @parts, [$at, $at + length $part] if $part =~ /<<<|__shared__|#pragma unroll/;
+    $at += length $part;
+}
+
 my $out  = '';
 my $done = 0;    # what precedes this position is in $out
-while ($text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:static\s+)?__shared__)\b|(\#pragma\ unroll\b[^\n]*)|.)/gs) {
-    if (defined $2) {
-        my $op    = $-[2];
-        my $start = kernel_start($op);
-        my $end   = config_end($op + 3);
-        fail($op, 'cannot read this launch') if $start < $done || !$end;
-        my $kernel = substr($text, $start, $op - $start);
-        my $config = substr($text, $op + 3, $end - $op - 6);
-        (my $name = $kernel) =~ s/(["\\])/\\$1/g;
-        $name =~ s/\s+/ /g;
-        $out .= substr($text, $done, $start - $done)
-            . "::cuda_cpu::launch(::cuda_cpu::Config($config), \"$name\", "
-            . "[&](auto cuda_cpu_f) -> decltype(cuda_cpu_f($kernel)) { return cuda_cpu_f($kernel); }, "
-            . "[=](auto... cuda_cpu_a) { $kernel(cuda_cpu_a...); })";
-        $done = $end;
-        pos($text) = $end;
-    } elsif (defined $3) {
-        my ($from, $keyword) = ($-[3], $3);
-        $text =~ /\G([^;]*);/gs or fail($from, 'this __shared__ declaration has no end');
-        my ($declaration, $to) = ($1, pos($text));
-        $out .= substr($text, $done, $from - $done);
-        if ($keyword !~ /^extern/) {
-            $out .= shared_declaration($declaration);
-        } elsif ($declaration =~ /^(.*?)(\w+)\s*\[\s*\]\s*$/s) {
-            my ($type, $name) = ($1, $2);
-            $type =~ s/\b(?:alignas|__attribute__)\s*(\((?:[^()]++|(?1))*\))//g;    # it is aligned to 128 bytes
-            $out .= "$type* $name = ($type*)::cuda_cpu::dynamic_shared();";
-        } else {
-            fail($from, 'cannot read this extern __shared__ declaration');
+for my $part (@parts) {
+    my ($begin, $end) = @$part;
+    pos($text) = $begin < $done ? $done : $begin;
+    while (pos($text) < $end && $text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:static\s+)?__shared__)\b|(\#pragma\ unroll\b[^\n]*)|.)/gs) {
+        if (defined $2) {
+            my $op    = $-[2];
+            my $start = kernel_start($op);
+            my $next  = config_end($op + 3);
+            fail($op, 'cannot read this launch') if $start < $done || !$next;
+            my $kernel = substr($text, $start, $op - $start);
+            my $config = substr($text, $op + 3, $next - $op - 6);
+            (my $name = $kernel) =~ s/(["\\])/\\$1/g;
+            $name =~ s/\s+/ /g;
+            $out .= substr($text, $done, $start - $done)
+                . "::cuda_cpu::launch(::cuda_cpu::Config($config), \"$name\", "
+                . "[&](auto cuda_cpu_f) -> decltype(cuda_cpu_f($kernel)) { return cuda_cpu_f($kernel); }, "
+                . "[=](auto... cuda_cpu_a) { $kernel(cuda_cpu_a...); })";
+            $done = $next;
+            pos($text) = $next;
+        } elsif (defined $3) {
+            my ($from, $keyword) = ($-[3], $3);
+            $text =~ /\G([^;]*);/gs or fail($from, 'this __shared__ declaration has no end');
+            my ($declaration, $to) = ($1, pos($text));
+            $out .= substr($text, $done, $from - $done);
+            if ($keyword !~ /^extern/) {
+                $out .= shared_declaration($declaration);
+            } elsif ($declaration =~ /^(.*?)(\w+)\s*\[\s*\]\s*$/s) {
+                my ($type, $name) = ($1, $2);
+                $type =~ s/\b(?:alignas|__attribute__)\s*(\((?:[^()]++|(?1))*\))//g;    # it is aligned to 128 bytes
+                $out .= "$type* $name = ($type*)::cuda_cpu::dynamic_shared();";
+            } else {
+                fail($from, 'cannot read this extern __shared__ declaration');
+            }
+            $done = $to;
+        } elsif (defined $4) {
+            my ($at, $pragma) = ($-[4], $4);    # the next match overwrites both
+            my $unroll = $pragma =~ /(\d+)\)?\s*$/ ? "#pragma GCC unroll $1" : '';
+            $out .= substr($text, $done, $at - $done) . $unroll;
+            $done = pos($text);
         }
-        $done = $to;
-    } elsif (defined $4) {
-        my ($at, $pragma) = ($-[4], $4);    # the next match overwrites both
-        my $unroll = $pragma =~ /(\d+)\)?\s*$/ ? "#pragma GCC unroll $1" : '';
-        $out .= substr($text, $done, $at - $done) . $unroll;
-        $done = pos($text);
     }
 }
 print $out . substr($text, $done);

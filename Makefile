@@ -56,18 +56,14 @@ ifdef USE_CUDNN
 endif
 
 # Tests are built with the CPU backend's checks; each kind of build has its own folder. More optimization than this would
-# take longer to compile than it saves; kernels as they are built for the user, with -O2, are what the scripts run. The
-# expensive optimizations include the contraction to fma, without which attention's kernels would not compute their
-# scores bit for bit alike.
-CHECKED = -std=c++20 -O1 -g1 -fexpensive-optimizations -march=native -fopenmp $(WARN) -DCUDA_CPU_CHECK \
-    -DEVERY_KERNEL -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS
+# take longer to compile than it saves; kernels as they are built for the user, with -O2, are what the scripts run.
+CHECKED = -std=c++20 -O1 -g1 -march=native -fopenmp $(WARN) -DCUDA_CPU_CHECK -DEVERY_KERNEL \
+    -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS
 ifdef SAN
   BUILD = build/san
-  # Sanitizers' calls take long to optimize; with -Og tests compile in half the time, and hardly run longer. But for those of
-  # attention, as -Og does not contract vectors' sums to fma.
+  # Sanitizers' calls take long to optimize; with -Og tests compile in half the time, and hardly run longer.
   SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
   TEST_FLAGS = $(subst -O1,-Og,$(CHECKED)) $(SANITIZE)
-  build/san/test_attention.o: TEST_FLAGS = $(CHECKED) $(SANITIZE)
   TEST_LIBS = $(CPU_LIBS) -fsanitize=address,undefined
   TESTED_HOST = build/san/host.a
 else
@@ -239,8 +235,9 @@ $(BUILD)/%.o: tests/%.cu build/deps Makefile
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
-# Whole programs take longer to compile than they run in their tests.
-$(BUILD)/test_model.o $(BUILD)/test_infer.o: TEST_FLAGS := $(subst -O1,-Og,$(TEST_FLAGS))
+# In these tests there is more to compile than to run.
+$(addprefix $(BUILD)/,$(addsuffix .o,test_model test_infer test_attention test_layers test_matmul test_cpu_backend)): \
+    TEST_FLAGS := $(subst -O1,-Og,$(TEST_FLAGS))
 $(BUILD)/test_attention.o: TEST_FLAGS += -DUSE_CUDNN
 $(BUILD)/test_attention: $(BUILD)/attention_cudnn.o
 $(BUILD)/test_%: $(BUILD)/test_%.o $(BUILD)/doctest_main.o build/commit.o $(TESTED_HOST)
@@ -252,6 +249,7 @@ $(BUILD)/fuzz_%: $(BUILD)/fuzz_%.o build/commit.o $(TESTED_HOST)
 build/race/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p build/race
 	llmc/cpu/cpu_nvcc $< -o $@ $(RACE_FLAGS) -fsanitize=thread
+build/race/test_attention.o build/race/test_layers.o: RACE_FLAGS := $(subst -O1,-Og,$(RACE_FLAGS))
 build/race/race_check.o: llmc/cpu/race_check.cpp build/deps Makefile
 	@mkdir -p build/race
 	$(CXX) $(subst -O1,-O2,$(RACE_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@

@@ -79,9 +79,11 @@ __device__ __forceinline__ void accumulate_tile(float (&out)[R][C], const float*
     for (int x = 0; x < n; x++) {
         const Lanes* bx = (const Lanes*)(b + x * b_stride);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++)
+        for (int r = 0; r < R; r++) {
+            const Lanes ax = a[x * a_step + r * a_row] - Lanes{};  // in every lane
 #pragma GCC unroll 8
-            for (int v = 0; v < N; v++) sum[r][v] += a[x * a_step + r * a_row] * bx[v];  // contracted to fma
+            for (int v = 0; v < N; v++) sum[r][v] = cuda_cpu::fma_lanes<LANES>(ax, bx[v], sum[r][v]);
+        }
     }
     memcpy(out, sum, sizeof sum);
 #else

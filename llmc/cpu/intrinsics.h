@@ -226,3 +226,38 @@ inline float rsqrtf(float x) {
 inline void __trap() {
     abort();
 }
+
+// ---------------------------------------------------------------- vectors
+
+// For inner loops that kernels write in the processor's vectors here.
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
+
+namespace cuda_cpu {
+template <int N>
+struct Floats {
+    typedef float Vector __attribute__((vector_size(N * sizeof(float))));
+};
+
+// a b + c in each lane, rounded once, as the same chain of fmaf is elsewhere. By itself g++ contracts such a
+// sum too, but not at every level of optimization. Where the processor has no such instruction for N lanes
+// that is what is left; and where it has none at all, no sum is bit for bit that of fmaf.
+template <int N>
+[[gnu::always_inline]] inline typename Floats<N>::Vector fma_lanes(typename Floats<N>::Vector a,
+                                                                   typename Floats<N>::Vector b,
+                                                                   typename Floats<N>::Vector c) {
+#ifdef __AVX512F__
+    if constexpr (N == 16)
+        return __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4);  // rounded as the mode says
+#endif
+#ifdef __FMA__
+    if constexpr (N == 8) return __builtin_ia32_vfmaddps256(a, b, c);
+    if constexpr (N == 4) return __builtin_ia32_vfmaddps(a, b, c);
+#endif
+#ifdef __aarch64__
+    if constexpr (N == 4) return vfmaq_f32(c, a, b);
+#endif
+    return a * b + c;
+}
+}  // namespace cuda_cpu

@@ -1079,6 +1079,11 @@ std::string attention_label(const char* name, int topk) {
     return strcmp(name, "dense") == 0 ? "dense" : format("top %d", topk);
 }
 
+// Of one text alone, which has no standard error, the share.
+std::string share_text(double share, double error) {
+    return std::isnan(error) ? format("%.4f", share) : format("%.4f +- %.4f", share, error);
+}
+
 template <class Float>
 Json run_lambada(const Bench<Float>& bench, const InferConfig& c, const Tokenizer& tokenizer) {
     std::vector<Scored> items = read_lambada(c.lambada, tokenizer, bench.T);
@@ -1087,8 +1092,8 @@ Json run_lambada(const Bench<Float>& bench, const InferConfig& c, const Tokenize
     printf("\nLAMBADA, %zu texts: the last word\n", items.size());
     for (const auto& [name, how] : task_attentions(c.topk)) {
         const LambadaSummary s = lambada_summary(items, score(bench, items, how, "LAMBADA"));
-        printf("%8s  accuracy %.4f +- %.4f, perplexity %.2f\n", attention_label(name, c.topk).c_str(),
-               s.accuracy, s.accuracy_error, s.perplexity);
+        printf("%8s  accuracy %s, perplexity %.2f\n", attention_label(name, c.topk).c_str(),
+               share_text(s.accuracy, s.accuracy_error).c_str(), s.perplexity);
         json[name] = {{"accuracy", s.accuracy}, {"stderr", s.accuracy_error}, {"perplexity", s.perplexity}};
     }
     return json;
@@ -1113,8 +1118,9 @@ Json run_hellaswag(const Bench<Float>& bench, const InferConfig& c, const Tokeni
     printf("\nHellaSwag, %zu questions of four endings\n", items.size() / 4);
     for (const auto& [name, how] : task_attentions(c.topk)) {
         const ChoiceSummary s = choice_summary(items, score(bench, items, how, "HellaSwag"));
-        printf("%8s  accuracy %.4f +- %.4f, by length %.4f +- %.4f\n", attention_label(name, c.topk).c_str(),
-               s.accuracy, s.accuracy_error, s.accuracy_norm, s.accuracy_norm_error);
+        printf("%8s  accuracy %s, by length %s\n", attention_label(name, c.topk).c_str(),
+               share_text(s.accuracy, s.accuracy_error).c_str(),
+               share_text(s.accuracy_norm, s.accuracy_norm_error).c_str());
         json[name] = choice_json(s);
     }
     return json;

@@ -93,6 +93,9 @@ assert a[\"tokens\"] == b[\"tokens\"] and all(abs(x - y) < 1e-5 for x, y in zip(
 run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --hellaswag tests/fixtures/tasks/hellaswag.jsonl --limit 3 --json "$work/tasks.json"
 check "LAMBADA and HellaSwag, dense and with k keys" '[ $? = 0 ] && grep -q "LAMBADA, 3 texts" "$work/out" &&
     [ "$(json "$work/tasks.json" "d[\"lambada\"][\"topk\"][\"perplexity\"] > 1 and 0 <= d[\"hellaswag\"][\"dense\"][\"accuracy_norm\"] <= 1")" = True ]'
+run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --limit 1 --json "$work/tasks.json"
+check "LAMBADA of one text: no standard error" '[ $? = 0 ] && ! grep -q "nan" "$work/out" && grep -q "accuracy [01]\.0000, " "$work/out" &&
+    [ "$(json "$work/tasks.json" "d[\"lambada\"][\"dense\"][\"stderr\"]")" = None ]'
 run "${model[@]}" --probes --limit 8 -j "$val" --report "$work/report" -m 1 -b 2 --cuts 1,8 -k 4
 check "--report writes every head, maps and probes" '[ $? = 0 ] && [ "$(json "$work/report/report.json" "len(d[\"heads\"]) == 8 and d[\"k\"] == 4 and len(d[\"maps\"]) > 0 and \"needle\" in d[\"probes\"] and len(d[\"maps\"][0][\"rows\"][5]) == 6")" = True ]'
 run "${model[@]}" -j "$val" --report "$work/few" -t 16 -m 1 -b 3 --cuts 3 -k 3 --no-page --json "$work/few.json"

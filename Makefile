@@ -215,10 +215,10 @@ CU_TESTS = $(basename $(notdir $(wildcard tests/test_*.cu)))
 FUZZERS = $(basename $(notdir $(wildcard tests/fuzz_*.cpp)))
 SCRIPTS = $(notdir $(wildcard tests/test_*.sh))
 
-# What tests of the host's code do themselves takes less time than it would take to optimize.
+# Tests of the host's code do little themselves: -Og compiles as fast as no optimization, and runs in half the time.
 $(BUILD)/%.o: tests/%.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
-	$(CXX) $(patsubst -O%,-O0,$(TEST_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@
+	$(CXX) $(patsubst -O%,-Og,$(TEST_FLAGS)) -MMD -MF $(@:.o=.d) -c $< -o $@
 # Tests are of the code as it is built for the user, but for the sanitizers, which need code of their own.
 build/san/host/%.o: llmc/%.cpp build/deps Makefile
 	@mkdir -p build/san/host

@@ -140,24 +140,24 @@ for my $part (split /^(?=# \d+ ")/m, $text) {
 my $out  = '';
 my $done = 0;    # what precedes this position is in $out
 for my $part (@parts) {
-    my ($begin, $end) = @$part;
+    my ($begin, $stop) = @$part;
     pos($text) = $begin < $done ? $done : $begin;
-    while (pos($text) < $end && $text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:static\s+)?__shared__)\b|(\#pragma\ unroll\b[^\n]*)|.)/gs) {
+    while (pos($text) < $stop && $text =~ /\G[^"'<_e#RuUL]*+(?:$literal|(<<<)|\b(extern\s+__shared__|(?:static\s+)?__shared__)\b|(\#pragma\ unroll\b[^\n]*)|.)/gs) {
         if (defined $2) {
             my $op    = $-[2];
             my $start = kernel_start($op);
-            my $next  = config_end($op + 3);
-            fail($op, 'cannot read this launch') if $start < $done || !$next;
+            my $end   = config_end($op + 3);
+            fail($op, 'cannot read this launch') if $start < $done || !$end;
             my $kernel = substr($text, $start, $op - $start);
-            my $config = substr($text, $op + 3, $next - $op - 6);
+            my $config = substr($text, $op + 3, $end - $op - 6);
             (my $name = $kernel) =~ s/(["\\])/\\$1/g;
             $name =~ s/\s+/ /g;
             $out .= substr($text, $done, $start - $done)
                 . "::cuda_cpu::launch(::cuda_cpu::Config($config), \"$name\", "
                 . "[&](auto cuda_cpu_f) -> decltype(cuda_cpu_f($kernel)) { return cuda_cpu_f($kernel); }, "
                 . "[=](auto... cuda_cpu_a) { $kernel(cuda_cpu_a...); })";
-            $done = $next;
-            pos($text) = $next;
+            $done = $end;
+            pos($text) = $end;
         } elsif (defined $3) {
             my ($from, $keyword) = ($-[3], $3);
             $text =~ /\G([^;]*);/gs or fail($from, 'this __shared__ declaration has no end');

@@ -1,4 +1,4 @@
-// What the fuzzers share. fuzz_NAME [SECONDS [SEED [KIND]]] makes bad files of good ones and reads them, 5
+// What the fuzzers share. fuzz_NAME [SECONDS [SEED [KIND]]] makes bad files of good ones and reads them, 3
 // seconds from seed 1 if nothing is said, and of every kind where there are kinds. Reading must succeed or
 // throw an Error of one sentence; another exception, a crash, a hang or more memory than the limit below is a
 // failure, after which the files at fault stay in the folder that is printed.
@@ -40,7 +40,7 @@ class Fuzzer {
     long taken = 0, refused = 0;
 
     explicit Fuzzer(int argc, char** argv, const std::vector<std::string>& kinds = {})
-        : seconds_(argc > 1 ? atof(argv[1]) : 5),
+        : seconds_(argc > 1 ? atof(argv[1]) : 3),
           seed_(argc > 2 ? strtoull(argv[2], nullptr, 10) : 1),
           kind_(argc > 3 && !kinds.empty() ? argv[3] : "") {
         if (!kind_.empty() && std::find(kinds.begin(), kinds.end(), kind_) == kinds.end()) {

@@ -534,7 +534,7 @@ TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention cond
     TrainConfig c = small_run(B, T, 4, Reg::tail);
     c.layer_lambda = {1, 1, 1};
     StepStats stats;
-    for (int t = 1; t <= 200; t++) {
+    for (int t = 1; t <= 120; t++) {
         gradients(ctx, model, batch, c, 0.3f, 1.0f, true, &stats);
         update(ctx, model, c, 3e-3f, t);
     }

@@ -34,35 +34,61 @@ END
 
 # ---- bad input: read before matplotlib is looked for, so that these need none
 sample one && sample two --seed 2 --condensed || { echo "dev/report/sample.py failed"; failed=1; finish; }
-spoil() { # $1: the words of the message, $2: the statement that spoils the report
-    changed bad "$2"
-    check "refused: $2" refuses "bad/report.json|$1" bad
-}
 check "no file" refuses "nowhere/report.json" nowhere
 check "no folder given: usage" test "$(page; echo $?)" = 2
-spoil "version is 2" 'd["version"] = 2'
-spoil "version is missing" 'del d["version"]'
-spoil "model.layers is not an integer" 'd["model"]["layers"] = None'
-spoil "model.layers is not an integer" 'd["model"]["layers"] = 0'
-spoil "heads has 36 entries instead of 42" 'd["model"]["layers"] = 7'
-spoil "heads[7].tau.q99 is missing" 'del d["heads"][7]["tau"]["q99"]'
-spoil "heads[7].entropy is not a number" 'd["heads"][7]["entropy"] = "high"'
-spoil "heads[7].entropy is not a number" 'd["heads"][7]["entropy"] = True'
-spoil "heads[7].mass has 6 entries instead of 7" 'd["heads"][7]["mass"].pop()'
-spoil "heads[3] is layer 0, head 4 instead of layer 0, head 3" 'd["heads"][3]["head"] = 4'
-spoil "heads[0].entropy is too large" 'd["heads"][0]["entropy"] = 10**400'
-spoil "ks is not a list of rising numbers" 'd["ks"][1] = 1'
-spoil "mass_by_position.mass[2] has 15 entries instead of 16" 'd["mass_by_position"]["mass"][2].pop()'
-spoil "loss is missing" 'del d["loss"]'
-spoil "loss.cuts[0].cut is none of topk, recent" 'd["loss"]["cuts"][0]["cut"] = "best"'
-spoil "loss.cuts[0].renormalized is neither" 'd["loss"]["cuts"][0]["renormalized"] = 1'
-spoil "maps[1].rows[2] has 2 entries instead of 3" 'd["maps"][1]["rows"][2].pop()'
-spoil "maps[1].tokens has 65 entries" 'd["maps"][1]["tokens"] = ["a"] * 65'
-spoil "maps[1].tokens has 0 entries" 'd["maps"][1]["tokens"] = []'
-spoil "maps[1].layer is 6, but the model has 6" 'd["maps"][1]["layer"] = 6'
-spoil "probes.recall.topk.loss is missing" 'del d["probes"]["recall"]["topk"]["loss"]'
-spoil "probes.needle.dense has 10 entries instead of 11" 'd["probes"]["needle"]["dense"].pop()'
-spoil "the whole is not an object" 'd = [d]'
+changed bad 'd["version"] = 2'
+check "refused: a version that is not known" refuses "bad/report.json|version is 2" bad
+# What else is wrong with a report: each line is a statement that spoils it and words of the message, which page.py says
+# as it does that one. One process reads them all, and says at the end that it did.
+cat >spoiled.txt <<'END'
+del d["version"] # version is missing
+d["model"]["layers"] = None # model.layers is not an integer
+d["model"]["layers"] = 0 # model.layers is not an integer
+d["model"]["layers"] = 7 # heads has 36 entries instead of 42
+del d["heads"][7]["tau"]["q99"] # heads[7].tau.q99 is missing
+d["heads"][7]["entropy"] = "high" # heads[7].entropy is not a number
+d["heads"][7]["entropy"] = True # heads[7].entropy is not a number
+d["heads"][7]["mass"].pop() # heads[7].mass has 6 entries instead of 7
+d["heads"][3]["head"] = 4 # heads[3] is layer 0, head 4 instead of layer 0, head 3
+d["heads"][0]["entropy"] = 10**400 # heads[0].entropy is too large
+d["ks"][1] = 1 # ks is not a list of rising numbers
+d["mass_by_position"]["mass"][2].pop() # mass_by_position.mass[2] has 15 entries instead of 16
+del d["loss"] # loss is missing
+d["loss"]["cuts"][0]["cut"] = "best" # loss.cuts[0].cut is none of topk, recent
+d["loss"]["cuts"][0]["renormalized"] = 1 # loss.cuts[0].renormalized is neither
+d["maps"][1]["rows"][2].pop() # maps[1].rows[2] has 2 entries instead of 3
+d["maps"][1]["tokens"] = ["a"] * 65 # maps[1].tokens has 65 entries
+d["maps"][1]["tokens"] = [] # maps[1].tokens has 0 entries
+d["maps"][1]["layer"] = 6 # maps[1].layer is 6, but the model has 6
+del d["probes"]["recall"]["topk"]["loss"] # probes.recall.topk.loss is missing
+d["probes"]["needle"]["dense"].pop() # probes.needle.dense has 10 entries instead of 11
+d = [d] # the whole is not an object
+END
+last=
+while read -r verdict what; do
+    check "refused: $what" test "$verdict" = refused
+    last=$what
+done < <(python3 - "$report" <<'END'
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import report
+good = open("one/report.json").read()
+for line in open("spoiled.txt"):
+    statement, words = line.rstrip("\n").split(" # ")
+    names = {"d": json.loads(good)}
+    exec(statement, names)
+    json.dump(names["d"], open("bad/report.json", "w"))
+    try:
+        report.read("bad")
+        message = ""
+    except report.Bad as error:
+        message = str(error)
+    one_sentence = message.startswith("bad/report.json: ") and "\n" not in message and words in message
+    print("refused" if one_sentence else "taken", statement)
+print("refused and no statement left out")
+END
+)
+check "refused: all of them were tried" test "$last" = "and no statement left out"
 mkdir -p broken
 spoiled() { # $1: words; the file from stdin
     cat >broken/report.json
@@ -224,8 +250,13 @@ for h in d["heads"]: h.update({s: dict.fromkeys(h[s], 0.0) for s in ("tau", "err
 check "another choice of maps, and nothing cut off on a logarithmic axis" quiet one other -o other.html
 check "another choice of maps: one of each head, with both reasons" test "$(ls other_map_*.png | wc -l)" = 4
 check "another choice of maps: both reasons" look other.html "another (MADE UP"
-check "a head that was not chosen is no picture of one report" quiet other
-check "a head that was not chosen is no picture of one report: one map" test "$(ls other/page_map_*.png | wc -l)" = 1
+check "a head that was not chosen is no picture of one report" python3 - "$report" 2>err <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+import page, report
+maps = page.paired_maps([report.read("other")])
+sys.exit([why for why, _ in maps] != ["another"])
+END
 
 sample nulls --nulls
 check "nothing measured" quiet nulls
@@ -235,30 +266,28 @@ changed less 'del d["probes"]; d["maps"] = []; d["loss"]["cuts"] = []; d["k"] = 
 check "no probes, no maps, no cuts, a k without a mass" quiet less
 check "no probes, no maps, no cuts, a k without a mass: the page" look less/page.html "top-5 mass" "not measured"
 
-# What does not need a large report is seen on a small one, whose page is made in less time.
-few=(--layers 1 --heads 1 --context 16 -k 2 --rows 10)
-sample small "${few[@]}"
-check "a small one" quiet small
-changed sections 'd = json.load(open("small/report.json"))
-d.update(mass_by_position=None, loss=None, maps=None, probes=None, text=None, device=None)'
-check "whole sections not measured in one of two" quiet small sections -o half.html
-check "whole sections not measured in one of two: said" look half.html "not measured" "not measured on the same text"
-cp small/page.html first.html
-check "again" quiet small
-check "again: the same bytes" cmp -s first.html small/page.html
-check "a model with itself" quiet small small
-check "a model with itself: told apart" look small/compare.html "MADE UP, seed 1 (first)" "MADE UP, seed 1 (second) is solid"
-check "a model with itself: its own page is untouched" cmp -s first.html small/page.html
+# What does not need a large report is seen on the smallest, whose page is made in less time.
+sample small --layers 1 --heads 1 --context 16 -k 2 --rows 10
 changed point 'd = json.load(open("small/report.json")); d["ks"] = [2]; d["mass_by_position"] = {"begin": [0], "mass": [[0.5]]}
 for h in d["heads"]: h["mass"] = h["mass_nosink"] = [0.5]
 d["maps"] = [{"layer": 0, "head": 0, "why": None, "tokens": ["$"], "rows": [[1]]}]'
 check "one layer, one head, one k, one position, one token" quiet point
 check "one layer, one head, one k, one position, one token: the page" look point/page.html
+cp point/page.html first.html
+check "again" quiet point
+check "again: the same bytes" cmp -s first.html point/page.html
+check "a model with itself" quiet point point
+check "a model with itself: told apart" look point/compare.html "MADE UP, seed 1 (first)" "MADE UP, seed 1 (second) is solid"
+check "a model with itself: its own page is untouched" cmp -s first.html point/page.html
+changed sections 'd = json.load(open("small/report.json"))
+d.update(mass_by_position=None, loss=None, maps=None, probes=None, text=None, device=None)'
+check "whole sections not measured in one of two" quiet small sections -o half.html
+check "whole sections not measured in one of two: said" look half.html "not measured" "not measured on the same text"
 sample large --layers 48 --heads 25 --rows 3 --tokens long
 check "48 layers of 25 heads, 64 tokens" quiet large
 check "48 layers of 25 heads, 64 tokens: the page" look large/page.html "48 × 25"
 
-sample bytes --tokens bytes --layers 4 --heads 2 --context 128 --rows 10
+sample bytes --tokens bytes --layers 1 --heads 1 --context 128 --rows 10
 check "bytes" quiet bytes
 check "bytes: the page" look bytes/page.html "256" "⏎" "␣"
 sample one --tokens weird

@@ -218,7 +218,8 @@ TEST_CASE("sampling: equal logits") {
         const std::vector<float> row(10, -3.0f);
         for (const Sampling& how :
              std::initializer_list<Sampling>{{1.0f, 1, 1.0f, 1}, {1.0f, 4, 0.1f, 1}, {0.5f, 0, 0.1f, 1}}) {
-            CHECK(draw(ctx, rows_of(row, 20), 20, 10, how) == draw_on_host(rows_of(row, 20), 20, 10, how));
+            const int B = kFewer ? 3 : 20;
+            CHECK(draw(ctx, rows_of(row, B), B, 10, how) == draw_on_host(rows_of(row, B), B, 10, how));
             CHECK(likely(counts(draw_on_host(row, 1, 10, how, 1000), 10), std::vector<double>(10, 0.1)));
         }
         // more ties than the list of candidates holds

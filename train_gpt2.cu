@@ -1140,11 +1140,6 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
             fail("--precision fp8 needs -b times -t (%lld) and the channels (%d) to be multiples of %d",
                  (long long)micro, config.channels, kFp8Multiple);
     }
-    const int hs = config.channels / config.num_heads;
-    if (!has_room_for_attention<Float>(ctx, hs))
-        fail(
-            "attention in bf16 with heads of %d does not fit into the shared memory of %s: use --precision fp32",
-            hs, ctx.device_name.c_str());
     if (c.updates < 0) c.updates = kOnCpu ? 1000 : 500;
     if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
     c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);

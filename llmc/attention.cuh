@@ -94,16 +94,6 @@ inline int max_topk_context(const Context& ctx) {
     return max_select_context(ctx);
 }
 
-// Whether the backward has room on this device: in bf16, heads of 40 to 56 and of more than 64 take 105 KB of
-// shared memory in a block, and GPUs of compute capability 8.6, 8.9 and 12.x have 99.
-template <class Float>
-bool has_room_for_attention(const Context& ctx, int hs) {
-    bool fits = true;
-    if constexpr (sizeof(Float) == 2)
-        with_mma_head_size(hs, [&](auto size) { fits = kBackwardShared<size> <= ctx.max_shared; });
-    return fits;
-}
-
 // out [B,T,C]; qkv [B,T,3C]: queries, keys and values of all heads, C = num_heads * hs. rows.lse is written;
 // with topk > 0 also theta, mass and tie, for that k (above kMaxListed, T is at most max_select_context).
 // topk is an int, or NoTopk().
@@ -130,8 +120,8 @@ size_t attention_backward_scratch(const Context& ctx, int B, int T, int num_head
     if (sizeof(Float) == 2 && use_hopper(ctx, hs))
         floats = attention_backward_hopper_scratch(B, T, num_heads);
     else if (sizeof(Float) == 2)
-        with_mma_head_size(hs, [&](auto size) {
-            floats = rows * (4 + size) + attention_backward_flags(B, T, num_heads, kBackwardQueries<size>);
+        with_backward_tile(ctx, hs, [&](auto size, auto queries) {
+            floats = rows * (4 + size) + attention_backward_flags(B, T, num_heads, queries);
         });
     return std::max(floats, column_sum_scratch(ctx, (size_t)3 * num_heads * hs));
 }

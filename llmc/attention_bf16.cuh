@@ -515,14 +515,28 @@ __device__ __forceinline__ bool is_tied(const RowNumbers& r) {
 }
 
 inline constexpr int kBackwardKeys = 128, kBackwardWarps = 8;
-template <int HS>
-inline constexpr int kBackwardQueries = HS <= 64 ? 64 : 32;
 
 // Bytes of shared memory of a block of the backward.
-template <int HS>
-inline constexpr size_t kBackwardShared = (2 * kBackwardKeys * HS + 4 * kBackwardQueries<HS> * HS +
-                                           kBackwardKeys * kBackwardQueries<HS>)*sizeof(__nv_bfloat16) +
-                                          2 * kBackwardQueries<HS> * sizeof(RowNumbers);
+template <int HS, int QUERIES>
+inline constexpr size_t kBackwardShared = (2 * kBackwardKeys * HS + 4 * QUERIES * HS +
+                                           kBackwardKeys * QUERIES) *
+                                              sizeof(__nv_bfloat16) +
+                                          2 * QUERIES * sizeof(RowNumbers);
+
+// Calls body(HS, QUERIES), compile-time constants: the padded head size, and the queries of a tile, as many
+// as there is room for. With 128 dimensions 32 take 105 KB, and a block has 99 where the compute capability
+// is 8.6, 8.9 or 12.x.
+template <class Body>
+void with_backward_tile(const Context& ctx, int hs, Body body) {
+    with_mma_head_size(hs, [&](auto size) {
+        if constexpr (size <= 64)
+            body(size, std::integral_constant<int, 64>());
+        else if (kBackwardShared<size, 32> <= ctx.max_shared)
+            body(size, std::integral_constant<int, 32>());
+        else
+            body(size, std::integral_constant<int, 16>());
+    });
+}
 
 // Flags of the backward: a ticket counter, then one for each tile of queries and each warp. In ints.
 inline size_t attention_backward_flags(int B, int T, int num_heads, int queries) {
@@ -531,12 +545,12 @@ inline size_t attention_backward_flags(int B, int T, int num_heads, int queries)
 
 // One block: kBackwardKeys keys of one head, over the tiles of queries that see them. dq_sum [B*NH,T,HS] and
 // flags (zero) are scratch.
-template <int HS, Pull PULL>
+template <int HS, int QUERIES, Pull PULL>
 __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
     attention_backward_bf16_kernel(__nv_bfloat16* dqkv, float* dq_sum, int* flags, const __nv_bfloat16* dout,
                                    const __nv_bfloat16* qkv, const RowNumbers* numbers, const float* tie,
                                    int T, int num_heads, int hs) {
-    constexpr int KEYS = kBackwardKeys, QUERIES = kBackwardQueries<HS>, THREADS = kBackwardWarps * 32;
+    constexpr int KEYS = kBackwardKeys, THREADS = kBackwardWarps * 32;
     constexpr bool keys_in_registers = HS <= 64;  // the values' fragments would not fit besides
     extern __shared__ __align__(kTileAlignment) unsigned char tiles[];
     __nv_bfloat16* k_tile = (__nv_bfloat16*)tiles;                    // [KEYS][HS]
@@ -803,8 +817,8 @@ void attention_backward_bf16(const Context& ctx, Float* dqkv, float* scratch, co
                              const __nv_bfloat16* out, const __nv_bfloat16* qkv, AttentionRows rows, Reg reg,
                              const float* weight, int B, int T, int num_heads, int hs, int topk) {
     const int num_rows = B * num_heads * T;
-    with_mma_head_size(hs, [&](auto size) {
-        constexpr int HS = size, QUERIES = kBackwardQueries<HS>;
+    with_backward_tile(ctx, hs, [&](auto size, auto queries) {
+        constexpr int HS = size, QUERIES = queries;
         RowNumbers* numbers = (RowNumbers*)scratch;
         float* dq_sum = scratch + 4 * (size_t)num_rows;
         int* flags = (int*)(dq_sum + (size_t)num_rows * HS);
@@ -813,9 +827,9 @@ void attention_backward_bf16(const Context& ctx, Float* dqkv, float* scratch, co
                                    ctx.stream));
         const auto launch = [&](auto kernel) {
             launch_attention(ctx, kernel, dim3(ceil_div(T, kBackwardKeys) * B * num_heads),
-                             kBackwardWarps * 32, kBackwardShared<HS>, dqkv, dq_sum, flags, dout, qkv,
-                             (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads, hs);
+                             kBackwardWarps * 32, kBackwardShared<HS, QUERIES>, dqkv, dq_sum, flags, dout,
+                             qkv, (const RowNumbers*)numbers, (const float*)rows.tie, T, num_heads, hs);
         };
-        with_pull(reg, weight, [&](auto pull) { launch(attention_backward_bf16_kernel<HS, pull>); });
+        with_pull(reg, weight, [&](auto pull) { launch(attention_backward_bf16_kernel<HS, QUERIES, pull>); });
     });
 }

@@ -115,8 +115,10 @@ template <int COLS>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     if constexpr (COLS >= 64)
         return row * COLS + (chunk ^ (row & 7)) * 8;
-    else  // rows of 64 bytes: two to a line of 32 banks
+    else if constexpr (COLS == 32)  // rows of 64 bytes: two to a line of 32 banks
         return row * COLS + (chunk ^ ((row >> 1) & 3)) * 8;
+    else  // of 32 bytes: four
+        return row * COLS + (chunk ^ ((row >> 2) & 1)) * 8;
 }
 
 // Four 8 x 8 matrices make a 16 x 16 piece of a tile: rows row0 ... +15, columns 16 group ... +15. The

@@ -164,6 +164,8 @@ def draw(out):
             subprocess.run([python, "-c", "import matplotlib, numpy"], stderr=subprocess.DEVNULL, check=True)
         except (OSError, subprocess.CalledProcessError):
             continue
+        for name in figures(out):  # of what the tables may no longer have
+            os.remove(os.path.join(out, name))
         made = subprocess.run([python, script, out], stderr=subprocess.PIPE, check=False)
         if made.returncode != 0:
             return f"the figures were not drawn: {made.stderr.decode().strip().splitlines()[-1]}"

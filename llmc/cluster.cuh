@@ -7,13 +7,11 @@
 // hardware has for it (mbarrier and st.async); a barrier that makes ordinary stores seen, which compiles to a
 // fence over all of memory, is not needed. The rules:
 //
-//   - One thread opens each of its block's mailboxes, with the number of bytes, before anything else. Then
-//   all
-//     threads come to cluster_arrive(), and to cluster_wait() before they send: from there on all blocks of
-//     the cluster run and have opened their mailboxes. Nothing else is ordered by that.
-//   - A mailbox is used once, and every block waits for all of its own before it ends, for nothing may be
-//   sent
-//     to a block that has ended.
+//   1. One thread opens each of its block's mailboxes, with the number of bytes, before anything else.
+//   2. Then all threads come to cluster_arrive(), and to cluster_wait() before they send: from there on all
+//      blocks of the cluster run and have opened their mailboxes. Nothing else is ordered by that.
+//   3. A mailbox is used once, and every block waits for all of its own before it ends, for nothing may be
+//      sent to a block that has ended.
 //
 // On the CPU backend a cluster's blocks are run by one OS thread, so its kernels may only have dynamic shared
 // memory.
@@ -58,9 +56,15 @@ struct Mailbox {
     uint64_t barrier;
 };
 
+// PTX has st.async since CUDA 12.1. In code for other devices, or by an older compiler, these functions do
+// nothing, and no kernel that calls them is launched: see Context::has_clusters.
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
+#define HAS_CLUSTERS
+#endif
+
 // By one thread.
 __device__ __forceinline__ void open_mailbox(Mailbox* box, int bytes) {
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
                  "r"(bytes)
@@ -71,13 +75,13 @@ __device__ __forceinline__ void open_mailbox(Mailbox* box, int bytes) {
 
 // By all threads of the block, as cluster_wait().
 __device__ __forceinline__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     __syncwarp();  // the two instructions are for whole warps
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     __syncwarp();
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
@@ -86,7 +90,7 @@ __device__ __forceinline__ void cluster_wait() {
 // The number of this block in its cluster.
 __device__ __forceinline__ int cluster_rank() {
     uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
     return (int)rank;
@@ -95,7 +99,7 @@ __device__ __forceinline__ int cluster_rank() {
 // *p = x in block `rank` of the cluster, this one or another; its mailbox `box` counts it. p and box point
 // into this block's dynamic shared memory, where that block has its own.
 __device__ __forceinline__ void send(float* p, int rank, float x, Mailbox* box) {
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     asm volatile(
         "{ .reg .b32 there, box;\n"
         "mapa.shared::cluster.u32 there, %0, %2;\n"
@@ -107,7 +111,7 @@ __device__ __forceinline__ void send(float* p, int rank, float x, Mailbox* box) 
 #endif
 }
 __device__ __forceinline__ void send(float4* p, int rank, float4 x, Mailbox* box) {
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     asm volatile(
         "{ .reg .b32 there, box;\n"
         "mapa.shared::cluster.u32 there, %0, %2;\n"
@@ -121,7 +125,7 @@ __device__ __forceinline__ void send(float4* p, int rank, float4 x, Mailbox* box
 
 // Returns when everything that the mailbox was opened for is there, and may be read by this thread.
 __device__ __forceinline__ void wait_for(Mailbox* box) {
-#if __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
     uint32_t done = 0;
     while (!done)
         asm volatile(
@@ -134,6 +138,7 @@ __device__ __forceinline__ void wait_for(Mailbox* box) {
 #endif
 }
 
+#undef HAS_CLUSTERS
 #endif
 
 // Launches a kernel of clusters of `cluster` blocks, which may begin before the kernel in front has ended, as

@@ -95,7 +95,7 @@ __device__ __forceinline__ int arrive(int* counter) {
 
 // p[0] += a, p[1] += b in the L2 cache, without reading them here; p is 8-byte aligned.
 __device__ __forceinline__ void add_pair_in_l2(float* p, float a, float b) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010  // pairs: PTX 8.1
     asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
 #else
     asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(a) : "memory");
@@ -105,9 +105,9 @@ __device__ __forceinline__ void add_pair_in_l2(float* p, float a, float b) {
 
 #endif
 
-// A tile of rows of COLS bf16 (32, 64 or 128) in shared memory, as the fragments' loads want it: the 16-byte
-// chunks of a row are permuted by the row's number, so that the 8 rows of one column of chunks, which an 8 x
-// 8 matrix is, lie in 8 different groups of banks. Element offset of (row, chunk); a tile starts at a
+// A tile of rows of COLS bf16 (16, 32, 64 or 128) in shared memory, as the fragments' loads want it: the
+// 16-byte chunks of a row are permuted by the row's number, so that the 8 rows of one column of chunks, which
+// an 8 x 8 matrix is, lie in 8 different groups of banks. Element offset of (row, chunk); a tile starts at a
 // multiple of kTileAlignment.
 inline constexpr int kTileAlignment = 256;  // bytes: the longest row
 

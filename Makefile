@@ -41,9 +41,14 @@ CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
 HOST_FLAGS = -std=c++20 -O1 -fopenmp $(WARN)
 HOST_OBJECTS = $(patsubst llmc/%.cpp,%.o,$(filter-out llmc/attention_cudnn.cpp,$(wildcard llmc/*.cpp)))
 
-# Compute capability of the GPU here; where there is none, code for 8.0 that newer GPUs translate on loading. Hopper's own
-# instructions are those of 9.0a.
-GPU_ARCH ?= $(patsubst 90,90a,$(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. '),80))
+# Compute capability of the GPU here (80: 8.0), if there is one and it is new enough.
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ' | awk '/^[0-9]+$$/ && $$1 >= 80')
+# What is compiled for: this GPU, or the newest before it that nvcc knows; where there is none, 8.0. Newer GPUs translate
+# that on loading. Hopper's own instructions are those of 9.0a, which nothing newer takes.
+ifndef GPU_ARCH
+  GPU_ARCH := $(shell "$(NVCC)" --list-gpu-arch 2>/dev/null | tr -dc '0-9\n' | awk -v gpu="$(or $(GPU),80)" \
+      '$$1 <= gpu + 0 && $$1 > best { best = $$1 } END { print best < 80 ? 80 : best == 90 && gpu == 90 ? "90a" : best }')
+endif
 FOR_ARCH = -arch=sm_$(1) $(if $(filter 90a,$(1)),-DCOMPILED_FOR_SM_90A)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 # -O1 is for the host's code, which has nothing to do that takes long; the GPU's is optimized in any case.
@@ -98,7 +103,7 @@ $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 build/no_nvcc:
 	@for nvcc in $(NVCC_PLACES); do [ ! -x "$$nvcc" ] || echo "$$nvcc is of CUDA "$(CUDA_RELEASE)", and 12 is the oldest that will do"; done
 	@echo "no nvcc was found: building for the CPU alone"
-	@! nvidia-smi -L >/dev/null 2>&1 || echo "For the NVIDIA GPU here: make cuda (528 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
+	@[ -z "$(GPU)" ] || echo "For the NVIDIA GPU here: make cuda (528 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
 	@touch $@
 endif
 
@@ -174,7 +179,7 @@ build/check_cudnn: dev/check_cudnn.cpp $(CUDNN_FRONTEND) build/deps Makefile
 
 # ---- benchmarks, ladder: on the GPU where there is one, otherwise on the CPU backend ----
 
-HAS_GPU := $(and $(NVCC),$(shell nvidia-smi -L 2>/dev/null))
+HAS_GPU := $(and $(NVCC),$(GPU))
 BENCHES = bench decode
 .PHONY: bench decode-bench ladder
 bench: $(if $(HAS_GPU),build/gpu/bench,build/bench)

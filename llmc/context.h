@@ -99,9 +99,6 @@ inline Context make_context(int device = 0) {
     CUDA_CHECK(cudaDriverGetVersion(&driver));
     ctx.overlap_kernels = prop.major >= 9 && driver >= 12030;
 #endif
-    if (!kOnCpu && prop.major < 8)
-        fail("%s has compute capability %d.%d, this program needs 8.0 or newer: use --device cpu", prop.name,
-             prop.major, prop.minor);
     CUDA_CHECK(cudaStreamCreate(&ctx.stream));
     CUBLAS_CHECK(cublasLtCreate(&ctx.cublaslt));
     if (ctx.matmul_workspace_bytes > 0)

@@ -76,6 +76,22 @@ inline std::string program_folder() {
     fail("cannot start %s (%s): build it with make %s", program.c_str(), strerror(errno), name.c_str());
 }
 
+#ifndef CUDA_CPU
+// Why no GPU can be used; "" if one can.
+inline std::string why_no_gpu() {
+    int count = 0;
+    cudaDeviceProp prop = {};
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count > 0) error = cudaGetDeviceProperties(&prop, 0);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (count == 0) return "there is none";
+    if (prop.major < 8)
+        return format("%s has compute capability %d.%d, and 8.0 is needed", prop.name, prop.major,
+                      prop.minor);
+    return "";
+}
+#endif
+
 // Where there is no GPU, the CPU program that was built beside this one, `program` + "cpu", takes over. What
 // is said about it goes to `say`.
 inline void choose_device(Device wanted, const std::string& program, char** argv, FILE* say = stdout) {
@@ -95,16 +111,13 @@ inline void choose_device(Device wanted, const std::string& program, char** argv
     setenv(said, "1", 1);
     if (!getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
 #else
-    int count = 0;
-    const cudaError_t error = cudaGetDeviceCount(&count);
-    const char* why = error != cudaSuccess ? cudaGetErrorString(error) : "there is none";
-    const bool found = error == cudaSuccess && count > 0;
-    if (wanted == Device::cuda && !found)
-        fail("--device cuda needs an NVIDIA GPU, and none can be used: %s", why);
-    if (wanted == Device::automatic && !found)
-        fprintf(say, "running on the CPU: no NVIDIA GPU can be used (%s)\n", why);
+    const std::string why = wanted == Device::cpu ? "" : why_no_gpu();
+    if (wanted == Device::cuda && !why.empty())
+        fail("--device cuda needs an NVIDIA GPU, and none can be used: %s", why.c_str());
+    if (wanted == Device::automatic && !why.empty())
+        fprintf(say, "running on the CPU: no NVIDIA GPU can be used (%s)\n", why.c_str());
     setenv(said, "1", 1);
-    if (wanted == Device::cpu || !found) become(program_folder() + "/" + program + "cpu", argv);
+    if (wanted == Device::cpu || !why.empty()) become(program_folder() + "/" + program + "cpu", argv);
 #endif
 }
 

@@ -20,13 +20,14 @@ done
 export PATH=$work/bin
 said() { grep -qF -- "$1" out; }
 fails() { ! "$@"; }
-driver() { # of the version $1; none if there is no GPU
+driver() { # of the version $1, for a GPU of compute capability $2 (8.9); none if there is no GPU
     rm -f "$work/bin/nvidia-smi"
     [ "$1" = none ] && return
-    printf '#!/bin/sh\n[ "$1" = -L ] && { echo "GPU 0: a GPU"; exit; }\necho "| NVIDIA-SMI 1  Driver Version: 1  CUDA Version: %s |"\n' "$1" >"$work/bin/nvidia-smi"
+    printf '#!/bin/sh\ncase $* in *compute_cap*) echo %s ;; *) echo "| NVIDIA-SMI 1  Driver Version: 1  CUDA Version: %s |" ;; esac\n' "${2:-8.9}" "$1" >"$work/bin/nvidia-smi"
     chmod +x "$work/bin/nvidia-smi"
 }
-nvcc() { make -s --eval 'show: ; @echo "[$(NVCC)]"' show; }
+value() { make -s --eval 'show: ; @echo "[$('"$1"')]"' show; }
+nvcc() { value NVCC; }
 without_nvcc() { rm -f build/no_nvcc; mkdir -p build; make -s build/no_nvcc >out 2>&1; }
 get() { make -s cuda >out 2>&1; }
 
@@ -52,6 +53,13 @@ check "no GPU: no advice for one" fails said "make cuda"
 driver 13.0
 check "a GPU: builds for the CPU" without_nvcc
 check "a GPU: says what to do for it" said "make cuda"
+driver 13.0 7.5
+check "a GPU that is too old: builds for the CPU" without_nvcc
+check "a GPU that is too old: no advice for it" fails said "make cuda"
+check "a GPU that is too old is none" test "$(value GPU)$(value HAS_GPU)" = "[][]"
+driver 13.0 "No devices were found"
+check "a driver without a GPU" test "$(value GPU)" = "[]"
+driver 13.0
 check "no nvcc yet" test "$(nvcc)" = "[]"
 
 printf '#!/bin/sh\necho "Cuda compilation tools, release 11.8, V11.8.89"\n' >"$work/bin/nvcc"
@@ -61,6 +69,14 @@ check "an nvcc that is too old: builds for the CPU" without_nvcc
 check "an nvcc that is too old: which, and what would do" said "$work/bin/nvcc is of CUDA 11, and 12 is the oldest"
 sed -i s/11/12/g "$work/bin/nvcc"
 check "an nvcc that will do" test "$(nvcc)" = "[$work/bin/nvcc]"
+printf '#!/bin/sh\n[ $1 = --version ] && echo "release 12.4" || printf "compute_%%s\\n" 52 75 80 86 89 90 90a\n' >"$work/bin/nvcc"
+for case in 8.0:80 8.6:86 8.9:89 9.0:90a 10.0:90 12.0:90 7.5:80; do
+    driver 13.0 ${case%:*}
+    check "a GPU of ${case%:*}, an nvcc that knows 9.0: compiles for ${case#*:}" test "$(value GPU_ARCH)" = "[${case#*:}]"
+done
+driver none
+check "no GPU: nvcc compiles for 8.0" test "$(value GPU_ARCH)" = "[80]"
+check "unless something else is said" test "$(GPU_ARCH=90a value GPU_ARCH)" = "[90a]"
 rm "$work/bin/nvcc"
 
 driver 12.4

@@ -34,9 +34,10 @@ def at_least_one(text):
 
 def has_gpu():
     try:
-        found = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-        return found.returncode == 0 and b"GPU" in found.stdout
-    except OSError:
+        found = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        return float(found.stdout.split()[0]) >= 8  # as the programs
+    except (OSError, IndexError, ValueError):
         return False
 
 

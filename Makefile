@@ -41,8 +41,9 @@ CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
 HOST_FLAGS = -std=c++20 -O1 -fopenmp $(WARN)
 HOST_OBJECTS = $(patsubst llmc/%.cpp,%.o,$(filter-out llmc/attention_cudnn.cpp,$(wildcard llmc/*.cpp)))
 
-# Compute capability of the GPU here (80: 8.0), if there is one and it is new enough.
-GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ' | awk '/^[0-9]+$$/ && $$1 >= 80')
+# Compute capability of the GPU here (80: 8.0), if there is one that is new enough; of several the oldest such, whose code
+# the others can run.
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d '. ' | awk '/^[0-9]+$$/ && $$1 >= 80' | sort -n | head -n 1)
 # What is compiled for: this GPU, or the newest before it that nvcc knows; where there is none, 8.0. Newer GPUs translate
 # that on loading. Hopper's own instructions are those of 9.0a, which nothing newer takes.
 ifndef GPU_ARCH

@@ -1,14 +1,28 @@
 #include "json_file.h"
 
+#include <algorithm>
 #include <cstddef>
 
 #include "error.h"
 #include "files.h"
 
+namespace {
+
+// The library takes a zero byte for the end of the text, and would not look at what follows. Here one becomes
+// another byte that no JSON has, in a copy.
+std::string_view without_zeros(std::string_view text, std::string& copy) {
+    if (text.find('\0') == text.npos) return text;
+    copy = text;
+    std::replace(copy.begin(), copy.end(), '\0', '\1');
+    return copy;
+}
+
+}  // namespace
+
 nlohmann::json parse_json_object(const std::string& where, std::string_view text, int max_depth,
                                  const JsonLook& look) {
-    // The parser would take a zero byte for the end, and not look at what follows.
-    if (text.find('\0') != text.npos) fail("%s is not valid JSON (it has a zero byte)", where.c_str());
+    std::string copy;
+    text = without_zeros(text, copy);
     nlohmann::json root;
     try {
         root = nlohmann::json::parse(
@@ -36,10 +50,14 @@ nlohmann::json read_json_object(const std::string& path) {
 }
 
 nlohmann::json parse_json(std::string_view text) {
+    std::string copy;
+    text = without_zeros(text, copy);
     return nlohmann::json::parse(text.data(), text.data() + text.size(), nullptr, false);
 }
 
 bool scan_json(std::string_view text, nlohmann::json_sax<nlohmann::json>& look) {
+    std::string copy;
+    text = without_zeros(text, copy);
     return nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &look);
 }
 

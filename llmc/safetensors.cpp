@@ -253,9 +253,6 @@ std::map<std::string, SafeTensor> SafetensorsReader::read_one(const std::string&
     if (header_size == 0 || header[0] != '{')
         fail("%s is no safetensors file: its header does not start with '{'", name);
 
-    // The JSON parser would take a zero byte for the end, and not look at what follows.
-    if (memchr(header, 0, header_size)) fail("%s: the header is not valid JSON (it has a zero byte)", name);
-
     HeaderParser parser;
     if (!scan_json({header, header_size}, parser)) fail("%s: the header %s", name, parser.problem.c_str());
 

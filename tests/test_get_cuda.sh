@@ -20,10 +20,10 @@ done
 export PATH=$work/bin
 said() { grep -qF -- "$1" out; }
 fails() { ! "$@"; }
-driver() { # of the version $1, for a GPU of compute capability $2 (8.9); none if there is no GPU
+driver() { # of the version $1, for GPUs of compute capability $2 (8.9); none if there is no GPU
     rm -f "$work/bin/nvidia-smi"
     [ "$1" = none ] && return
-    printf '#!/bin/sh\ncase $* in *compute_cap*) echo %s ;; *) echo "| NVIDIA-SMI 1  Driver Version: 1  CUDA Version: %s |" ;; esac\n' "${2:-8.9}" "$1" >"$work/bin/nvidia-smi"
+    printf '#!/bin/sh\ncase $* in *compute_cap*) printf "%%s\\n" %s ;; *) echo "| NVIDIA-SMI 1  Driver Version: 1  CUDA Version: %s |" ;; esac\n' "${2:-8.9}" "$1" >"$work/bin/nvidia-smi"
     chmod +x "$work/bin/nvidia-smi"
 }
 value() { make -s --eval 'show: ; @echo "[$('"$1"')]"' show; }
@@ -57,6 +57,8 @@ driver 13.0 7.5
 check "a GPU that is too old: builds for the CPU" without_nvcc
 check "a GPU that is too old: no advice for it" fails said "make cuda"
 check "a GPU that is too old is none" test "$(value GPU)$(value HAS_GPU)" = "[][]"
+driver 13.0 "6.1 8.9 8.6 9.0"
+check "of several GPUs the oldest that will do" test "$(value GPU)" = "[86]"
 driver 13.0 "No devices were found"
 check "a driver without a GPU" test "$(value GPU)" = "[]"
 driver 13.0

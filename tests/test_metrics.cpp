@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "../llmc/json_file.h"
 #include "temp_folder.h"
 
 namespace {
@@ -141,6 +142,13 @@ TEST_CASE("a number reads back as the same float32, and is always JSON") {
     }
     CHECK(json_number(NAN) == "null");
     CHECK(json_number(-INFINITY) == "null");
+}
+
+TEST_CASE("JSON: what follows a zero byte is read, too") {
+    for (const std::string& text : {std::string("{}\0", 3), std::string("{\"a\":1}\0{}", 10)}) {
+        CHECK(parse_json(text).is_discarded());
+        CHECK(!parse_json(text.substr(0, text.find('\0'))).is_discarded());
+    }
 }
 
 TEST_CASE("a run that is killed and resumed logs what a straight run logs") {

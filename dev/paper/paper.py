@@ -36,8 +36,8 @@ def has_gpu():
     try:
         found = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-        return float(found.stdout.split()[0]) >= 8  # as the programs
-    except (OSError, IndexError, ValueError):
+        return any(float(capability) >= 8 for capability in found.stdout.split())  # as the Makefile
+    except (OSError, ValueError):
         return False
 
 

@@ -56,15 +56,12 @@ struct Mailbox {
     uint64_t barrier;
 };
 
-// PTX has st.async since CUDA 12.1. In code for other devices, or by an older compiler, these functions do
-// nothing, and no kernel that calls them is launched: see Context::has_clusters.
-#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
-#define HAS_CLUSTERS
-#endif
+// In other code than HAS_PTX_81_OF_SM_90 (mma.cuh) these functions do nothing, and no kernel that calls them
+// is launched: see Context::has_clusters.
 
 // By one thread.
 __device__ __forceinline__ void open_mailbox(Mailbox* box, int bytes) {
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
                  "r"(bytes)
@@ -75,13 +72,13 @@ __device__ __forceinline__ void open_mailbox(Mailbox* box, int bytes) {
 
 // By all threads of the block, as cluster_wait().
 __device__ __forceinline__ void cluster_arrive() {
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     __syncwarp();  // the two instructions are for whole warps
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     __syncwarp();
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
@@ -90,7 +87,7 @@ __device__ __forceinline__ void cluster_wait() {
 // The number of this block in its cluster.
 __device__ __forceinline__ int cluster_rank() {
     uint32_t rank = 0;
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
     return (int)rank;
@@ -99,7 +96,7 @@ __device__ __forceinline__ int cluster_rank() {
 // *p = x in block `rank` of the cluster, this one or another; its mailbox `box` counts it. p and box point
 // into this block's dynamic shared memory, where that block has its own.
 __device__ __forceinline__ void send(float* p, int rank, float x, Mailbox* box) {
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     asm volatile(
         "{ .reg .b32 there, box;\n"
         "mapa.shared::cluster.u32 there, %0, %2;\n"
@@ -111,7 +108,7 @@ __device__ __forceinline__ void send(float* p, int rank, float x, Mailbox* box) 
 #endif
 }
 __device__ __forceinline__ void send(float4* p, int rank, float4 x, Mailbox* box) {
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     asm volatile(
         "{ .reg .b32 there, box;\n"
         "mapa.shared::cluster.u32 there, %0, %2;\n"
@@ -125,7 +122,7 @@ __device__ __forceinline__ void send(float4* p, int rank, float4 x, Mailbox* box
 
 // Returns when everything that the mailbox was opened for is there, and may be read by this thread.
 __device__ __forceinline__ void wait_for(Mailbox* box) {
-#ifdef HAS_CLUSTERS
+#ifdef HAS_PTX_81_OF_SM_90
     uint32_t done = 0;
     while (!done)
         asm volatile(
@@ -138,7 +135,6 @@ __device__ __forceinline__ void wait_for(Mailbox* box) {
 #endif
 }
 
-#undef HAS_CLUSTERS
 #endif
 
 // Launches a kernel of clusters of `cluster` blocks, which may begin before the kernel in front has ended, as

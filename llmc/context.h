@@ -89,7 +89,7 @@ inline Context make_context(int device = 0) {
     ctx.has_fp8 = kOnCpu || prop.major * 10 + prop.minor >= 89;
     ctx.has_clusters = kOnCpu;
 #ifdef COMPILED_FOR_SM_90A
-    ctx.has_clusters = prop.major >= 9 && CUDART_VERSION >= 12010;  // see cluster.cuh
+    ctx.has_clusters = prop.major >= 9 && CUDART_VERSION >= 12010;  // see mma.cuh
     ctx.use_wgmma = prop.major == 9 && prop.minor == 0;
 #endif
     // Graphs can record it since CUDA 12.3, which a program may be newer than the driver. Code that was

@@ -93,9 +93,15 @@ __device__ __forceinline__ int arrive(int* counter) {
     return before;
 }
 
+// In code for Hopper and newer devices, by a compiler whose PTX has their additions in pairs and st.async:
+// since CUDA 12.1.
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
+#define HAS_PTX_81_OF_SM_90
+#endif
+
 // p[0] += a, p[1] += b in the L2 cache, without reading them here; p is 8-byte aligned.
 __device__ __forceinline__ void add_pair_in_l2(float* p, float a, float b) {
-#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010  // pairs: PTX 8.1
+#ifdef HAS_PTX_81_OF_SM_90
     asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(a), "f"(b) : "memory");
 #else
     asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(a) : "memory");

@@ -41,6 +41,8 @@ print(last[0] == limits[2] and fit == len(cells))")" = True ]'
 check "the rule: the smallest dense loss of those that lose little when cut, else the smallest loss when cut" '[ "$(planner "
 a, b, c = (cell(\"column\", 1, lam) for lam in (0.1, 0.3, 1))
 print(choose([(a, 2.0, 2.1), (b, 2.2, 2.205), (c, 2.1, 2.109)])[\"tail\"][\"lambda\"], choose([(a, 2.0, 2.2), (b, 2.1, 2.15)])[\"tail\"][\"lambda\"], choose([]))")" = "1 0.3 {}" ]'
+check "repeats: every named cell with every seed, seed by seed, plain first" '[ "$(planner "
+print(*(c[\"name\"] for c in repeats(cells, [\"k8-tail-l0.3-rise35to70\", \"plain\", \"entropy-l0.1-*\"], [7, 8]) if c[\"seed\"] == 7))")" = "plain-s7 k8-tail-l0.3-rise35to70-s7 entropy-l0.1-rise70-s7 entropy-l0.1-rise35to70-s7" ]'
 
 # ---- bad input
 refuse() { # words that the sentence must hold, then arguments
@@ -53,6 +55,8 @@ refuse "--budget takes a time" --budget soon
 refuse "nothing was run there yet" --tables
 refuse "no cell has a name like nothing" --data "$work/nothing" --cells nothing
 refuse "no token shard matches" --data "$work/nothing" --cells 'plain-*'
+refuse "name them with --cells" --seeds 7,8
+refuse "name plain among the --cells" --data "$work/nothing" --seeds 7,8 --cells 'k8-tail-l1-rise70'
 
 # ---- a miniature
 build/tokenize --tokenizer bytes -o "$work/text" tests/fixtures/plays.txt >"$work/out" 2>&1 || bad "tokenizing"
@@ -136,7 +140,38 @@ else
 fi
 check "it has what was left out" 'grep -q "^Left out: " "$work/mini/tables.md" || "$root/train_gpt2cpu" --help | grep -q -- --target-loss'
 
-for bad in "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget infm"; do
+
+# ---- repeats
+paper --out "$work/repeats" --data "$work/text" --context 32 --batch 2 --updates 20 --eval-tokens 256 --seeds 7-9 \
+    --cells 'plain,k8-tail-l1-rise70,entropy-l0.1-rise70'
+check "repeats: nine runs, tables, and nothing that is not asked for" '[ $? = 0 ] && [ "$(ls "$work"/repeats/runs/*/cell.json | wc -l)" = 9 ] &&
+    [ ! -e "$work/repeats/reports" ] && [ ! -e "$work/repeats/speed.json" ] && [ ! -e "$work/repeats/chosen.json" ]'
+cat >"$work/interval.py" <<'END'
+"""The repeats' table against the run folders: mean and 95% interval of the difference from plain, by their definition."""
+import json
+import statistics
+import sys
+
+out = sys.argv[1]
+dense = lambda name, seed: json.load(open(f"{out}/runs/{name}-s{seed}/eval.json"))["eval"]["dense"]["loss"]
+seeds = (7, 8, 9)
+text = open(out + "/tables.md").read().split("## Repeats\n")[1].split("Loss when every row")[0].replace("−", "-")
+rows = {line.split("|")[1].strip(): [x.strip() for x in line.split("|")[2:-1]] for line in text.splitlines() if "|" in line}
+
+
+def agrees(shown, differences):
+    half = 4.303 * statistics.stdev(differences) / len(differences) ** 0.5  # of a table: t of 2 degrees of freedom
+    mean, interval = map(float, shown.split(" ± "))
+    return abs(mean - statistics.mean(differences)) < 1e-4 and abs(interval - half) < 1e-4
+
+
+tail, entropy = "k8-tail-l1-rise70", "entropy-l0.1-rise70"
+print(agrees(rows[tail][2], [dense(tail, s) - dense("plain", s) for s in seeds]),
+      agrees(rows[f"{tail} less {entropy}"][1], [dense(tail, s) - dense(entropy, s) for s in seeds]), rows[tail][0])
+END
+check "their means and intervals are those of the pairs" '[ "$(python3 "$work/interval.py" "$work/repeats" 2>"$work/err")" = "True True 3" ]'
+
+for bad in "--seeds 7" "--seeds 7-" "--seeds x" "--seeds 1-99" "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget infm"; do
     paper --out "$work/none" $bad
     check "refused: $bad" '[ $? != 0 ] && ! grep -q Traceback "$work/err" && [ ! -e "$work/none/plan.json" ]'
 done

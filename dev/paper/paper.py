@@ -10,8 +10,9 @@ import sys
 
 import tables
 from common import ROOT, Bad, duration, from_root, read_json, write_file, write_json
-from plan import RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, select
+from plan import RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, repeats, select
 from runner import Programs, Runner, calibrate, lock
+from tables import MOST_SEEDS
 
 DEFAULT_BUDGET = {"gpu": "8h", "cpu": "50m"}
 
@@ -30,6 +31,19 @@ def at_least_one(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on is wanted, not '{text}'")
     return int(text)
+
+
+def seeds_of(text):
+    """1337,1338 or 2001-2008"""
+    seeds = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or "-" in part and not last:
+            raise argparse.ArgumentTypeError(f"whole numbers are wanted, such as 1337,1338 or 2001-2008, not '{text}'")
+        seeds += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < MOST_SEEDS else [-1]
+    if not 1 < len(set(seeds)) <= MOST_SEEDS or -1 in seeds:
+        raise argparse.ArgumentTypeError(f"2 to {MOST_SEEDS} seeds are wanted, not '{text}'")
+    return sorted(set(seeds))
 
 
 def has_gpu():
@@ -67,6 +81,8 @@ def arguments():
     add("--device", choices=("auto", "cpu"), default="auto", help="cpu: even where there is a GPU")
     add("--updates", type=at_least_one, metavar="N", help="updates of every run, instead of what fits")
     add("--cells", metavar="NAMES", help="plan only the cells with these names (patterns like 'k8-*,plain-*')")
+    add("--seeds", type=seeds_of, metavar="N,N-N", help="repeat the --cells, named without a seed and plain among them, "
+                                                        "with each of these seeds, and compare them pair by pair")
     add("--batch", type=at_least_one, metavar="N", help="rows of a micro-batch (the trainer's default)")
     add("--context", type=at_least_one, metavar="N", help="tokens of a row (the trainer's default)")
     add("--eval-tokens", type=at_least_one, metavar="N", help="validation tokens that every loss is measured on")
@@ -79,17 +95,21 @@ def make_plan(args, out, programs, gpu):
     prefix = from_root(args.data) if args.data else default_data(facts["tokens"])
     continued = size == "d12" and gpu and os.path.isdir(os.path.join(ROOT, "data/gpt2-124M"))
     can = programs.can()
-    cells = select(all_cells(can, continued), [p.strip() for p in args.cells.split(",")] if args.cells else None)
+    patterns = [p.strip() for p in args.cells.split(",")] if args.cells else None
+    if args.seeds:
+        cells = repeats(all_cells(can, False), patterns, args.seeds)
+    else:
+        cells = select(all_cells(can, continued), patterns)
     left_out = []  # what the tables will lack, and why
     if "entropy" not in can:
         left_out.append("entropy penalty: the trainer has no --reg entropy")
     if "target" not in can:
         left_out.append("constrained lambda: the trainer has no --target-loss")
-    if size == "d12" and not continued:
+    if size == "d12" and not continued and not args.seeds:
         left_out.append("continued from pretrained weights: needs a GPU and data/gpt2-124M (data/fetch 124M)")
     plan = {"version": 1, "size": size, "train_data": prefix + "_train_*.bin", "val_data": prefix + "_val_*.bin",
-            "gpu": gpu, "rule": RULE, "left_out": left_out, "cells_option": args.cells, "data_option": args.data,
-            "layers": facts["layers"], "limit": facts["limit"], "rounds": 3}
+            "gpu": gpu, "rule": RULE, "left_out": left_out, "cells_option": args.cells, "seeds": args.seeds,
+            "data_option": args.data, "layers": facts["layers"], "limit": facts["limit"], "rounds": 3}
     if args.updates and args.updates < facts["updates"][0]:
         plan.update({"limit": 4, "rounds": 1})
         left_out.append(f"results: {args.updates} updates are fewer than the {facts['updates'][0]} that a result needs "
@@ -134,7 +154,9 @@ def show_plan(plan):
           f"{duration(used + last):>10}")
     for line in plan["left_out"]:
         print(f"left out: {line}")
-    print(f"how the chosen cells are chosen: {plan['rule']}", flush=True)
+    if not plan.get("seeds"):
+        print(f"how the chosen cells are chosen: {plan['rule']}")
+    sys.stdout.flush()
 
 
 def check_same(args, gpu, plan, out):
@@ -144,6 +166,7 @@ def check_same(args, gpu, plan, out):
                   "there, or name another folder with --out" + (" (or say --device cpu)" if gpu else ""))
     for flag, given, planned in (("--size", args.size, plan["size"]), ("--updates", args.updates, plan["updates"]),
                                  ("--cells", args.cells, plan["cells_option"]),
+                                 ("--seeds", args.seeds, plan.get("seeds")),
                                  ("--data", args.data, plan["data_option"]),
                                  ("--batch", args.batch, plan["batch"]), ("--context", args.context, plan["context"]),
                                  ("--eval-tokens", args.eval_tokens, plan["options"]["eval_tokens"])):
@@ -201,6 +224,8 @@ def write_results(out, plan):
 
 def main():
     args = arguments()
+    if args.seeds and not args.cells:
+        raise Bad("--seeds repeats some of the cells: name them with --cells, such as 'plain,k8-tail-l0.1-rise70'")
     gpu = args.device == "auto" and has_gpu()
     size = args.size or ("d12" if gpu else "tiny")
     out = os.path.abspath(args.out or os.path.join(ROOT, "log", f"paper-{size}"))

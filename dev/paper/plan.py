@@ -3,7 +3,7 @@
 A cell is one training run and what is measured of it. It has a name, which is its folder's, and these settings:
 
     family   scratch, or continued: from OpenAI's weights
-    group    plain, column, schedule, chosen, baseline, target, other k
+    group    plain, column, schedule, chosen, baseline, target, other k; repeat, of cells that --seeds repeats
     wave     1: what every table needs; 2: what fills the tables if there is time
     reg k lambda start rise seed     as the trainer's flags have them: --lambda-start, --lambda-warmup
     layers   the factor on lambda in layer 0, beside 1 in the others: a name of LAYER0; "": 1
@@ -108,6 +108,7 @@ def all_cells(can, continued):
     cells += [cell("chosen", 1, 1, seed=s, pick=reg) for reg in REGS for s in SEEDS[1:]]
     if "entropy" in can:
         cells += [cell("baseline", 1, lam, "entropy") for lam in ENTROPY_LAMBDAS]
+        cells += [cell("baseline", 2, lam, "entropy", start=START) for lam in ENTROPY_LAMBDAS[1:]]
     if "target" in can:
         cells += [cell("target", 1 if s == SEEDS[0] else 2, TARGET_START, reg, margin=margin, seed=s)
                   for s in SEEDS for margin in TARGET_MARGINS for reg in REGS]
@@ -132,6 +133,24 @@ def select(cells, patterns):
     return [c for c in cells if any(fnmatch.fnmatch(c["name"], p) for p in patterns)]
 
 
+def stem_of(name):
+    """A cell's name without its seed, by which the repeats of one setting belong together."""
+    return name.rsplit("-s", 1)[0]
+
+
+def repeats(cells, patterns, seeds):
+    """The cells whose names, without their seeds, are like these, plain among them, each with all of these seeds: seed
+    by seed, so that a plan that is cut short has whole pairs."""
+    once = [dict(c, name=stem_of(c["name"])) for c in cells
+            if c["family"] == "scratch" and c["seed"] == SEEDS[0] and not c.get("pick")]
+    chosen = select(once, patterns)
+    if not any(c["group"] == "plain" for c in chosen):
+        raise Bad("--seeds compares each run with the plain one of its seed: name plain among the --cells, too")
+    made = [{**c, "group": "plain" if c["group"] == "plain" else "repeat", "wave": 1, "seed": seed}
+            for seed in seeds for c in chosen]
+    return [{**c, "name": name_of(c)} for c in made]
+
+
 def training_seconds(updates, measured):
     """Of one cell, as it runs beside the others; three validations."""
     return updates * measured["update_s"] + 3 * measured["validation_s"] + measured["start_s"]
@@ -142,7 +161,9 @@ def cell_seconds(c, updates, measured):
 
 
 def final_seconds(cells, measured):
-    """After the cells: reports, tasks and speeds, one after another, and the tables and figures."""
+    """After the cells: reports, tasks and speeds, one by one, and the tables and figures; of repeats these alone."""
+    if any(c["group"] == "repeat" for c in cells):
+        return measured["figures_s"]
     shown = sum(1 for c in cells if c["group"] in ("plain", "chosen")) + 2
     return shown * measured["report_s"] + measured["speed_s"] + measured["figures_s"]
 

@@ -349,7 +349,8 @@ class Runner:
             if not self.trained(cell):
                 yield train, os.path.join(folder, "train.log")
         result = os.path.join(folder, "eval.json")
-        kinds = "topk" if self.kinds and cell["group"] not in ("plain", "chosen") else None
+        close = cell["group"] in ("plain", "chosen") and not plan.get("seeds")
+        kinds = "topk" if self.kinds and not close else None
         command = eval_command(plan, self.programs, self.model(cell), from_root(result + ".part"), kinds)
         if not os.path.exists(result):
             yield command, os.path.join(folder, "eval.log")
@@ -415,6 +416,8 @@ class Runner:
         self.check_data()
         self.run_cells()
         self.check_data()
+        if self.plan.get("seeds"):
+            return
         shown = self.shown()
         for cell in shown:
             self.report(cell)

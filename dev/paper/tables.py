@@ -1,13 +1,18 @@
 """From the run folders to results.json, and from that alone to tables.md: a number in a table is one of the JSON's."""
+import itertools
 import math
 import os
+import statistics
 
 from common import median, read_json, read_metrics, write_file, write_json
-from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, choose, start_of, with_seed
+from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, choose, start_of, stem_of, with_seed
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
              "random": "random"}
 LOSS_BAR, NOSINK_BAR = 0.02, 0.05
+# Student's t for 95% of both sides, by the degrees of freedom: of 2 to 16 seeds.
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+MOST_SEEDS = len(STUDENT_T) + 1
 LAST_UPDATES = 50  # of a run, over which its training loss is compared with another run's
 
 
@@ -55,8 +60,8 @@ def gather(out, plan):
                 c["last_ce_above_plain"] = c["last_ce"] - pair["last_ce"]
     keep = ("size", "model", "train_data", "data_tokens", "val_data", "device", "precision", "updates",
             "tokens_per_update", "batch", "context", "eval_tokens", "workers", "threads", "why_workers", "rule",
-            "left_out", "budget_s")
-    return {"version": 1, "plan": {key: plan[key] for key in keep}, "planned": len(plan["cells"]),
+            "left_out", "budget_s", "seeds")
+    return {"version": 1, "plan": {key: plan.get(key) for key in keep}, "planned": len(plan["cells"]),
             "chosen": {family: {reg: c["name"] for reg, c in chosen_cells(out, plan, family).items()}
                        for family in sorted({c["family"] for c in plan["cells"]}, reverse=True)},
             "cells": cells, "training": read_json(os.path.join(out, "speed.json")) or [],
@@ -77,9 +82,10 @@ def folders(out, plan):
 def gather_cell(out, folder, made, plan):
     cell = dict(made["settings"])
     result = read_json(os.path.join(folder, "eval.json"))["eval"]
-    _, updates, validations = read_metrics(folder)
+    head, updates, validations = read_metrics(folder)
     cuts = [{key: c[key] for key in ("cut", "k", "loss", "kept")} for c in result["cuts"] if c["renormalized"]]
     cell.update({key: made[key] for key in ("commands", "commit", "device", "date", "training_s")})
+    cell["data_digest"] = head.get("settings", {}).get("data-digest")
     cell["loss"] = {"dense": result["dense"]["loss"], "tokens": result["tokens"], "cuts": cuts}
     cell["cost"] = {str(c["k"]): c["loss"] - result["dense"]["loss"] for c in cuts if c["cut"] == "topk"}
     if validations:
@@ -134,14 +140,19 @@ def families(results):
 
 
 def models(results, family):
-    """The models that are compared closely: [(label, cells of its seeds)]: plain, then the chosen ones."""
+    """The models that are compared closely: [(label, cells of its seeds)]: plain, then the chosen ones, or those that
+    --seeds repeats."""
     found = [("plain", done(results, family=family, group="plain"))]
     for reg, name in results["chosen"].get(family, {}).items():
         first = done(results, name=name)
         if first:
-            stem = name.rsplit("-s", 1)[0]
-            others = [c for c in done(results, family=family, group="chosen") if c["name"].rsplit("-s", 1)[0] == stem]
+            stem = stem_of(name)
+            others = [c for c in done(results, family=family, group="chosen") if stem_of(c["name"]) == stem]
             found.append((stem, first + others))
+    for c in done(results, family=family, group="repeat"):
+        if stem_of(c["name"]) not in [label for label, _ in found]:
+            found.append((stem_of(c["name"]), []))
+        next(cells for label, cells in found if label == stem_of(c["name"])).append(c)
     return [(label, cells) for label, cells in found if cells]
 
 
@@ -179,6 +190,15 @@ def spread(values, digits=4, sign=False):
     if len(there) > 1:
         text += f" ({number(min(there), digits, sign)} .. {number(max(there), digits, sign)})"
     return text + of_how_many(values)
+
+
+def interval(values, digits=4, sign=True):
+    """The mean over the seeds, and half of its 95% interval by Student's t."""
+    text = number(mean(values), digits, sign)
+    if len(values) < 2:
+        return text
+    half = STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{text} ± {number(half, digits)}"
 
 
 def of_how_many(values):
@@ -325,6 +345,42 @@ def grid_table(results):
                  for c in done(results, family="scratch", reg=reg, k=k, seed=SEEDS[0], **{"lambda": lam})
                  if c["group"] in ("column", "other k")]
     return table(["k", "reg", "lambda", *cell_head("k")], rows)
+
+
+def repeats_table(results):
+    """Every model beside plain, seed by seed: means with their 95% intervals."""
+    found = models(results, "scratch")
+    plain = {c["seed"]: c for c in found[0][1]} if found else {}
+    rows = []
+    for label, cells in found:
+        cells = [c for c in cells if c["seed"] in plain]
+        if not cells:
+            continue
+        pairs = [(c, plain[c["seed"]]) for c in cells]
+        of = lambda value: interval([value(c) - value(p) for c, p in pairs])
+        above = ["", "", ""] if label == "plain" else [
+            of(lambda c: c["loss"]["dense"]), of(lambda c: cut_loss(c, K)),
+            f"{sum(all(bars_of(results, c).values()) for c in cells)} of {len(cells)}"]
+        rows.append([label, len(cells), number(mean([c["loss"]["dense"] for c in cells])), above[0],
+                     interval([c["cost"][str(K)] for c in cells]), number(mean([cut_loss(c, K) for c in cells])), above[1],
+                     interval([outside(c, K, "mass_nosink") for c in cells], sign=False), above[2]])
+    return table(["model", "seeds", "validation loss", "above plain", f"cost of the cut to the top {K}", "loss when cut",
+                  "above plain when cut", "outside, without position 0", "meet all bars"], rows)
+
+
+def pairs_table(results):
+    """Every two of the models that are not plain, on the seeds that both have."""
+    rows = []
+    for (label, cells), (other, others) in itertools.combinations(models(results, "scratch")[1:], 2):
+        by_seed = {c["seed"]: c for c in others}
+        pairs = [(c, by_seed[c["seed"]]) for c in cells if c["seed"] in by_seed]
+        if len(pairs) > 1:
+            rows.append([f"{label} less {other}", len(pairs)]
+                        + [interval([value(a) - value(b) for a, b in pairs])
+                           for value in (lambda c: c["loss"]["dense"], lambda c: cut_loss(c, K),
+                                         lambda c: outside(c, K, "mass_nosink"))])
+    return table(["run", "seeds", "validation loss", f"loss when cut to the top {K}", "outside, without position 0"],
+                 rows)
 
 
 def matrix_table(results, family, shown=spread):
@@ -485,7 +541,22 @@ def write(out, plan):
     write_file(os.path.join(out, "tables.md"), markdown(read_json(os.path.join(out, "results.json"))))
 
 
+REPEATS_NOTE = """A number behind ± is half of the 95% interval (Student's t) of the mean over the seeds. Differences
+are between runs of the same seed, which have seen the same tokens in the same order.
+"""
+
+
+def repeats_parts(results):
+    """Of the tables, those of a plan with --seeds."""
+    return ["Made by `dev/paper/run.sh` with `--seeds`: what is compared was named before the runs.\n", REPEATS_NOTE,
+            repeats_table(results), "Between the models:\n", pairs_table(results),
+            "Loss when every row keeps k keys, mean over the seeds:\n", matrix_table(results, "scratch", mean_of)]
+
+
 def markdown(results):
+    if results["plan"].get("seeds"):
+        return "\n".join(["# Tables\n", about(results), NOTES, "## Repeats\n", *repeats_parts(results), "## Each seed\n",
+                          seeds_table(results, "scratch"), "## Runs\n", runs_table(results)])
     parts = ["# Tables\n", "Made by `dev/paper/run.sh`; every number is also in results.json, every run is a folder of "
              "that name.\n", about(results), NOTES, "## Plain and chosen\n", chosen_text(results)]
     for family in families(results):
@@ -509,6 +580,8 @@ def markdown(results):
 
 def heart(results):
     """What goes into the README."""
+    if results["plan"].get("seeds"):
+        return "\n".join([about(results, brief=True), *repeats_parts(results)])
     parts = [about(results, brief=True), "**Plain and chosen.** " + chosen_text(results)]
     for family in families(results):
         of = "" if family == "scratch" else ", continued from OpenAI's weights"

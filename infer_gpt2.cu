@@ -466,10 +466,12 @@ void check_logits(const Context& ctx, const Model<Float>& m, const Decoding<Floa
                 fail("the logits are not finite: the model's weights have diverged or are damaged");
 }
 
-// Whether B sequences are few enough for the linear layers whose time is that of reading the weights.
+// Whether B sequences are few enough for the linear layers whose time is that of reading the weights, and a
+// row of the widest, fcproj's 4C, is not too long for them.
 template <class Float>
 bool is_few(const Context& ctx, int B, int C) {
-    return B <= kMaxMatvecRows || takes_matvec_mma<Float>(ctx, B, C);
+    return B <= kMaxMatvecRows ? matvec_rows<Float>(ctx, 4 * C, false) > 0
+                               : takes_matvec_mma<Float>(ctx, B, C);
 }
 // Such a layer, with what comes before and after it: see matvec_forward.
 template <class Float>
@@ -873,7 +875,7 @@ struct Bench {
 
     Bench(const Context& context, const Model<Float>& model, int batch, int tokens)
         : ctx(context), m(model), B(batch), T(tokens) {
-        if ((int64_t)B * m.config.num_heads > 65535 || (int64_t)B * T * m.config.num_heads > INT32_MAX / 2)
+        if ((int64_t)B * m.config.num_heads > 65535 || (int64_t)B * T * m.config.num_heads > kMaxRows)
             fail("-b times -t is too large: lower -b (%d) or -t (%d)", B, T);
         memory = std::make_unique<DeviceMemory>(
             ctx, "the activations", [&](Arena& arena) { a = lay_out_acts<Float>(arena, m.config, B, T); });

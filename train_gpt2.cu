@@ -136,7 +136,8 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
         {'t', "context", "N", "128 for tiny, else 1024", "context length T in tokens",
          [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 1, 65536); }},
-        {'d', "tokens-per-update", "N", "one micro-batch on a CPU, 65536 on a GPU",
+        {'d', "tokens-per-update", "N",
+         "one micro-batch on a CPU, 65536 (rounded up to micro-batches) on a GPU",
          "tokens of an update, a multiple of batch times context; more than one micro-batch accumulates gradients",
          [&c](auto& v) {
              c.tokens_per_update = parse_int("-d (--tokens-per-update)", v, 1, int64_t{1} << 32);
@@ -522,8 +523,9 @@ void stream_layernorm_forward(const Context& ctx, const GPT2<Float>& model, int 
                                  a.branch, weight, bias, BT, C);
 }
 
-// One layer behind its first layernorm, up to what its MLP adds to the residual stream, which is left in
-// acts.branch. inp: the stream that the layer reads. topk > 0 also finds each row's threshold and mass.
+// One layer behind its first layernorm, up to the input of its last product: all that its backward needs, and
+// with -r 2 makes again. inp: the stream that the layer reads. topk > 0 also finds each row's threshold and
+// mass.
 //   mid = inp + attproj(attention(qkv(ln1(inp))))          out = mid + fcproj(gelu(fc(ln2(mid))))
 template <class Float>
 void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
@@ -539,7 +541,6 @@ void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Fl
     layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, s.branch, p.ln2_w,
                              p.ln2_b, BT, C);
     linear_gelu_forward(ctx, s.fp8_of(l, kFc), a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
-    linear_forward(ctx, s.fp8_of(l, kFcproj), s.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, BT, 4 * C, C);
 }
 
 // The residual stream that layer l reads: [B,T,C].
@@ -561,6 +562,8 @@ void forward(const Context& ctx, const GPT2<Float>& model, int B, int T, int top
         const LayerActs<Float>& y = a.layers[l];
         stream_layernorm_forward(ctx, model, l, y.ln1, y.ln1_mean, y.ln1_rstd, p.ln1_w, p.ln1_b, B * T);
         layer_forward(ctx, model, l, layer_input(model, l), B, T, topk);
+        linear_forward(ctx, a.fp8_of(l, kFcproj), a.branch, y.fch_gelu, p.fcproj_w, p.fcproj_b, B * T, 4 * C,
+                       C);
         if (topk > 0 && reg == Reg::entropy) attention_mean_scores(ctx, y.rows, y.qkv, B, T, NH, C / NH);
         if (topk > 0)
             attention_mass_sums(ctx, a.mass_sums + (size_t)l * B * NH * 2, y.rows, reg, B, T, NH, topk);
@@ -1077,6 +1080,15 @@ ModelSpec model_spec(const TrainConfig& c, const GPT2Config& config, int B) {
     return {config, B, c.T, c.recompute, c.reg, c.precision == Precision::fp8};
 }
 
+// The tokens of an update on a GPU where -d does not say: 65,536, or the next number above it that whole
+// micro-batches make: of B rows, or where that is open (-1) of as many, up to 64, as leave a choice.
+int64_t default_update_tokens(int B, int T) {
+    const int64_t rows = ceil_div(65536, T);
+    if (B < 0)
+        for (B = 64; B > rows;) B /= 2;
+    return ceil_div(rows, (int64_t)B) * B * T;
+}
+
 // The largest micro-batch that fits on the device and divides an update's tokens.
 template <class Float>
 int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
@@ -1113,6 +1125,7 @@ std::unique_ptr<DataLoader> open_val_data(const TrainConfig& c, const GPT2Config
     return data;
 }
 
+// What the flags left open, and shares of the run in updates.
 template <class Float>
 void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, const Context& ctx) {
     if (c.T < 0) c.T = from_scratch ? config.max_seq_len : std::min(1024, config.max_seq_len);
@@ -1120,15 +1133,25 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     if (c.T > config.max_seq_len)
         fail("-t (--context) is %d, and %s has %d positions: give at most that", c.T, c.from.c_str(),
              config.max_seq_len);
-    if (!kOnCpu && c.tokens_per_update < 0) c.tokens_per_update = ceil_div(65536, c.T) * (int64_t)c.T;
+    if (!kOnCpu && c.tokens_per_update < 0) c.tokens_per_update = default_update_tokens(c.B, c.T);
     if (c.B < 0) c.B = choose_batch<Float>(ctx, config, c);
+    if (c.tokens_per_update < 0) c.tokens_per_update = (int64_t)c.B * c.T;
+    if (c.updates < 0) c.updates = kOnCpu ? 1000 : 500;
+    if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
+    c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
+    c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
+    c.lambda_start_updates = parse_updates("--lambda-start", c.lambda_start, c.updates);
+    c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
+}
+
+// Settings that do not go together, or not with this model or device.
+void check_settings_fit(const TrainConfig& c, const GPT2Config& config, const Context& ctx) {
     if ((int64_t)c.B * config.num_heads > 65535)
         fail("-b (--batch) times the number of heads is %lld, and a launch takes 65535: lower -b",
              (long long)c.B * config.num_heads);
-    if ((int64_t)c.B * c.T * config.num_heads > INT32_MAX / 2)
+    if ((int64_t)c.B * c.T * config.num_heads > kMaxRows)
         fail("-b times -t is too large: lower -b (%d) or -t (%d)", c.B, c.T);
     const int64_t micro = (int64_t)c.B * c.T;
-    if (c.tokens_per_update < 0) c.tokens_per_update = micro;
     if (c.tokens_per_update % micro)
         fail("-d (--tokens-per-update) is %lld, which is not a multiple of -b times -t (%d * %d = %lld)",
              (long long)c.tokens_per_update, c.B, c.T, (long long)micro);
@@ -1140,16 +1163,10 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
             fail("--precision fp8 needs -b times -t (%lld) and the channels (%d) to be multiples of %d",
                  (long long)micro, config.channels, kFp8Multiple);
     }
-    if (c.updates < 0) c.updates = kOnCpu ? 1000 : 500;
-    if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
-    c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
-    c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
-    c.lambda_start_updates = parse_updates("--lambda-start", c.lambda_start, c.updates);
     if (c.lambda_start_updates > c.lambda_warmup_updates)
         fail(
             "--lambda-start (update %lld) lies behind the end of lambda's rise, --lambda-warmup (%lld): give an earlier one",
             (long long)c.lambda_start_updates, (long long)c.lambda_warmup_updates);
-    c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
     if (!c.target_loss.path.empty() && c.lambda == 0)
         fail("--target-loss adjusts lambda from -l on: give an -l greater than 0");
     if (c.topk == 0 && c.lambda > 0)
@@ -1378,6 +1395,7 @@ void train(TrainConfig c) {
     GPT2Config& config = start.config;
     match_vocabulary(config, start, c);
     resolve_defaults<Float>(c, config, start.from_scratch, ctx);
+    check_settings_fit(c, config, ctx);
     DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
     const std::unique_ptr<DataLoader> val_data = open_val_data(c, config);
     ModelSpec spec = model_spec(c, config, c.B);

@@ -9,9 +9,12 @@
 // largest score; M_i. With these the backward rebuilds p_ij = exp(s_ij - lse_i) and [j in S_i] = [s_ij >
 // theta_i]:
 //
-//   dp_ij = do_i . v_j,   D_i = sum_j p_ij dp_ij = do_i . o_i,   c_i = dR/dM_i
+//   dp_ij = do_i . v_j,   D_i = sum_j p_ij dp_ij = do_i . o_i,   c_i = lambda f'(M_i) / N
 //   ds_ij = p_ij (dp_ij + c_i [j in S_i] - D_i - c_i M_i)
 //   dq_i = sum_j ds_ij k_j / sqrt(hs),  dk_j = sum_i ds_ij q_i / sqrt(hs),  dv_j = sum_i p_ij do_i
+//
+// where f is the regularizer's function of M and N the number of rows that it averages (topk.h). In the code
+// lambda / N is `weight`, and c_i `slope`.
 //
 // The regularizer is one compare and one add a score. Halfway means that rounding cannot move a key across
 // the threshold unless the gap itself is that small; scores are still computed by the same operations in the

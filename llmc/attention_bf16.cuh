@@ -149,7 +149,7 @@ __device__ __forceinline__ void run_network(float* x, std::integer_sequence<int,
     (exchange<kNetwork<N, SORT>.first[I], kNetwork<N, SORT>.second[I]>(x), ...);
 }
 template <int N>
-__device__ __forceinline__ void sort_descending(float* x) {
+__device__ __forceinline__ void sort_registers(float* x) {
     run_network<N, true>(x, std::make_integer_sequence<int, kNetwork<N, true>.count>());
 }
 template <int N>
@@ -162,15 +162,15 @@ __device__ __forceinline__ void sort_bitonic(float* x) {
 template <int LIST>
 __device__ __forceinline__ void merge_into_list(float (&list)[LIST], float (&fresh)[16]) {
     if constexpr (LIST == 8) {
-        sort_descending<8>(fresh);
-        sort_descending<8>(fresh + 8);
+        sort_registers<8>(fresh);
+        sort_registers<8>(fresh + 8);
 #pragma unroll
         for (int i = 0; i < 8; i++) fresh[i] = fmaxf(fresh[i], fresh[15 - i]);
         sort_bitonic<8>(fresh);
 #pragma unroll
         for (int i = 0; i < 8; i++) list[i] = fmaxf(list[i], fresh[7 - i]);
     } else {
-        sort_descending<16>(fresh);
+        sort_registers<16>(fresh);
 #pragma unroll
         for (int i = 0; i < 16; i++) list[LIST - 16 + i] = fmaxf(list[LIST - 16 + i], fresh[15 - i]);
     }

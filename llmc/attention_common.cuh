@@ -94,6 +94,9 @@ struct Bin {
 // a warp: the bytes of the k-th largest's ordered integer are decided from the first, each by a histogram of
 // the scores that agree with it so far. Call it between barriers. Most blocks do one row, with nothing in the
 // instruction cache, so what counts is how little code there is.
+//
+// The k-th largest is found so, or bit by bit, wherever rows lie in shared memory: by the lanes of a row in
+// attention_cut.cuh, by a block or a warp where a token is decoded (attention_decode.cuh, decode_layer.cuh).
 [[maybe_unused]] static __device__ void select_top(const AttentionRows& rows, size_t row, const float* s,
                                                    int n, int topk) {
     __shared__ int counts[256];

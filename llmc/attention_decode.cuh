@@ -765,7 +765,7 @@ void attention_decode(const Context& ctx, Float* out, DecodeStats* stats, float*
     assert(how.mode != DecodeMode::topk || how.topk > 0);
     const int heads = B * num_heads, chunks = ceil_div(cache.capacity, kDecodeChunk);
     const size_t shared = decode_shared_bytes(how, cache.capacity);
-    if (shared > ctx.max_shared - 4096)  // the kernels have a little more of their own
+    if (shared > ctx.max_shared - 8192)  // the kernels have up to 4.8 KB of their own
         fail(
             "the scores of %d positions do not fit into the shared memory of %s: use --attention dense, or a model with a shorter context",
             cache.capacity, ctx.device_name.c_str());

@@ -17,6 +17,9 @@ constexpr __host__ __device__ auto ceil_div(A a, B b) {
     return (a + b - 1) / b;
 }
 
+// Of B T NH, attention's rows: the kernels number their threads, up to 32 a row, in 32 bits.
+inline constexpr int64_t kMaxRows = INT32_MAX / 32;
+
 // 16 bytes of T, loaded and stored at once (the widest memory instruction of a GPU).
 template <class T>
 struct alignas(16) Pack {

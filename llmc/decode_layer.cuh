@@ -1,4 +1,6 @@
-// One token of one sequence through a layer in two kernels, for GPUs whose blocks can work in clusters:
+// One token of one sequence through a layer in two kernels, for GPUs whose blocks can work in clusters. No
+// program uses this yet (Context::use_decode_halves): tests and dev/bench's `decode` run it, beside the five
+// kernels that a layer takes otherwise.
 //
 //   attention half:  x += attproj attention(qkv layernorm(x)) + bias
 //   MLP half:        x += fcproj gelu(fc layernorm(x) + bias) + bias
@@ -82,7 +84,7 @@ __device__ void load_eight(float (&x)[8], const Float* from) {
     }
 }
 // sum += a . b
-__device__ inline void add_product(float& sum, const float (&a)[8], const float (&b)[8]) {
+__device__ inline void add_dot(float& sum, const float (&a)[8], const float (&b)[8]) {
     for (int k = 0; k < 8; k++) sum = fmaf(a[k], b[k], sum);
 }
 
@@ -214,7 +216,7 @@ __device__ void multiply_rows(const float (&x)[HalfShape<C>::eights][8], const F
             if (o >= mine.count) break;
             float weights[8];
             load_eight(weights, shared + (mine.first + o) * C + column);
-            add_product(sum[o], weights, x[u]);
+            add_dot(sum[o], weights, x[u]);
         }
     }
     const float y = sum_each(sum);
@@ -247,7 +249,7 @@ __device__ void multiply_columns(float* part, const Float* shared, const float* 
             if (column >= COLS) break;
             float weights[8];
             load_eight(weights, shared + row * COLS + column);
-            add_product(sum, weights, in[u]);
+            add_dot(sum, weights, in[u]);
         }
         for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
         if (lane == 0) part[row] = sum;

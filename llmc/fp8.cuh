@@ -109,17 +109,18 @@ __device__ inline float float_power_of_2(int e) {
 
 // q [R,C] and, if not null, q_t [C,R] = inp [R,C] 2^e; either may be null, R and C are multiples of 16. A
 // block makes a tile of 64 x 64: each thread rounds two packs of 8, then gathers 16 rows of one column.
-constexpr int kFp8Tile = 64;
+constexpr int kFp8Tile = 64;  // tiles are blocks in one dimension, for there can be more than 65,535 of rows
 template <__nv_fp8_interpretation_t FORMAT>
 __global__ void __launch_bounds__(256)
     fp8_round_kernel(uint8_t* q, uint8_t* q_t, Fp8Scale* scale, const __nv_bfloat16* inp, int R, int C) {
     // rows of 72 bytes: 8-byte stores, and columns that start in different banks
     __shared__ __align__(8) uint8_t tile[kFp8Tile][kFp8Tile + 8];
-    const int first_row = blockIdx.y * kFp8Tile, first_column = blockIdx.x * kFp8Tile;
+    const int across = ceil_div(C, kFp8Tile);
+    const int first_row = blockIdx.x / across * kFp8Tile, first_column = blockIdx.x % across * kFp8Tile;
     const unsigned max_bits = scale->max_bits;
     const int e = fp8_exponent<FORMAT>(max_bits);
     const float factor = fp8_finite(max_bits) ? float_power_of_2(e) : __int_as_float(0x7fffffff);
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
+    if (blockIdx.x == 0 && threadIdx.x == 0)
         scale->inverse = fp8_finite(max_bits) ? float_power_of_2(-e) : __int_as_float(0x7fffffff);
 
     for (int i = threadIdx.x; i < kFp8Tile * kFp8Tile / 8; i += blockDim.x) {
@@ -154,8 +155,8 @@ template <__nv_fp8_interpretation_t FORMAT>
 void fp8_round_again(const Context& ctx, uint8_t* q, uint8_t* q_t, Fp8Scale* scale, const __nv_bfloat16* inp,
                      int R, int C) {
     assert(R % kFp8Multiple == 0 && C % kFp8Multiple == 0);
-    fp8_round_kernel<FORMAT><<<dim3(ceil_div(C, kFp8Tile), ceil_div(R, kFp8Tile)), 256, 0, ctx.stream>>>(
-        q, q_t, scale, inp, R, C);
+    fp8_round_kernel<FORMAT>
+        <<<ceil_div(C, kFp8Tile) * ceil_div(R, kFp8Tile), 256, 0, ctx.stream>>>(q, q_t, scale, inp, R, C);
     CUDA_CHECK(cudaGetLastError());
 }
 

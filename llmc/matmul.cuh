@@ -20,7 +20,7 @@
 //   DGELU          a read and a write of the gradient, 147,456 of 221,184; the read of x remains
 //   BGRADB         reading fc's dout once more for its column sums, 73,728 (the other biases: bias.cuh)
 //   BIAS           a read and a write of every out, 331,776
-// It is not taken from DGELU_BGRAD, which would save more: that rounds it to bf16.
+// fc's bias gradient is not taken from DGELU_BGRAD, which would save more: that rounds it to bf16.
 //
 // Activations and weights are Float, weight gradients always float: they are sums over many micro-batches.
 // An epilogue that this GPU does not have, or has only slowly, is replaced by separate kernels:

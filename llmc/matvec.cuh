@@ -320,22 +320,44 @@ __global__ void matvec_single_kernel(Float* out, const Float* inp, const Float* 
     }
 }
 
+// Into how many slices the columns are cut, so that no lane has more than kMatvecPacks packs of an output.
+template <class Float>
+int matvec_slices(int IC) {
+    int slices = 1;
+    while (slices < kMatvecWarps && ceil_div(IC / Pack<Float>::size, 32) > slices * kMatvecPacks) slices *= 2;
+    return slices;
+}
+
+// Bytes of dynamic shared memory of a block: `outs` outputs' weights under way, the rows, and what they are
+// normalized with.
+template <class Float>
+size_t matvec_shared(const Context& ctx, int rows, int outs, int IC, bool normalize) {
+    const int packs = matvec_packs<Float>(IC, matvec_slices<Float>(IC));
+    const size_t weights = ctx.row_lanes == 1 ? 0 : kMatvecWarps * outs * packs;
+    return weights * 32 * sizeof(Pack<Float>) + (rows + (normalize ? 2 : 0)) * IC * sizeof(Float);
+}
+
+// How many rows of IC elements a pass can take, a power of two; 0: not even one.
+template <class Float>
+int matvec_rows(const Context& ctx, int IC, bool normalize) {
+    int rows = kMaxMatvecRows;
+    while (rows > 0 && matvec_shared<Float>(ctx, rows, 1, IC, normalize) > ctx.max_shared - 1024) rows /= 2;
+    return rows;
+}
+
 // out [rows,OC], inp [rows,IC], weight [OC,IC], bias [OC] or null, norm: [IC] each or null, residual
 // [rows,OC] or null; out may be residual. The kernel in front may make inp and residual, but not weight, bias
 // and norm, which are read without waiting for it. rows: 1 to kMaxMatvecRows; IC and OC are multiples of 8;
 // not both gelu and a residual. Rows are staged in shared memory: of fp32 rows with more than 7000 elements 8
-// take two passes over the weights.
+// take two passes over the weights, and of one matvec_rows() must have room.
 template <class Float>
 void matvec_forward(const Context& ctx, Float* out, const Float* inp, const Float* weight, const Float* bias,
                     Normalize<Float> norm, const Float* residual, bool gelu, int rows, int IC, int OC) {
     assert(rows >= 1 && rows <= kMaxMatvecRows && IC % 8 == 0 && OC % 8 == 0 && !(gelu && residual));
     assert(!norm.weight == !norm.bias);
-    int slices = 1;
-    while (slices < kMatvecWarps && ceil_div(IC / Pack<Float>::size, 32) > slices * kMatvecPacks) slices *= 2;
-    const size_t most_shared = ctx.max_shared - 1024;
+    const int slices = matvec_slices<Float>(IC);
     const auto shared_bytes = [&](int n, int outs) {
-        const size_t weights = ctx.row_lanes == 1 ? 0 : kMatvecWarps * outs * matvec_packs<Float>(IC, slices);
-        return weights * 32 * sizeof(Pack<Float>) + (n + (norm.weight ? 2 : 0)) * IC * sizeof(Float);
+        return matvec_shared<Float>(ctx, n, outs, IC, norm.weight);
     };
     auto launch = [&](auto padded_rows) {
         constexpr int ROWS = padded_rows;
@@ -356,7 +378,7 @@ void matvec_forward(const Context& ctx, Float* out, const Float* inp, const Floa
                 int outs = 1;
                 const auto turns = [&] { return ceil_div(OC, kMatvecWarps / slices * outs); };
                 while (outs < kMatvecOutputs<ROWS> && turns() > ctx.num_sms &&
-                       shared_bytes(ROWS, outs + 1) <= most_shared)
+                       shared_bytes(ROWS, outs + 1) <= ctx.max_shared - 1024)
                     outs++;
                 const int most = ctx.num_sms * kMatvecBlocks<ROWS>;
                 launch_kernel(matvec_kernel<Float, ROWS>, turns() < most ? turns() : most, 32 * kMatvecWarps,
@@ -364,8 +386,7 @@ void matvec_forward(const Context& ctx, Float* out, const Float* inp, const Floa
             }
         });
     };
-    int most_rows = kMaxMatvecRows;
-    while (shared_bytes(most_rows, 1) > most_shared) most_rows /= 2;
+    const int most_rows = matvec_rows<Float>(ctx, IC, norm.weight);
     assert(most_rows >= 1);
     if (rows > most_rows) {
         matvec_forward(ctx, out, inp, weight, bias, norm, residual, gelu, most_rows, IC, OC);

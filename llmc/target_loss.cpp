@@ -20,7 +20,7 @@ TargetLossFlag parse_target_loss(const std::string& text) {
              printable(text).c_str());
     // An excess of less than 1e-4 nats would be noise: the loop divides by it.
     return {text.substr(0, colon),
-            parse_float("--target-loss FILE:MARGIN", text.substr(colon + 1), 1e-4, 100)};
+            parse_float("--target-loss RUN:MARGIN", text.substr(colon + 1), 1e-4, 100)};
 }
 
 std::vector<float> read_plain_losses(std::string path, const std::string& from,

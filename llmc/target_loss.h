@@ -48,7 +48,7 @@ struct TargetLossFlag {
     float margin = 0;  // nats a token
 };
 
-// FILE:MARGIN, cut at the last colon. Throws Error on anything else.
+// RUN:MARGIN, cut at the last colon. Throws Error on anything else.
 TargetLossFlag parse_target_loss(const std::string& text);
 
 // The training losses, update by update, of the plain run whose folder or metrics.jsonl `path` names. Throws

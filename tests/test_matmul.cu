@@ -311,6 +311,22 @@ static void check_rounding(const std::vector<bf16>& x, int R, int C) {
     }
 }
 
+TEST_CASE("more rows are rounded than a grid's second dimension has tiles") {
+    if (kFewer) return;  // 67 million numbers
+    const int C = 16, R = 65536 * kFp8Tile;
+    const Context ctx = make_context();
+    std::vector<bf16> x((size_t)R * C, (bf16)1.0f);
+    x.back() = (bf16)-2.0f;
+    DeviceArray<bf16> d_x(x);
+    DeviceArray<uint8_t> q(x.size());
+    DeviceArray<Fp8Scale> scale(1);
+    fp8_round<__NV_E4M3>(ctx, q, nullptr, scale, d_x, R, C);
+    const std::vector<uint8_t> got = q.get();
+    CHECK(scale.get()[0].inverse == 0x1p-7f);  // 2 becomes 256, the largest power of two that there is
+    CHECK((size_t)std::count(got.begin(), got.end(), 0x70) == got.size() - 1);
+    CHECK(got.back() == 0xf8);
+}
+
 TEST_CASE("every bf16 number is rounded to the nearest of 8 bits, a tie to the even one") {
     // All of them up to the format's largest number, which makes the scale 1, or 2^-20, 2^20 and so on; more
     // than half of the places hold numbers that round to zero.

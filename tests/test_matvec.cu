@@ -206,3 +206,20 @@ TEST_CASE("GPT-2's sizes are multiplied by tensor cores on every GPU from comput
     CHECK(mma_pieces(ctx, 2, 3072, false) == kMmaPieces - 1);
     CHECK(!takes_matvec_mma<bf16>(ctx, 32, 16384));
 }
+
+TEST_CASE("a row that is too long for shared memory is not taken, and one of GPT-2's never is") {
+    Context ctx = both_lane_counts().back();
+    for (int kilobytes : {99, 163, 227}) {
+        ctx.max_shared = (size_t)kilobytes << 10;
+        CAPTURE(kilobytes);
+        for (int C : {768, 1024, 1280, 1600}) CHECK(matvec_rows<float>(ctx, 4 * C, false) >= 2);
+        CHECK(matvec_rows<float>(ctx, 65536, false) == 0);
+        for (int IC = 8; IC <= 65536; IC += 8) {
+            const int rows = matvec_rows<float>(ctx, IC, true);
+            if (rows > 0) REQUIRE(matvec_shared<float>(ctx, rows, 1, IC, true) <= ctx.max_shared - 1024);
+            if (rows < kMaxMatvecRows)
+                REQUIRE(matvec_shared<float>(ctx, rows > 0 ? 2 * rows : 1, 1, IC, true) >
+                        ctx.max_shared - 1024);
+        }
+    }
+}

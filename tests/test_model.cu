@@ -370,6 +370,29 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
     CHECK(one_by_one.ce != doctest::Approx(first.ce).epsilon(1e-6));
 }
 
+TEST_CASE(
+    "tokens of an update on a GPU, where -d does not say: whole micro-batches, of many rows if possible") {
+    for (int T : {1, 96, 256, 300, 384, 768, 1000, 1024, 1536, 2048, 4096, 5000, 32768, 65536}) {
+        CAPTURE(T);
+        const int64_t open = default_update_tokens(-1, T), rows = open / T;
+        CHECK(open % T == 0);
+        CHECK(open >= 65536);
+        CHECK(open < 65536 + 64 * T);
+        int B = 64;  // the largest that choose_batch() tries, which divides the update
+        while (rows % B != 0) B /= 2;
+        CHECK((B == 64 || 4 * B > rows));
+        for (int given : {1, 5, 12, 64, 100}) {
+            const int64_t tokens = default_update_tokens(given, T);
+            CHECK(tokens % ((int64_t)given * T) == 0);
+            CHECK(tokens >= 65536);
+            CHECK(tokens < 65536 + ((int64_t)given + 1) * T);
+        }
+    }
+    CHECK(default_update_tokens(-1, 1024) == 65536);
+    CHECK(default_update_tokens(-1, 384) == 192 * 384);
+    CHECK(default_update_tokens(12, 1024) == 72 * 1024);
+}
+
 TEST_CASE("GPT-2's sizes") {
     const std::pair<const char*, size_t> sizes[] = {
         {"d12", 124439808}, {"d24", 354823168}, {"d36", 774030080}, {"d48", 1557611200}};

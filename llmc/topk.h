@@ -7,8 +7,8 @@
 //   R   = mean of f(M_i) over all layers, heads, batch rows and queries with n > k
 //   loss = cross-entropy + lambda R
 //
-//   tail: f(M) = 1 - M     the total variation distance between p and its top-k truncation
-//   kl:   f(M) = -log M    KL(truncated and renormalized p, p)
+//   tail: f(M) = 1 - M     the total variation distance between p and its top k, renormalized
+//   kl:   f(M) = -log M    KL(top k, renormalized; p)
 //
 // f depends on M alone, and M's gradient in the scores is p_ij ([j in S] - M), so with S held fixed
 //

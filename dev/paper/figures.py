@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Draws the figures of a folder of the paper's runs, from its results.json, metrics and reports: figures.py DIR writes
 DIR/*.png. Needs matplotlib; paper.py starts it with a Python that has it. Colours and parts are dev/report's."""
+import math
 import os
 import sys
 
@@ -14,12 +15,13 @@ import tables
 from plan import K, KS, LAMBDAS, LAYER0, REGS, RISE, SEEDS, start_of
 
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
-MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION)
+MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION, pictures.GREEN, pictures.PURPLE, pictures.ORANGE,
+                 pictures.SKY)
 MAP_FONT = 6.5
 LEAST = "least condensed"  # a reason for which a report has a map
 CUT_STYLE = {"topk": {"marker": "o"}, "recent": {"linestyle": "--", "linewidth": 1},
              "first_recent": {"linestyle": "-.", "linewidth": 1}, "random": {"linestyle": ":", "linewidth": 1}}
-FLOOR = 1e-4  # a cost of a cut on these few tokens is no more exact than that
+FLOOR = 1e-4  # the cost of a cut is drawn down to here; on these few tokens it is hardly more exact than 1e-3
 SCHEDULE_COLOURS = {("0", ""): pictures.BLUE, ("50%", ""): pictures.SKY, ("70%", ""): pictures.GREEN,
                     ("90%", ""): pictures.ORANGE,
                     **{("70%", name): colour for name, colour in zip(LAYER0, (pictures.PURPLE, pictures.VERMILION))}}
@@ -55,6 +57,7 @@ def pareto(results, out):
     figure, axes = pictures.panels(pictures.FULL, 3.1 * ((len(panels) + 1) // 2) + 0.5, (len(panels) + 1) // 2,
                                    min(2, len(panels)), sharex=True, sharey=True)
     flat = list(axes.flat)
+    beyond = []  # plain's cost of a cut, which may lie above the axis
     for axis, (k, found) in zip(flat, panels.items()):
         base = plain[0]["loss"]["dense"]
         axis.axhline(0, color=pictures.GREY, linewidth=0.8)
@@ -73,6 +76,7 @@ def pareto(results, out):
             axis.plot([x], [0], "*", color="black", markersize=8)
             axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8,
                       markerfacecolor="white")
+            beyond.append((axis, x, tables.cut_loss(plain[0], k) - base))
         axis.set_xscale("log")
         for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
             formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")  # 0.2, not 2 x 10^-1
@@ -82,7 +86,12 @@ def pareto(results, out):
     high = max(max(c["loss"]["dense"], tables.cut_loss(c, k)) for k, c in every) - plain[0]["loss"]["dense"]
     low = min(0, min(c["loss"]["dense"] for _, c in every) - plain[0]["loss"]["dense"])
     high = max(high, low + 0.01)
-    flat[0].set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
+    top = high + 0.12 * (high - low)
+    flat[0].set_ylim(low - 0.12 * (high - low), top)
+    for axis, x, cost in beyond:
+        if cost > top:
+            axis.annotate(f"☆ {cost:.2f}", (x, top), (x, top - 0.22 * (high - low)), ha="center", fontsize=7.5,
+                          arrowprops={"arrowstyle": "->", "linewidth": 0.8})
     for axis in flat[len(panels):]:
         axis.set_visible(False)
     figure.supxlabel("mass outside the top k (dense attention, validation)", fontsize=9)
@@ -101,7 +110,7 @@ def pareto(results, out):
 
 def cuts(results, out):
     """Loss against the k of inference: plain and chosen, the mean over seeds and the range; the controls of both."""
-    found = tables.models(results, "scratch")
+    found = tables.on_shared_seeds(tables.models(results, "scratch"))
     if not found:
         return None
     figure, axes = pictures.panels(pictures.FULL, 4, 1, 2)
@@ -126,25 +135,27 @@ def cuts(results, out):
     left.set_title("Loss when cut to the top k (dotted: dense; band: the seeds' range)", loc="left")
     left.legend()
     right.set_yscale("log")
-    right.set_ylim(0.7 * FLOOR, 20)  # the legend's place
+    right.set_ylim(0.7 * FLOOR, 100)  # the legend's place
     right.axhline(0.01, color=pictures.GREY, linewidth=0.8)
     right.set_title("Cost of the cut: loss above the same model's dense loss", loc="left")
     line = pictures.Line2D
     handles = [line([], [], color="black", label=tables.CUT_NAMES[cut], **style) for cut, style in CUT_STYLE.items()]
-    handles.append(line([], [], color=pictures.GREY, linewidth=0.8,
-                        label="0.01 (costs below 10⁻⁴ are drawn there)"))
+    handles.append(line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (at 10⁻⁴: that or less)"))
     right.legend(loc="upper right", ncols=2, handles=handles)
     return figure
 
 
 def reports_of(results, out, kind):
-    """The reports of the plain run and of the first chosen one, of the first seed, ready for dev/report's pictures."""
+    """The reports of the plain run and of the chosen one that loses least, of the first seed, ready for dev/report's
+    pictures."""
     found = []
     for label, cells in tables.models(results, "scratch"):
         folder = os.path.join(out, kind, cells[0]["name"])
         if os.path.exists(os.path.join(folder, "report.json")):
-            found.append(dict(report.read(folder), label=cells[0]["name"]))
-    return [found[0], found[-1]] if len(found) > 1 else None
+            above = tables.mean([c.get("above_plain") for c in cells]) if label != "plain" else -math.inf
+            found.append((above, dict(report.read(folder), label=cells[0]["name"])))
+    found.sort(key=lambda one: one[0])
+    return [shown for _, shown in found[:2]] if len(found) > 1 else None
 
 
 def mass_by_head(results, out):
@@ -199,28 +210,29 @@ def maps(results, out):
 def mass_in_training(results, out):
     """Top-8 mass of the training batches: lambda's column for both regularizers, and kl's schedules."""
     plain = tables.done(results, family="scratch", group="plain", seed=SEEDS[0])
-    column = {reg: tables.done(results, family="scratch", group="column", reg=reg) for reg in REGS}
-    if not plain or not any(column.values()):
+    column = {reg: found for reg in REGS if (found := tables.done(results, family="scratch", group="column", reg=reg))}
+    same = [c for c in tables.done(results, family="scratch", reg="kl", k=K, seed=SEEDS[0], **{"lambda": 0.3})
+            if c["group"] in ("column", "schedule")]
+    if not plain or not column:
         return None
-    figure, axes = pictures.panels(pictures.FULL, 3.6, 1, 3, sharey=True)
+    panels = len(column) + (len(same) > 1)
+    figure, axes = pictures.panels(pictures.FULL, 3.6, 1, panels, sharey=True)
     draw_run = lambda axis, c, **style: axis.plot(*series(os.path.join(out, "runs", c["name"])), **style)
-    for axis, reg in zip(axes[0], REGS):
+    for axis, reg in zip(axes[0], column):
         draw_run(axis, plain[0], color="black", linestyle="--", label="plain", linewidth=1.2)
         for c in sorted(column[reg], key=lambda c: c["lambda"]):
             draw_run(axis, c, color=shade(c["lambda"]), label=f"λ = {c['lambda']:g}", linewidth=1.2)
         axis.set_title(f"{reg}, k = {K}, λ rising over {RISE}", loc="left")
         axis.legend(loc="lower right")
-    last = axes[0][2]
-    draw_run(last, plain[0], color="black", linestyle="--", label="plain", linewidth=1.2)
-    same = [c for c in tables.done(results, family="scratch", reg="kl", k=K, seed=SEEDS[0], **{"lambda": 0.3})
-            if c["group"] in ("column", "schedule")]
     if len(same) > 1:
+        last = axes[0][-1]
+        draw_run(last, plain[0], color="black", linestyle="--", label="plain", linewidth=1.2)
         for c in sorted(same, key=tables.schedule_order):
             late = {"linestyle": ":"} if start_of(c) != "0" else {}
             draw_run(last, c, color=SCHEDULE_COLOURS[(c["rise"], c["layers"])], label=tables.schedule(c), linewidth=1.2,
                      **late)
         last.set_title(f"kl, k = {K}, λ = 0.3: schedules", loc="left")
-    last.legend(loc="lower right")
+        last.legend(loc="lower right")
     axes[0][0].set_ylabel(f"top-{K} mass of the training batch")
     for axis in axes[0]:
         axis.set_xlabel("update")

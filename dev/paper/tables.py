@@ -156,6 +156,13 @@ def models(results, family):
     return [(label, cells) for label, cells in found if cells]
 
 
+def on_shared_seeds(found):
+    """The same of models(), with the seeds that all of them have, if there are any: means over other seeds would differ
+    by these."""
+    shared = set.intersection(*({c["seed"] for c in cells} for _, cells in found)) if found else set()
+    return [(label, [c for c in cells if c["seed"] in shared]) for label, cells in found] if shared else found
+
+
 def cut_loss(cell, k, cut="topk"):
     return next((c["loss"] for c in cell["loss"]["cuts"] if (c["cut"], c["k"]) == (cut, k)), None)
 
@@ -385,7 +392,7 @@ def pairs_table(results):
 
 def matrix_table(results, family, shown=spread):
     """Loss when every row of every layer keeps k keys: the models, and the controls."""
-    found = models(results, family)
+    found = on_shared_seeds(models(results, family))
     found += [("untrained", [c]) for c in done(results, family=family, group="untrained")]
     ks = sorted({c["k"] for _, cells in found for cell in cells for c in cell["loss"]["cuts"]})
     rows = []

@@ -108,8 +108,9 @@ build/no_nvcc:
 	@touch $@
 endif
 
+# (Of what a program needs, only objects are linked: a folder built by an older version may name sources, too.)
 $(PROGRAMS:=cpu): %cpu: build/%_cpu.o build/commit.o build/host.a
-	$(CXX) $^ $(CPU_LIBS) -o $@
+	$(CXX) $(filter %.o %.a,$^) $(CPU_LIBS) -o $@
 
 build/%_cpu.o: %.cu build/deps Makefile
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
@@ -139,7 +140,7 @@ build/host.a: $(HOST_OBJECTS:%=build/host/%)
 build/tokenize.o: data/tokenize.cpp build/deps Makefile
 	$(CXX) $(HOST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
 build/tokenize: build/tokenize.o build/host.a
-	$(CXX) $^ -fopenmp -lpcre2-8 -o $@
+	$(CXX) $(filter %.o %.a,$^) -fopenmp -lpcre2-8 -o $@
 
 # Asked again as long as something is missing: a network or a mirror may be there by now.
 data/default_dataset: $(if $(wildcard data/tinyshakespeare_gpt2_train_000000.bin),,FORCE) | build/tokenize

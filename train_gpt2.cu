@@ -78,6 +78,7 @@ struct TrainConfig {
     Device device = Device::automatic;
     Precision precision = Precision::automatic;
     std::string debug_state, export_to;
+    GivenFlags given;  // what the command line says, and with -y what that of the run said
 
     // filled in by resolve_defaults()
     int64_t warmup_updates = 0, lambda_start_updates = 0, lambda_warmup_updates = 0;
@@ -129,7 +130,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "updates between checkpoints, one more at the end; 0 = never",
          [&c](auto& v) { c.checkpoint_every = parse_int("-n (--checkpoint-every)", v, 0, INT64_MAX); }},
         {'y', "resume", "", "",
-         "go on from the latest checkpoint in the run folder (-o, or the newest in log/)",
+         "go on from the latest checkpoint in the run folder (-o, or the newest in log/), with the flags that the run had",
          [&c](auto&) { c.resume = true; }},
         {'b', "batch", "N", "12 on a CPU, what fits (up to 64) on a GPU",
          "micro-batch: rows of a forward and backward pass",
@@ -768,7 +769,7 @@ void check_stats(const StepStats& stats, const GPT2Config& config, int64_t t) {
         what = "the gradient norm, which overflows,";
     else
         return;
-    fail("update %lld: %s is not finite; training stops, the last checkpoint stays good (lower --lr or -l?)",
+    fail("update %lld: %s is not finite; training stops, checkpoints stay as they are (lower --lr or -l?)",
          (long long)t, what.c_str());
 }
 
@@ -875,32 +876,36 @@ LambdaRise lambda_rise(const TrainConfig& c) {
 
 // The settings that change the mathematics of a run: a resumed run must have the same ones.
 std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2Config& config,
-                                                const DataLoader& train, const char* precision) {
+                                                const DataLoader& train, const DataLoader* val,
+                                                const char* precision) {
     std::string layers;
     for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + setting_text(f);
-    return {{"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers,
-                             config.num_heads, config.channels, config.vocab_size)},
-            {"training data",
-             format("%lld tokens in %d shards", (long long)train.num_tokens(), train.num_shards())},
-            {"data-digest", format("%016llx", (unsigned long long)train.digest())},
-            {"lambda", setting_text(c.lambda)},
-            {"topk", std::to_string(c.topk)},
-            {"reg", reg_name(c.reg)},
-            {"lambda-warmup", lambda_rise(c).setting},
-            {"lambda-layers", layers},
-            {"batch", std::to_string(c.B)},
-            {"context", std::to_string(c.T)},
-            {"tokens-per-update", std::to_string(c.tokens_per_update)},
-            {"updates", std::to_string(c.updates)},
-            {"lr", setting_text(c.lr)},
-            {"schedule", schedule_name(c.schedule)},
-            {"warmup", std::to_string(c.warmup_updates) + " updates"},
-            {"final-lr", setting_text(c.final_lr)},
-            {"weight-decay", setting_text(c.weight_decay)},
-            {"clip", setting_text(c.clip)},
-            {"overfit", c.overfit ? "yes" : "no"},
-            {"seed", std::to_string(c.seed)},
-            {"precision", precision}};
+    std::map<std::string, std::string> settings = {
+        {"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers, config.num_heads,
+                         config.channels, config.vocab_size)},
+        {"training data",
+         format("%lld tokens in %d shards", (long long)train.num_tokens(), train.num_shards())},
+        {kDataDigest, format("%016llx", (unsigned long long)train.digest())},
+        {"lambda", setting_text(c.lambda)},
+        {"topk", std::to_string(c.topk)},
+        {"reg", reg_name(c.reg)},
+        {"lambda-warmup", lambda_rise(c).setting},
+        {"lambda-layers", layers},
+        {"batch", std::to_string(c.B)},
+        {"context", std::to_string(c.T)},
+        {"tokens-per-update", std::to_string(c.tokens_per_update)},
+        {"updates", std::to_string(c.updates)},
+        {"lr", setting_text(c.lr)},
+        {"schedule", schedule_name(c.schedule)},
+        {"warmup", std::to_string(c.warmup_updates) + " updates"},
+        {"final-lr", setting_text(c.final_lr)},
+        {"weight-decay", setting_text(c.weight_decay)},
+        {"clip", setting_text(c.clip)},
+        {"overfit", c.overfit ? "yes" : "no"},
+        {"seed", std::to_string(c.seed)},
+        {"precision", precision}};
+    if (val) settings[kValDigest] = format("%016llx", (unsigned long long)val->digest());
+    return settings;
 }
 
 template <class Float>
@@ -1189,6 +1194,8 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
     if constexpr (kUseCudnn)
         cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
     const std::string rise = c.lambda > 0 ? lambda_rise(c).table : "";
+    const char* idle =
+        c.lambda > 0 && c.topk >= c.T ? ": no row has more, so there is nothing to regularize" : "";
     std::string limit;
     if (!c.target_loss.path.empty())
         limit = format(" (to begin with; loss within %g of %s)", c.target_loss.margin,
@@ -1200,8 +1207,8 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
                          config.num_layers, config.num_heads, config.channels, config.vocab_size,
                          pretty_count((double)num_parameters(config)).c_str())},
         {"regularizer", c.topk == 0 ? "off, and not measured"
-                                    : format("%s, lambda %g%s%s, top %d keys", reg_name(c.reg), c.lambda,
-                                             rise.c_str(), limit.c_str(), c.topk)},
+                                    : format("%s, lambda %g%s%s, top %d keys%s", reg_name(c.reg), c.lambda,
+                                             rise.c_str(), limit.c_str(), c.topk, idle)},
         {"data",
          format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train.num_tokens()).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
@@ -1376,10 +1383,10 @@ void train_loop(const Context& ctx, GPT2<Float>& model, const TrainConfig& c, in
     }
     progress.finish();
     if (step == c.updates)
-        printf("done: %s; metrics and checkpoints are in %s\n", updates_text(step).c_str(), c.out.c_str());
+        printf("done: %s; metrics%s are in %s\n", updates_text(step).c_str(),
+               c.checkpoint_every > 0 ? " and checkpoints" : "", c.out.c_str());
     else if (step == saved)
-        printf("stopped after %s: go on with -y -o %s and the same settings\n", updates_text(step).c_str(),
-               c.out.c_str());
+        printf("stopped after %s: go on with -y -o %s\n", updates_text(step).c_str(), c.out.c_str());
     else
         printf("stopped after %s\n", updates_text(step).c_str());
 }
@@ -1398,6 +1405,8 @@ void train(TrainConfig c) {
     check_settings_fit(c, config, ctx);
     DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
     const std::unique_ptr<DataLoader> val_data = open_val_data(c, config);
+    const std::string shared = val_data ? val_data->shared_file(train_data) : "";
+    if (!shared.empty()) printf("note: %s is trained on as well as validated on\n", shared.c_str());
     ModelSpec spec = model_spec(c, config, c.B);
     spec.optimizer = c.debug_state.empty();
     GPT2<Float> model = create_model<Float>(ctx, spec, first_params(start, config, c.seed));
@@ -1409,8 +1418,8 @@ void train(TrainConfig c) {
     const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start.files(), config.vocab_size);
 
     // run folder, and where to begin
-    if (c.out.empty()) c.out = default_run_folder(c.resume);
-    auto settings = run_settings(c, config, train_data, precision);
+    if (c.out.empty()) c.out = default_run_folder(false);
+    auto settings = run_settings(c, config, train_data, val_data.get(), precision);
     std::unique_ptr<TargetLoss> target;
     if (!c.target_loss.path.empty()) {
         target =
@@ -1428,10 +1437,11 @@ void train(TrainConfig c) {
                                                       {"from", c.from},
                                                       {"train_data", c.train_data},
                                                       {"val_data", c.val_data}};
-    MetricsLog metrics(c.out, line_of_settings(facts, settings), checkpoint.empty() ? -1 : step);
+    MetricsLog metrics(c.out, line_of_settings(facts, settings, c.given), checkpoint.empty() ? -1 : step);
 
     signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
     signal(SIGTERM, on_interrupt);
+    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
     train_loop(ctx, model, c, step, train_data, val_data.get(), tokenizer.get(), target.get(), metrics,
                settings);
     free_model(model);
@@ -1440,10 +1450,19 @@ void train(TrainConfig c) {
 // ---------------------------------------------------------------------------------------------------------
 // main
 
+// With -y, the flags that the run was started with, but for those that are given now. Which of them must not
+// have changed is for check_settings() to say.
+void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
+    if (c.out.empty()) c.out = default_run_folder(true);
+    for (const auto& [name, value] : flags_of_run(c.out))
+        if (c.given.emplace(name, value).second) set_flag(flags, name, value);
+}
+
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
     open_standard_streams();
     signal(SIGBUS, on_bus_error);
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
     try {
         TrainConfig config;
         std::vector<Flag> flags = train_flags(config);
@@ -1451,7 +1470,9 @@ int main(int argc, char** argv) {
             fputs(flags_markdown(flags).c_str(), stdout);
             return 0;
         }
-        parse_flags(argc, argv, flags);
+        config.given = parse_flags(argc, argv, flags);
+        if (config.resume) take_flags_of_run(config, flags);
+        for (const char* name : {"out", "resume"}) config.given.erase(name);  // not of the run itself
         if (!config.export_to.empty()) {
             export_weights(config);
             return 0;

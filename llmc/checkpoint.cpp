@@ -123,16 +123,17 @@ void check_settings(const std::string& folder, const std::map<std::string, std::
         differences +=
             (differences.empty() ? "" : ", ") + printable(name) + " was " + printable(was) + " and is " + is;
     };
-    const bool old = !saved.count(kNewSetting);
+    const bool old = !saved.count(kDataDigest);
     for (const auto& [name, value] : saved) {
         auto found = now.find(name);
+        if (found == now.end() && name == kValDigest) continue;
         if (found == now.end())
             compare(name, value, "not known now");
         else if (!same_setting(value, found->second, old))
             compare(name, value, "now " + printable(found->second));
     }
     for (const auto& [name, value] : now)
-        if (!saved.count(name) && name != kNewSetting)
+        if (!saved.count(name) && name != kDataDigest && name != kValDigest)
             compare(name, "not recorded", "now " + printable(value));
     if (!differences.empty())
         fail(
@@ -267,19 +268,41 @@ void save_checkpoint(const std::string& run_folder, const GPT2Config& config, co
 }
 
 std::string line_of_settings(const std::map<std::string, std::string>& facts,
-                             const std::map<std::string, std::string>& settings) {
+                             const std::map<std::string, std::string>& settings,
+                             const std::map<std::string, std::string>& flags) {
     nlohmann::json line = facts;
     line["settings"] = settings;
+    line["flags"] = flags;
     return json_text(line);
 }
 
+// The texts of an object in a line; empty if it has none of that name.
+static std::map<std::string, std::string> texts_of_line(const nlohmann::json& line, const char* key) {
+    std::map<std::string, std::string> texts;
+    if (!line.is_object() || !line.contains(key) || !line[key].is_object()) return texts;
+    for (const auto& [name, value] : line[key].items())
+        if (value.is_string()) texts[name] = value.get<std::string>();
+    return texts;
+}
+
 std::map<std::string, std::string> settings_of_line(const nlohmann::json& line) {
-    std::map<std::string, std::string> settings;
-    if (!line.is_object() || !line.contains("settings") || !line["settings"].is_object()) return settings;
-    for (const auto& [name, value] : line["settings"].items())
-        if (value.is_string()) settings[name] = value.get<std::string>();
+    std::map<std::string, std::string> settings = texts_of_line(line, "settings");
+    if (settings.empty()) return settings;
     if (line.contains("from") && line["from"].is_string()) settings["from"] = line["from"].get<std::string>();
     return settings;
+}
+
+// Of a metrics.jsonl.
+static nlohmann::json first_line(const std::string& path) {
+    const MappedFile file(path);
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    return parse_json(text.substr(0, text.find('\n')));
+}
+
+std::map<std::string, std::string> flags_of_run(const std::string& run_folder) {
+    const std::string metrics = run_folder + "/metrics.jsonl";
+    return is_file(metrics) ? texts_of_line(first_line(metrics), "flags")
+                            : std::map<std::string, std::string>();
 }
 
 std::string open_run_folder(const std::string& run_folder, bool resume,
@@ -298,10 +321,11 @@ std::string open_run_folder(const std::string& run_folder, bool resume,
     }
     if (steps.empty()) {
         const std::string metrics = run_folder + "/metrics.jsonl";
-        if (!is_file(metrics)) return "";
-        const MappedFile file(metrics);
-        const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-        const auto was = settings_of_line(parse_json(text.substr(0, text.find('\n'))));
+        if (!is_file(metrics)) {
+            fprintf(say, "there is no run in %s: it begins here\n", run_folder.c_str());
+            return "";
+        }
+        const auto was = settings_of_line(first_line(metrics));
         if (was.empty()) fail("%s has no first line with the configuration of the run", metrics.c_str());
         settings["from"] = from;
         check_settings(run_folder, was, settings);

@@ -61,8 +61,9 @@ struct RunState {
 
 RunState load_run_state(const std::string& folder);
 
-// Runs of older versions did not record this setting, and numbers with six digits.
-inline constexpr const char* kNewSetting = "data-digest";
+// Runs of older versions did not record these settings, and before the first of them numbers with six digits.
+// A run without validation has not the second: it is compared where both have it.
+inline constexpr const char *kDataDigest = "data-digest", *kValDigest = "val-digest";
 
 // Whether a setting is what it was; old: as an older version recorded it.
 bool same_setting(const std::string& was, const std::string& is, bool old);
@@ -95,11 +96,16 @@ void save_checkpoint(const std::string& run_folder, const GPT2Config& config, co
                      const float* adam_m, const float* adam_v, const RunState& state, int keep = 2);
 
 // The first line of a run's metrics.jsonl: one JSON object with `facts` (the commit, the device, what the run
-// starts "from") and the run's "settings".
+// starts "from"), the run's "settings", and the "flags" that it was given.
 std::string line_of_settings(const std::map<std::string, std::string>& facts,
-                             const std::map<std::string, std::string>& settings);
+                             const std::map<std::string, std::string>& settings,
+                             const std::map<std::string, std::string>& flags);
 // And back: the settings, and "from"; empty if the line has none.
 std::map<std::string, std::string> settings_of_line(const nlohmann::json& line);
+
+// The flags in the first line of a run folder's metrics.jsonl; none if there is no such file or line, or if
+// an older version wrote it.
+std::map<std::string, std::string> flags_of_run(const std::string& run_folder);
 
 // Makes a run folder ready, and returns the checkpoint to resume from, or "" for a run that starts new. A
 // folder with a run in it is refused unless `resume`. With `resume` a new run starts in an empty folder, and

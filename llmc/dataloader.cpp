@@ -223,6 +223,14 @@ uint64_t DataLoader::digest() const {
     return digest;
 }
 
+std::string DataLoader::shared_file(const DataLoader& other) const {
+    std::error_code error;
+    for (const TokenShard& mine : shards_)
+        for (const TokenShard& theirs : other.shards_)
+            if (std::filesystem::equivalent(mine.path(), theirs.path(), error)) return mine.path();
+    return "";
+}
+
 void DataLoader::restore(const State& state) {
     if (state.epoch < 0 || state.epoch > INT64_MAX / 2 || state.position < 0) {
         fail("there is no window %lld of epoch %lld in any data", static_cast<long long>(state.position),

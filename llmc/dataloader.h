@@ -129,6 +129,8 @@ class DataLoader {
     // Of the shards' lengths and of 16 places in each: other data of the same size has another digest, but
     // for small changes in it.
     uint64_t digest() const;
+    // A file that both read, or "".
+    std::string shared_file(const DataLoader& other) const;
 
     const int* inputs() const { return inputs_.data(); }
     const int* targets() const { return targets_.data(); }

@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "error.h"
+#include "files.h"
 
 std::string Flag::title() const {
     std::string text = letter ? std::string("-") + letter + ", --" + name : "    --" + name;
@@ -61,7 +62,8 @@ std::vector<std::string> split_list(const std::string& text) {
     return parts;
 }
 
-void parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
+GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
+    GivenFlags all;
     constexpr int kLongFlag = 256;  // behind all letters
     std::string letters = ":";
     std::vector<option> options;
@@ -84,10 +86,19 @@ void parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
         if (letter == '?')
             fail("there is no flag %s, or its short form is ambiguous: see --help", given.c_str());
         for (size_t i = 0; i < flags.size(); i++)
-            if (letter == kLongFlag + static_cast<int>(i) || (flags[i].letter && flags[i].letter == letter))
-                flags[i].set(optarg ? optarg : "");
+            if (letter == kLongFlag + static_cast<int>(i) || (flags[i].letter && flags[i].letter == letter)) {
+                all[flags[i].name] = optarg ? optarg : "";
+                flags[i].set(all[flags[i].name]);
+            }
     }
     if (optind < argc) fail("'%s' belongs to no flag: see --help", argv[optind]);
+    return all;
+}
+
+void set_flag(const std::vector<Flag>& flags, const std::string& name, const std::string& value) {
+    for (const Flag& f : flags)
+        if (f.name == name) return f.set(value);
+    fail("there is no flag --%s: see --help", printable(name).c_str());
 }
 
 std::string flags_help(const std::vector<Flag>& flags) {

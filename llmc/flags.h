@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -37,8 +38,14 @@ int parse_choice(const std::string& flag, const std::string& text, const std::ve
 // The parts of a list with commas; an empty text has one, which is empty.
 std::vector<std::string> split_list(const std::string& text);
 
+// Flags as they were given: values by long names, of a flag that was given twice the last.
+using GivenFlags = std::map<std::string, std::string>;
+
 // Sets everything that argv names, in order. Throws Error on anything that is not in the table.
-void parse_flags(int argc, char** argv, const std::vector<Flag>& flags);
+GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags);
+
+// Sets one flag by its long name.
+void set_flag(const std::vector<Flag>& flags, const std::string& name, const std::string& value);
 
 // Lines of at most 100 columns, the second column aligned.
 std::string flags_help(const std::vector<Flag>& flags);

@@ -49,7 +49,7 @@ std::vector<float> read_plain_losses(std::string path, const std::string& from,
                      printable(recorded("lambda")).c_str());
             const auto compare = [&](const std::string& name, const std::string& theirs,
                                      const std::string& ours) {
-                if (!same_setting(theirs, ours, !was.contains(kNewSetting)))
+                if (!same_setting(theirs, ours, !was.contains(kDataDigest)))
                     fail(
                         "--target-loss: %s is of a run whose %s is %s, and here it is %s: give them the same",
                         path.c_str(), name.c_str(), printable(theirs).c_str(), printable(ours).c_str());
@@ -57,7 +57,8 @@ std::vector<float> read_plain_losses(std::string path, const std::string& from,
             compare("start (-e)", recorded("from"), from);
             for (const auto& [name, value] : settings)
                 if (name != "lambda" && name != "topk" && name != "reg" && name != "lambda-warmup" &&
-                    name != "lambda-layers" && (name != kNewSetting || was.contains(name)))
+                    name != "lambda-layers" && name != kValDigest &&
+                    (name != kDataDigest || was.contains(name)))
                     compare(name, recorded(name), value);
         } else if (object.contains("ce")) {
             if (!object.contains("step") || object["step"] != losses.size() + 1 || !object["ce"].is_number())

@@ -626,6 +626,32 @@ TEST_CASE("a model with NaN or infinity is neither saved nor loaded") {
                    "tensor ln_f.bias holds NaN or infinity");
 }
 
+TEST_CASE("the first line of metrics.jsonl holds settings and flags, whatever is in them") {
+    TempFolder folder;
+    const std::map<std::string, std::string> settings = {{"lr", "1"}},
+                                             flags = {{"train-data", "a \"b\"\n,c"}, {"overfit", ""}};
+    CHECK(flags_of_run(folder / "nothing").empty());
+    const std::string line = line_of_settings({{"from", "tiny"}}, settings, flags);
+    write_text(folder / "metrics.jsonl", line + "\n{\"step\":1}\n");
+    CHECK(flags_of_run(folder.path) == flags);
+    CHECK(settings_of_line(parse_json(line)) ==
+          std::map<std::string, std::string>{{"from", "tiny"}, {"lr", "1"}});
+    write_text(folder / "metrics.jsonl", "{\"settings\":{\"lr\":\"1\"}}\n");  // of an older version
+    CHECK(flags_of_run(folder.path).empty());
+    write_text(folder / "metrics.jsonl", "{\"settings\"");
+    CHECK(flags_of_run(folder.path).empty());  // what is wrong, the rest of the start says
+}
+
+TEST_CASE("a validation that one of two runs has not does not tell them apart, and other data does") {
+    std::map<std::string, std::string> with = {{"lr", "1"}, {kValDigest, "a"}}, without = {{"lr", "1"}};
+    CHECK(error_of([&] { check_settings("run", with, without); }) == "");
+    CHECK(error_of([&] { check_settings("run", without, with); }) == "");
+    check_mentions(error_of([&] {
+                       check_settings("run", with, {{"lr", "1"}, {kValDigest, "b"}});
+                   }),
+                   "val-digest was a and is now b");
+}
+
 TEST_CASE("a new run does not start in another's folder") {
     TempFolder folder;
     const std::string run = folder / "a/b";
@@ -634,12 +660,14 @@ TEST_CASE("a new run does not start in another's folder") {
     const auto open_run = [&](bool resume) { return open_run_folder(run, resume, settings, "tiny", said); };
     CHECK(open_run(false) == "");
     CHECK(is_folder(run));
-    CHECK(open_run(true) == "");  // nothing there: a new run
     CHECK(ftell(said) == 0);
+    CHECK(open_run(true) == "");  // nothing there: a new run, and says so
+    CHECK(ftell(said) > 0);
+    const long begun = ftell(said);
     write_text(run + "/metrics.jsonl", "{\"from\":\"tiny\",\"settings\":{\"lr\":\"1\"}}\n{\"step\":1}\n");
     check_mentions(error_of([&] { open_run(false); }), "resume it with -y, or choose another folder with -o");
     CHECK(open_run(true) == "");  // stopped before its first checkpoint: it starts again, and says so
-    CHECK(ftell(said) > 0);
+    CHECK(ftell(said) > begun);
     CHECK(error_of([&] { open_run_folder(run, true, settings, "d6", said); }) != "");
     settings["lr"] = "2";  // but it does not take the place of another run
     check_mentions(error_of([&] { open_run(true); }), "lr was 1 and is now 2");

@@ -132,6 +132,7 @@ struct Parsed {
     int64_t number = 3;
     float real = 0;
     bool on = false;
+    GivenFlags given = {};
 };
 static std::vector<Flag> some_flags(Parsed& p) {
     return {
@@ -150,7 +151,7 @@ static std::string parse(std::vector<std::string> words, Parsed& p) {
     for (std::string& w : words) argv.push_back(w.data());
     argv.push_back(nullptr);
     try {
-        parse_flags((int)words.size(), argv.data(), some_flags(p));
+        p.given = parse_flags((int)words.size(), argv.data(), some_flags(p));
     } catch (const Error& e) {
         return e.what();
     }
@@ -169,6 +170,18 @@ TEST_CASE("flags: what is taken") {
     CHECK(parse({"--bat", "10", "--l", "3", "--kindn", "x"}, p) == "");  // as much as it takes to know which
     CHECK(p.number == 10);
     CHECK(p.real == 3.0f);
+}
+
+TEST_CASE("flags: what was given is told by long names, and sets the same again") {
+    Parsed p, again;
+    CHECK(parse({"-b", "8", "--lr=2", "-ab9"}, p) == "");
+    CHECK(p.given == GivenFlags{{"all", ""}, {"batch", "9"}, {"lr", "2"}});
+    for (const auto& [name, value] : p.given) set_flag(some_flags(again), name, value);
+    CHECK(again.number == 9);
+    CHECK(again.real == 2.0f);
+    CHECK(again.on);
+    CHECK_THROWS_WITH_AS(set_flag(some_flags(p), "b", "1"), "there is no flag --b: see --help", Error);
+    CHECK_THROWS_AS(set_flag(some_flags(p), "batch", "0"), Error);
 }
 
 TEST_CASE("flags: what is not, and a sentence that says why") {

@@ -111,14 +111,36 @@ on() { run -e tiny -b 2 -t 64 -s 0 -v 0 -x 4 -n 2 -i "$work/$1_train_*.bin" -j "
 on one -o "$work/same_size" && rm -r "$work/same_size/step_00000004"
 on other -y -o "$work/same_size"
 check "resuming with other data of the same size is refused" '[ $? = 1 ] && grep -q "data-digest was" "$work/log"'
+on one -y -o "$work/same_size" -j "$work/other_val_*.bin"
+check "so is validating on other data" '[ $? = 1 ] && grep -q "val-digest was" "$work/log"'
 on one -y -o "$work/same_size"
-check "and with the same data it is not" '[ $? = 0 ]'
+check "and with the same data it is not" '[ $? = 0 ] && ! grep -q "^note" "$work/log"'
+on one -x 1 -n 0 -k 64 -j "$work/one_*.bin" -o "$work/shared"
+check "what is both trained and validated on is named, and a k that leaves nothing to regularize" '[ $? = 0 ] &&
+    grep -q "^note: $work/one_train_000000.bin is trained on as well" "$work/log" && grep -q "top 64 keys: no row has more" "$work/log"'
 run "${quick[@]}" -x 3 -n 0 -l 0 -o "$work/plain_only"
 run "${quick[@]}" -x 3 -n 0 -l 0.5 -y -o "$work/plain_only"
 check "-y does not take the place of a run that has no checkpoint" '[ $? = 1 ] && grep -q "lambda was 0 and is now 0.5" "$work/log" &&
     [ "$(updates_in "$work/plain_only")" = 3 ]'
-run "${common[@]}" --lr 1e-5 -y -o "$work/straight"
-check "resuming with another setting is refused by name" '[ $? = 1 ] && grep -q "lr was" "$work/log"'
+run --lr 1e-5 -y -o "$work/straight"
+check "resuming with another setting is refused by name, and no other" '[ $? = 1 ] && grep -q "(lr was [0-9.]* and is now 1e-05)" "$work/log"'
+cp -r "$work/straight" "$work/again" && rm -r "$work/again/step_00000030"
+run -y -v 0 -o "$work/again"
+check "-y alone goes on with the flags that the run had; those that are given come before them" '[ $? = 0 ] &&
+    grep -q "resumed after 20 updates" "$work/log" && ! grep -q "^validation" "$work/log" &&
+    cmp -s "$work/straight/step_00000030/optimizer.safetensors" "$work/again/step_00000030/optimizer.safetensors"'
+run "${quick[@]}" -x 2 -n 0 -y -o "$work/no_such_run"
+check "-y where there is no run says so, and begins one" '[ $? = 0 ] && grep -q "there is no run in $work/no_such_run: it begins here" "$work/log" &&
+    grep -q "metrics are in" "$work/log"'
+"$train" "${common[@]}" -x 3000 -o "$work/hung_up" >"$work/log" 2>&1 &
+pid=$!
+wait_for_updates 3 "$work/hung_up"
+kill -HUP $pid
+wait $pid
+check "a terminal that is closed: as Ctrl-C" '[ $? = 0 ] && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'
+(ulimit -f 1000 && run "${quick[@]}" -x 4 -n 2 -o "$work/limited")
+check "a checkpoint that may not get so large: one sentence, and nothing half" '[ $? = 1 ] && grep -q "^error: cannot write .*: File too large" "$work/log" &&
+    [ "$(ls -A "$work/limited")" = metrics.jsonl ]'
 run "${common[@]}" -o "$work/straight"
 check "a run folder is not overwritten" '[ $? = 1 ] && grep -q -- "-y" "$work/log"'
 run "${quick[@]}" -x 2 -n 0 -e "$work/straight" -o "$work/from_run"
@@ -129,11 +151,11 @@ constrained=("${common[@]}" --lambda-warmup 0)
 run "${constrained[@]}" -l 0 -o "$work/limit" || bad "a plain run"
 lambdas() { grep -oE '"lambda":[0-9][0-9.e-]*' "$1/metrics.jsonl" | cut -d: -f2; }
 # The margin is so wide that the brake, 2 x 0.02 x (the loss's change) / margin, makes less than 0.001 of it, either way.
-run "${constrained[@]}" -l 0.001 --target-loss "$work/limit:100" -o "$work/room"
+run "${constrained[@]}" -l 0.001 --target-loss "$work/limit/metrics.jsonl:100" -o "$work/room"
 check "with room to spare, lambda rises by 1% an update, from the third on" '[ $? = 0 ] &&
     [ "$(lambdas "$work/room" | head -n 2 | sort -u)" = 0.001 ] &&
     lambdas "$work/room" | tail -n +2 | awk "NR > 1 && !(\$1 > last * 1.009 && \$1 < last * 1.011) { exit 1 } { last = \$1 }"'
-run "${constrained[@]}" -l 100 --target-loss "$work/limit/metrics.jsonl:0.001" -o "$work/over"
+run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001" -o "$work/over"
 check "over the limit, it falls" '[ $? = 0 ] && less "$(last "$work/over" lambda)" 85'
 check "killed and resumed: the same bits" 'same_when_killed 13 "$work/over" "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001"'
 run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.002" -y -o "$work/over"

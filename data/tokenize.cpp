@@ -65,8 +65,8 @@ static void print_help() {
         "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s)\n"
         "  --val-fraction F          share of the tokens for validation, from the end of the text, split "
         "between\n"
-        "                            documents where there are several; 0 = no validation shard (default "
-        "%g)\n"
+        "                            documents where that gives half to twice as much, otherwise inside one;\n"
+        "                            0 = no validation shard (default %g)\n"
         "  --shard-tokens N          tokens in a shard, with K, M or G if you like (default %lldM)\n"
         "  --lines                   each line is a document\n"
         "  --jsonl FIELD             each line is a JSON object whose FIELD is a document\n"
@@ -506,29 +506,31 @@ static void read_documents(const Options& o, const Input& input, Corpus& corpus)
 // ---------------------------------------------------------------------------------------------------------
 // Shards
 
-// Where validation begins: where it would by its share of the tokens in a single document, and otherwise
-// after the
-// <|endoftext|> nearest to that.
-static int64_t find_split(TokenFile& tokens, double val_fraction, int64_t documents, int eot) {
+// Where validation begins: after the <|endoftext|> that comes nearest to its share of the tokens. One that
+// gives less than half or more than twice the share does not count, or a long last document would take most
+// of the text; without any, the place is that of the share, inside a document.
+static int64_t find_split(TokenFile& tokens, double val_fraction, int eot) {
     const int64_t n = tokens.size();
-    const int64_t ideal =
-        std::clamp<int64_t>(n - std::llround(static_cast<double>(n) * val_fraction), 1, n - 1);
-    if (documents == 1) return ideal;
+    const double share = static_cast<double>(n) * val_fraction;
+    const int64_t ideal = std::clamp<int64_t>(n - std::llround(share), 1, n - 1);
+    const auto lowest = std::max<int64_t>(n - static_cast<int64_t>(std::floor(2 * share)), 1);
+    const auto highest = n - static_cast<int64_t>(std::ceil(share / 2));
     constexpr int64_t kBlock = int64_t{1} << 20;
     int64_t before = -1, after = -1;  // the nearest splits on either side
-    for (int64_t end = ideal; end > 0 && before < 0; end -= std::min(end, kBlock)) {
-        const int64_t first = std::max<int64_t>(end - kBlock, 0);
+    for (int64_t end = ideal; end >= lowest && before < 0; end -= kBlock) {
+        const int64_t first = std::max(end - kBlock, lowest - 1);
         const auto block = tokens.read(first, end - first);
         for (size_t i = block.size(); i-- > 0 && before < 0;) {
             if (block[i] == eot) before = first + static_cast<int64_t>(i) + 1;
         }
     }
-    for (int64_t first = ideal; first < n && after < 0; first += kBlock) {
-        const auto block = tokens.read(first, kBlock);
+    for (int64_t first = ideal; first < highest && after < 0; first += kBlock) {
+        const auto block = tokens.read(first, std::min(kBlock, highest - first));
         for (size_t i = 0; i < block.size() && after < 0; i++) {
             if (block[i] == eot) after = first + static_cast<int64_t>(i) + 1;
         }
     }
+    if (before < 0 && after < 0) return ideal;
     if (before < 0) return after;
     return after < 0 || ideal - before <= after - ideal ? before : after;
 }
@@ -595,7 +597,7 @@ static void run(const Options& o) {
     int64_t split = n;
     if (o.val_fraction > 0) {
         if (n < 2) fail("one token cannot be split into training and validation: use --val-fraction 0");
-        split = find_split(tokens, o.val_fraction, corpus.documents(), tokenizer.eot());
+        split = find_split(tokens, o.val_fraction, tokenizer.eot());
     }
     printf("tokenizer   %s, a vocabulary of %d\n", tokenizer.name(), tokenizer.vocab_size());
     printf("documents   %lld\n", static_cast<long long>(corpus.documents()));

@@ -105,6 +105,32 @@ printf 'x\0y' >zero.dat
 check "a file that is named is taken as it is" bytes --val-fraction 0 -o zero zero.dat
 same "a file that is named is taken as it is" "$(tokens zero_train_000000.bin | xargs)" "120 0 121"
 
+# --- the split of a few long documents: between them where that gives half to twice the share, otherwise inside one
+letters() { printf "%$2s" '' | tr ' ' "$1"; } # $2 times the letter $1
+# Text of which the last document has $1 of 200 tokens: what is held out of it.
+held_out() {
+    letters a $((199 - $1)) >first.txt
+    letters b "$1" >last.txt
+    bytes "${@:2}" -o few first.txt last.txt && text few_val_000000.bin
+}
+same "a long last document is split inside" "$(held_out 150)" "$(letters b 20)"
+same "two files of a size: the second is split inside" "$(held_out 100)" "$(letters b 20)"
+check "two files of a size: the summary says how much" grep -q '^tokens      200, 10.00% of them' stdout
+same "a short last document is not all that is held out" "$(held_out 9)" "$(letters a 10)|$(letters b 9)"
+same "half the share: between documents" "$(held_out 10)" "$(letters b 10)"
+same "twice the share: between documents" "$(held_out 40)" "$(letters b 40)"
+same "more than twice the share: inside" "$(held_out 41)" "$(letters b 20)"
+same "a split inside loses nothing" "$(text few_train_000000.bin few_val_000000.bin)" "$(letters a 158)|$(letters b 41)"
+same "another share: between documents" "$(held_out 80 --val-fraction 0.5)" "$(letters b 80)"
+same "another share: inside" "$(held_out 40 --val-fraction 0.5)" "$(letters a 59)|$(letters b 40)"
+same "a share of less than a token" "$(held_out 3 --val-fraction 0.001)" b
+same "nearly everything for validation" "$(held_out 3 --val-fraction 0.999 | wc -c)" 199
+letters a 79 >1.txt
+letters b 18 >2.txt
+printf c >3.txt
+check "the nearest boundary gives too little, the next one twice the share" bytes -o few 1.txt 2.txt 3.txt
+same "the nearest boundary gives too little, the next one twice the share" "$(text few_val_000000.bin)" "$(letters b 18)|c"
+
 # --- lines, JSON lines, delimiters
 printf 'one\n\ntwo\r\nthree' >lines.txt
 check "--lines" bytes --lines --val-fraction 0 -o lines lines.txt lines.txt

@@ -58,7 +58,8 @@ static void print_help() {
         "Writes the text of the files, and of the text files in the folders, as token shards\n"
         "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag "
         "below\n"
-        "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out.\n"
+        "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
+        "and so is what is hidden in folders (.git, say); hidden files and folders that are named are read.\n"
         "\n"
         "  -o, --output PREFIX       where the shards go (required)\n"
         "  --tokenizer bytes|gpt2    what a token is (default %s)\n"
@@ -194,6 +195,7 @@ static bool looks_like_text(const std::string& path) {
 static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
     std::vector<Input> inputs;
     std::vector<std::string> skipped;
+    size_t hidden = 0;
     for (const std::string& name : names) {
         std::error_code error;
         const fs::file_status status = fs::status(name, error);
@@ -205,8 +207,14 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
             continue;
         }
         std::vector<std::string> found;
+        const size_t hidden_before = hidden;
         auto entry = fs::recursive_directory_iterator(name, error);
         for (; !error && entry != fs::end(entry); entry.increment(error)) {
+            if (entry->path().filename().string()[0] == '.') {  // a program's data: .git, .cache
+                entry.disable_recursion_pending();
+                hidden++;
+                continue;
+            }
             std::error_code gone;  // a broken link is no regular file
             if (entry->is_regular_file(gone)) found.push_back(entry->path().string());
         }
@@ -220,7 +228,9 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
                 skipped.push_back(path);
             }
         }
-        if (inputs.size() == before) fail("there is no text file in the folder %s", name.c_str());
+        if (inputs.size() == before)
+            fail("there is no text file in the folder %s%s", name.c_str(),
+                 hidden > hidden_before ? ", but for hidden ones, which are not read" : "");
     }
     constexpr size_t kNamed = 5;
     if (!skipped.empty()) {
@@ -229,6 +239,7 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
             fprintf(stderr, "  %s\n", skipped[i].c_str());
         if (skipped.size() > kNamed) fprintf(stderr, "  and %zu more\n", skipped.size() - kNamed);
     }
+    if (hidden > 0) fprintf(stderr, "skipped %zu hidden files or folders\n", hidden);
     return inputs;
 }
 

@@ -38,6 +38,7 @@ check "--help works" "$tokenize" --help
 for flag in --output --tokenizer --gpt2-dir --val-fraction --shard-tokens --lines --jsonl --delimiter --threads; do
     check "--help names $flag" grep -q -- "$flag" <("$tokenize" --help)
 done
+check "--help says that hidden files are not read" grep -q 'hidden' <("$tokenize" --help)
 echo hello >a.txt
 refuses "no input" "no text was given" "$tokenize" -o x
 refuses "no output" "-o PREFIX is missing" "$tokenize" a.txt
@@ -99,6 +100,20 @@ same "the split is between documents" "$(text docs__val_000000.bin)" "the last o
 same "N documents, N-1 <|endoftext|>" "$(eots docs__train_000000.bin docs__val_000000.bin)" 9
 check "skipped files are noted" grep -q 'skipped 2 files' stderr
 check "skipped files are named" grep -q 'docs/binary.dat' stderr
+check "no hidden files, nothing said of them" '! grep -q hidden stderr'
+mkdir -p hidden/.git/deep hidden/sub/.cache
+printf shown | tee hidden/a.txt hidden/sub/b.txt >/dev/null
+printf secret | tee hidden/.env hidden/.git/config hidden/.git/deep/c.txt hidden/sub/.cache/d.txt >/dev/null
+check "hidden files in folders" bytes --val-fraction 0 -o hide hidden
+same "hidden files in folders are not read, nor what is below hidden folders" "$(text hide_train_000000.bin)" "shown|shown"
+check "hidden files are counted" grep -qx 'skipped 3 hidden files or folders' stderr
+check "hidden ones that are named" bytes --val-fraction 0 -o hide hidden/.env hidden/.git
+same "hidden ones that are named are read" "$(text hide_train_000000.bin)" "secret|secret|secret"
+check "a folder named ." '(cd hidden && "$tokenize" --tokenizer bytes --val-fraction 0 -o ../hide .)'
+same "a folder named . is read" "$(text hide_train_000000.bin)" "shown|shown"
+mkdir -p only_hidden/.git
+printf secret >only_hidden/.git/config
+refuses "a folder with hidden files only" "no text file in the folder only_hidden, but for hidden ones" "$tokenize" --tokenizer bytes -o x only_hidden
 check "files in the order given" bytes --val-fraction 0 -o order docs/2.txt docs/1.txt
 same "files in the order given" "$(text order_train_000000.bin)" "document 2.|document 1."
 printf 'x\0y' >zero.dat

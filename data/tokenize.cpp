@@ -24,6 +24,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,16 +32,20 @@
 #include "../llmc/dataloader.h"
 #include "../llmc/error.h"
 #include "../llmc/json_file.h"
+#include "../llmc/program.h"
 #include "../llmc/tokenizer.h"
+#include "../llmc/vocabulary.h"
 
 namespace fs = std::filesystem;
 
 static volatile std::sig_atomic_t interrupted = 0;
 
+static constexpr const char* kDefaultGpt2Dir = "data/gpt2";  // where data/fetch puts it
+
 struct Options {
     std::vector<std::string> inputs;
     std::string tokenizer = "gpt2";
-    std::string gpt2_dir = "data/gpt2";
+    std::optional<std::string> gpt2_dir;  // without it: default_gpt2_dir()
     std::string output;
     double val_fraction = 0.1;
     int64_t shard_tokens = 100'000'000;
@@ -63,7 +68,8 @@ static void print_help() {
         "\n"
         "  -o, --output PREFIX       where the shards go (required)\n"
         "  --tokenizer bytes|gpt2    what a token is (default %s)\n"
-        "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s)\n"
+        "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s beside the\n"
+        "                            folder of this program, otherwise %s of the working directory)\n"
         "  --val-fraction F          share of the tokens for validation, from the end of the text, split "
         "between\n"
         "                            documents where that gives half to twice as much, otherwise inside one;\n"
@@ -74,7 +80,7 @@ static void print_help() {
         "  --delimiter TEXT          TEXT separates the documents of a file\n"
         "  --threads N               threads; 0 = one for each core (default %d)\n"
         "  -h, --help                this text\n",
-        defaults.tokenizer.c_str(), defaults.gpt2_dir.c_str(), defaults.val_fraction,
+        defaults.tokenizer.c_str(), kDefaultGpt2Dir, kDefaultGpt2Dir, defaults.val_fraction,
         static_cast<long long>(defaults.shard_tokens / 1'000'000), defaults.threads);
 }
 
@@ -590,9 +596,22 @@ static void publish_shards(const std::vector<Shard>& shards, const Options& o, c
         printf("removed     %s, left by an earlier run\n", shard_name(o, kind, next).c_str());
 }
 
+static std::string default_gpt2_dir() {
+    const std::string beside = (fs::path(program_folder()).parent_path() / kDefaultGpt2Dir).string();
+    std::string words, merges;
+    for (const std::string& folder : {beside, std::string(kDefaultGpt2Dir)})
+        if (find_vocabulary(folder, words, merges)) return folder;
+    fail(
+        "there is no GPT-2 vocabulary in %s, nor in %s here: data/fetch gpt2 gets it, or name a folder with "
+        "--gpt2-dir",
+        beside.c_str(), kDefaultGpt2Dir);
+}
+
 static void run(const Options& o) {
     if (o.threads > 0) omp_set_num_threads(o.threads);
-    const Tokenizer tokenizer = o.tokenizer == "bytes" ? Tokenizer::bytes() : Tokenizer::gpt2(o.gpt2_dir);
+    const Tokenizer tokenizer = o.tokenizer == "bytes"
+                                    ? Tokenizer::bytes()
+                                    : Tokenizer::gpt2(o.gpt2_dir ? *o.gpt2_dir : default_gpt2_dir());
     const std::vector<Input> inputs = find_inputs(o.inputs);
     int64_t total = 0;
     for (const Input& input : inputs) total += input.size;

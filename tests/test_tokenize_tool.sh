@@ -214,5 +214,24 @@ if [[ -n $gpt2 ]]; then
 else
     echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/" >&3
 fi
+# --- GPT-2's vocabulary without --gpt2-dir: beside the program's folder, otherwise in the working directory
+mkdir -p tree/build tree/data away
+cp "$tokenize" tree/build/tokenize
+tree=$(readlink -f tree)
+by_default() { (cd "$1" && "$tree/build/tokenize" --val-fraction 0 -o "$work/default" "$work/digits.txt"); }
+check "--help says where the vocabulary is by default" grep -q 'data/gpt2 beside the$' <("$tokenize" --help)
+refuses "no vocabulary anywhere: both places are named" "no GPT-2 vocabulary in $tree/data/gpt2, nor in data/gpt2 here" by_default away
+# The vocabulary of the tests is refused for its size, in a sentence that says where it is.
+mkdir -p away/data && cp -r "$fixtures/tiny_bpe" away/data/gpt2
+refuses "a vocabulary in the working directory only: that one" " data/gpt2/vocab.bpe" by_default away
+cp -r "$fixtures/tiny_bpe" tree/data/gpt2
+refuses "a vocabulary beside the program: that one" "$tree/data/gpt2/vocab.bpe" by_default away
+refuses "--gpt2-dir comes before both" "nowhere" "$tree/build/tokenize" --gpt2-dir nowhere -o x a.txt
+if [[ -n $gpt2 ]]; then
+    rm -r tree/data/gpt2
+    ln -s "$(readlink -f "$gpt2")" tree/data/gpt2
+    check "GPT-2's vocabulary beside the program, called from elsewhere" by_default /
+    same "GPT-2's vocabulary beside the program, called from elsewhere" "$(header default_train_000000.bin 3)" 50257
+fi
 check "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp')"
 finish

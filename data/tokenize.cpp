@@ -66,7 +66,7 @@ static void print_help() {
         "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
         "and so is what is hidden in folders (.git, say); hidden files and folders that are named are read.\n"
         "\n"
-        "  -o, --output PREFIX       where the shards go (required)\n"
+        "  -o, --output PREFIX       where the shards go; a folder that is not there is created (required)\n"
         "  --tokenizer bytes|gpt2    what a token is (default %s)\n"
         "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s beside the\n"
         "                            folder of this program, otherwise %s of the working directory)\n"
@@ -616,6 +616,12 @@ static void run(const Options& o) {
     int64_t total = 0;
     for (const Input& input : inputs) total += input.size;
 
+    const std::string folder = folder_of(o.output);
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (error)
+        fail("cannot create the folder %s, where -o puts the shards: %s", folder.c_str(),
+             error.message().c_str());
     TokenFile tokens(o.output);
     Progress progress(total);
     Corpus corpus(tokenizer, tokens, progress);

@@ -54,7 +54,9 @@ refuses "an empty --jsonl" "--jsonl" "$tokenize" --jsonl "" -o x a.txt
 refuses "--lines with --jsonl" "exclude one another" "$tokenize" --lines --jsonl text -o x a.txt
 refuses "a missing file" "missing.txt" "$tokenize" --tokenizer bytes -o x missing.txt
 refuses "a missing vocabulary" "nowhere" "$tokenize" --gpt2-dir nowhere -o x a.txt
-refuses "a missing output folder" "nowhere/x" "$tokenize" --tokenizer bytes -o nowhere/x a.txt
+refuses "an output folder that cannot be created" "cannot create the folder a.txt/new, where -o" "$tokenize" --tokenizer bytes -o a.txt/new/x a.txt
+refuses "an output folder that is a file" "cannot create the folder a.txt, where -o" "$tokenize" --tokenizer bytes -o a.txt/x a.txt
+refuses "no input, and an output folder that is missing" "missing.txt" "$tokenize" --tokenizer bytes -o nowhere/x missing.txt
 refuses "a vocabulary that is not GPT-2's" "vocab.bpe" "$tokenize" --gpt2-dir "$fixtures/tiny_bpe" -o x a.txt
 mkdir empty
 refuses "a folder without text" "no text file in the folder empty" "$tokenize" --tokenizer bytes -o x empty
@@ -86,6 +88,14 @@ check "no validation shard" test ! -e all_val_000000.bin
 cp half_val_000000.bin all_val_000000.bin
 check "no validation, and an earlier run's is there" bytes --val-fraction 0 -o all digits.txt
 check "no validation, and an earlier run's is there: it is told" 'grep -q "note.*all_val_000000.bin is there from before" stdout'
+
+check "an output folder that is missing" bytes -o new/deep/one digits.txt
+check "an output folder that is missing is created" cmp one_train_000000.bin new/deep/one_train_000000.bin
+check "an output folder that is missing: with a slash at its end" bytes -o new/slash/ digits.txt
+check "an output folder that is missing: with a slash at its end" cmp one_val_000000.bin new/slash/_val_000000.bin
+ln -s new linked
+check "an output folder behind a link" bytes -o linked/one digits.txt
+check "--help says that the folder is created" grep -q 'is created' <("$tokenize" --help)
 
 # --- several documents: one <|endoftext|> between two, split between them
 mkdir -p docs/sub

@@ -24,6 +24,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,16 +32,20 @@
 #include "../llmc/dataloader.h"
 #include "../llmc/error.h"
 #include "../llmc/json_file.h"
+#include "../llmc/program.h"
 #include "../llmc/tokenizer.h"
+#include "../llmc/vocabulary.h"
 
 namespace fs = std::filesystem;
 
 static volatile std::sig_atomic_t interrupted = 0;
 
+static constexpr const char* kDefaultGpt2Dir = "data/gpt2";  // where data/fetch puts it
+
 struct Options {
     std::vector<std::string> inputs;
     std::string tokenizer = "gpt2";
-    std::string gpt2_dir = "data/gpt2";
+    std::optional<std::string> gpt2_dir;  // without it: default_gpt2_dir()
     std::string output;
     double val_fraction = 0.1;
     int64_t shard_tokens = 100'000'000;
@@ -58,22 +63,24 @@ static void print_help() {
         "Writes the text of the files, and of the text files in the folders, as token shards\n"
         "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag "
         "below\n"
-        "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out.\n"
+        "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
+        "and so is what is hidden in folders (.git, say); hidden files and folders that are named are read.\n"
         "\n"
-        "  -o, --output PREFIX       where the shards go (required)\n"
+        "  -o, --output PREFIX       where the shards go; a folder that is not there is created (required)\n"
         "  --tokenizer bytes|gpt2    what a token is (default %s)\n"
-        "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s)\n"
+        "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s beside the\n"
+        "                            folder of this program, otherwise %s of the working directory)\n"
         "  --val-fraction F          share of the tokens for validation, from the end of the text, split "
         "between\n"
-        "                            documents where there are several; 0 = no validation shard (default "
-        "%g)\n"
+        "                            documents where that gives half to twice as much, otherwise inside one;\n"
+        "                            0 = no validation shard (default %g)\n"
         "  --shard-tokens N          tokens in a shard, with K, M or G if you like (default %lldM)\n"
         "  --lines                   each line is a document\n"
         "  --jsonl FIELD             each line is a JSON object whose FIELD is a document\n"
         "  --delimiter TEXT          TEXT separates the documents of a file\n"
         "  --threads N               threads; 0 = one for each core (default %d)\n"
         "  -h, --help                this text\n",
-        defaults.tokenizer.c_str(), defaults.gpt2_dir.c_str(), defaults.val_fraction,
+        defaults.tokenizer.c_str(), kDefaultGpt2Dir, kDefaultGpt2Dir, defaults.val_fraction,
         static_cast<long long>(defaults.shard_tokens / 1'000'000), defaults.threads);
 }
 
@@ -194,6 +201,7 @@ static bool looks_like_text(const std::string& path) {
 static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
     std::vector<Input> inputs;
     std::vector<std::string> skipped;
+    size_t hidden = 0;
     for (const std::string& name : names) {
         std::error_code error;
         const fs::file_status status = fs::status(name, error);
@@ -205,8 +213,14 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
             continue;
         }
         std::vector<std::string> found;
+        const size_t hidden_before = hidden;
         auto entry = fs::recursive_directory_iterator(name, error);
         for (; !error && entry != fs::end(entry); entry.increment(error)) {
+            if (entry->path().filename().string()[0] == '.') {  // a program's data: .git, .cache
+                entry.disable_recursion_pending();
+                hidden++;
+                continue;
+            }
             std::error_code gone;  // a broken link is no regular file
             if (entry->is_regular_file(gone)) found.push_back(entry->path().string());
         }
@@ -220,7 +234,9 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
                 skipped.push_back(path);
             }
         }
-        if (inputs.size() == before) fail("there is no text file in the folder %s", name.c_str());
+        if (inputs.size() == before)
+            fail("there is no text file in the folder %s%s", name.c_str(),
+                 hidden > hidden_before ? ", but for hidden ones, which are not read" : "");
     }
     constexpr size_t kNamed = 5;
     if (!skipped.empty()) {
@@ -229,6 +245,7 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
             fprintf(stderr, "  %s\n", skipped[i].c_str());
         if (skipped.size() > kNamed) fprintf(stderr, "  and %zu more\n", skipped.size() - kNamed);
     }
+    if (hidden > 0) fprintf(stderr, "skipped %zu hidden files or folders\n", hidden);
     return inputs;
 }
 
@@ -506,29 +523,31 @@ static void read_documents(const Options& o, const Input& input, Corpus& corpus)
 // ---------------------------------------------------------------------------------------------------------
 // Shards
 
-// Where validation begins: where it would by its share of the tokens in a single document, and otherwise
-// after the
-// <|endoftext|> nearest to that.
-static int64_t find_split(TokenFile& tokens, double val_fraction, int64_t documents, int eot) {
+// Where validation begins: after the <|endoftext|> that comes nearest to its share of the tokens. One that
+// gives less than half or more than twice the share does not count, or a long last document would take most
+// of the text; without any, the place is that of the share, inside a document.
+static int64_t find_split(TokenFile& tokens, double val_fraction, int eot) {
     const int64_t n = tokens.size();
-    const int64_t ideal =
-        std::clamp<int64_t>(n - std::llround(static_cast<double>(n) * val_fraction), 1, n - 1);
-    if (documents == 1) return ideal;
+    const double share = static_cast<double>(n) * val_fraction;
+    const int64_t ideal = std::clamp<int64_t>(n - std::llround(share), 1, n - 1);
+    const auto lowest = std::max<int64_t>(n - static_cast<int64_t>(std::floor(2 * share)), 1);
+    const auto highest = n - static_cast<int64_t>(std::ceil(share / 2));
     constexpr int64_t kBlock = int64_t{1} << 20;
     int64_t before = -1, after = -1;  // the nearest splits on either side
-    for (int64_t end = ideal; end > 0 && before < 0; end -= std::min(end, kBlock)) {
-        const int64_t first = std::max<int64_t>(end - kBlock, 0);
+    for (int64_t end = ideal; end >= lowest && before < 0; end -= kBlock) {
+        const int64_t first = std::max(end - kBlock, lowest - 1);
         const auto block = tokens.read(first, end - first);
         for (size_t i = block.size(); i-- > 0 && before < 0;) {
             if (block[i] == eot) before = first + static_cast<int64_t>(i) + 1;
         }
     }
-    for (int64_t first = ideal; first < n && after < 0; first += kBlock) {
-        const auto block = tokens.read(first, kBlock);
+    for (int64_t first = ideal; first < highest && after < 0; first += kBlock) {
+        const auto block = tokens.read(first, std::min(kBlock, highest - first));
         for (size_t i = 0; i < block.size() && after < 0; i++) {
             if (block[i] == eot) after = first + static_cast<int64_t>(i) + 1;
         }
     }
+    if (before < 0 && after < 0) return ideal;
     if (before < 0) return after;
     return after < 0 || ideal - before <= after - ideal ? before : after;
 }
@@ -577,13 +596,32 @@ static void publish_shards(const std::vector<Shard>& shards, const Options& o, c
         printf("removed     %s, left by an earlier run\n", shard_name(o, kind, next).c_str());
 }
 
+static std::string default_gpt2_dir() {
+    const std::string beside = (fs::path(program_folder()).parent_path() / kDefaultGpt2Dir).string();
+    std::string words, merges;
+    for (const std::string& folder : {beside, std::string(kDefaultGpt2Dir)})
+        if (find_vocabulary(folder, words, merges)) return folder;
+    fail(
+        "there is no GPT-2 vocabulary in %s, nor in %s here: data/fetch gpt2 gets it, or name a folder with "
+        "--gpt2-dir",
+        beside.c_str(), kDefaultGpt2Dir);
+}
+
 static void run(const Options& o) {
     if (o.threads > 0) omp_set_num_threads(o.threads);
-    const Tokenizer tokenizer = o.tokenizer == "bytes" ? Tokenizer::bytes() : Tokenizer::gpt2(o.gpt2_dir);
+    const Tokenizer tokenizer = o.tokenizer == "bytes"
+                                    ? Tokenizer::bytes()
+                                    : Tokenizer::gpt2(o.gpt2_dir ? *o.gpt2_dir : default_gpt2_dir());
     const std::vector<Input> inputs = find_inputs(o.inputs);
     int64_t total = 0;
     for (const Input& input : inputs) total += input.size;
 
+    const std::string folder = folder_of(o.output);
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (error)
+        fail("cannot create the folder %s, where -o puts the shards: %s", folder.c_str(),
+             error.message().c_str());
     TokenFile tokens(o.output);
     Progress progress(total);
     Corpus corpus(tokenizer, tokens, progress);
@@ -595,7 +633,7 @@ static void run(const Options& o) {
     int64_t split = n;
     if (o.val_fraction > 0) {
         if (n < 2) fail("one token cannot be split into training and validation: use --val-fraction 0");
-        split = find_split(tokens, o.val_fraction, corpus.documents(), tokenizer.eot());
+        split = find_split(tokens, o.val_fraction, tokenizer.eot());
     }
     printf("tokenizer   %s, a vocabulary of %d\n", tokenizer.name(), tokenizer.vocab_size());
     printf("documents   %lld\n", static_cast<long long>(corpus.documents()));

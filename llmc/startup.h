@@ -1,5 +1,5 @@
-// What the programs here do before they begin: find their own folder, choose between GPU and CPU, and find
-// the model that the user named together with its vocabulary.
+// What the programs here do before they begin: choose between GPU and CPU, and find the model that the user
+// named together with its vocabulary. Data and the CPU program are beside the program.
 #pragma once
 #include <cuda_runtime.h>
 #include <fcntl.h>
@@ -16,6 +16,7 @@
 #include "checkpoint.h"
 #include "context.h"
 #include "dataloader.h"
+#include "program.h"
 #include "tokenizer.h"
 #include "vocabulary.h"
 
@@ -52,16 +53,6 @@ enum class Precision { automatic, bf16, fp32, fp8 };
 inline bool wants_bf16(Precision precision) {
     return precision == Precision::bf16 || precision == Precision::fp8 ||
            (precision == Precision::automatic && !kOnCpu);
-}
-
-// This program's file; data/ and the CPU program are beside it, wherever it is called from.
-inline std::filesystem::path program_path() {
-    std::error_code error;
-    const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-    return error ? "./program" : self;
-}
-inline std::string program_folder() {
-    return program_path().parent_path().string();
 }
 
 // Starts another program (or this one again) in this one's place, with the same arguments.

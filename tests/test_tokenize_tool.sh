@@ -38,6 +38,7 @@ check "--help works" "$tokenize" --help
 for flag in --output --tokenizer --gpt2-dir --val-fraction --shard-tokens --lines --jsonl --delimiter --threads; do
     check "--help names $flag" grep -q -- "$flag" <("$tokenize" --help)
 done
+check "--help says that hidden files are not read" grep -q 'hidden' <("$tokenize" --help)
 echo hello >a.txt
 refuses "no input" "no text was given" "$tokenize" -o x
 refuses "no output" "-o PREFIX is missing" "$tokenize" a.txt
@@ -53,7 +54,9 @@ refuses "an empty --jsonl" "--jsonl" "$tokenize" --jsonl "" -o x a.txt
 refuses "--lines with --jsonl" "exclude one another" "$tokenize" --lines --jsonl text -o x a.txt
 refuses "a missing file" "missing.txt" "$tokenize" --tokenizer bytes -o x missing.txt
 refuses "a missing vocabulary" "nowhere" "$tokenize" --gpt2-dir nowhere -o x a.txt
-refuses "a missing output folder" "nowhere/x" "$tokenize" --tokenizer bytes -o nowhere/x a.txt
+refuses "an output folder that cannot be created" "cannot create the folder a.txt/new, where -o" "$tokenize" --tokenizer bytes -o a.txt/new/x a.txt
+refuses "an output folder that is a file" "cannot create the folder a.txt, where -o" "$tokenize" --tokenizer bytes -o a.txt/x a.txt
+refuses "no input, and an output folder that is missing" "missing.txt" "$tokenize" --tokenizer bytes -o nowhere/x missing.txt
 refuses "a vocabulary that is not GPT-2's" "vocab.bpe" "$tokenize" --gpt2-dir "$fixtures/tiny_bpe" -o x a.txt
 mkdir empty
 refuses "a folder without text" "no text file in the folder empty" "$tokenize" --tokenizer bytes -o x empty
@@ -86,6 +89,14 @@ cp half_val_000000.bin all_val_000000.bin
 check "no validation, and an earlier run's is there" bytes --val-fraction 0 -o all digits.txt
 check "no validation, and an earlier run's is there: it is told" 'grep -q "note.*all_val_000000.bin is there from before" stdout'
 
+check "an output folder that is missing" bytes -o new/deep/one digits.txt
+check "an output folder that is missing is created" cmp one_train_000000.bin new/deep/one_train_000000.bin
+check "an output folder that is missing: with a slash at its end" bytes -o new/slash/ digits.txt
+check "an output folder that is missing: with a slash at its end" cmp one_val_000000.bin new/slash/_val_000000.bin
+ln -s new linked
+check "an output folder behind a link" bytes -o linked/one digits.txt
+check "--help says that the folder is created" grep -q 'is created' <("$tokenize" --help)
+
 # --- several documents: one <|endoftext|> between two, split between them
 mkdir -p docs/sub
 for i in 1 2 3 4 5 6 7 8 9; do printf 'document %d.' $i >docs/$i.txt; done
@@ -99,11 +110,51 @@ same "the split is between documents" "$(text docs__val_000000.bin)" "the last o
 same "N documents, N-1 <|endoftext|>" "$(eots docs__train_000000.bin docs__val_000000.bin)" 9
 check "skipped files are noted" grep -q 'skipped 2 files' stderr
 check "skipped files are named" grep -q 'docs/binary.dat' stderr
+check "no hidden files, nothing said of them" '! grep -q hidden stderr'
+mkdir -p hidden/.git/deep hidden/sub/.cache
+printf shown | tee hidden/a.txt hidden/sub/b.txt >/dev/null
+printf secret | tee hidden/.env hidden/.git/config hidden/.git/deep/c.txt hidden/sub/.cache/d.txt >/dev/null
+check "hidden files in folders" bytes --val-fraction 0 -o hide hidden
+same "hidden files in folders are not read, nor what is below hidden folders" "$(text hide_train_000000.bin)" "shown|shown"
+check "hidden files are counted" grep -qx 'skipped 3 hidden files or folders' stderr
+check "hidden ones that are named" bytes --val-fraction 0 -o hide hidden/.env hidden/.git
+same "hidden ones that are named are read" "$(text hide_train_000000.bin)" "secret|secret|secret"
+check "a folder named ." '(cd hidden && "$tokenize" --tokenizer bytes --val-fraction 0 -o ../hide .)'
+same "a folder named . is read" "$(text hide_train_000000.bin)" "shown|shown"
+mkdir -p only_hidden/.git
+printf secret >only_hidden/.git/config
+refuses "a folder with hidden files only" "no text file in the folder only_hidden, but for hidden ones" "$tokenize" --tokenizer bytes -o x only_hidden
 check "files in the order given" bytes --val-fraction 0 -o order docs/2.txt docs/1.txt
 same "files in the order given" "$(text order_train_000000.bin)" "document 2.|document 1."
 printf 'x\0y' >zero.dat
 check "a file that is named is taken as it is" bytes --val-fraction 0 -o zero zero.dat
 same "a file that is named is taken as it is" "$(tokens zero_train_000000.bin | xargs)" "120 0 121"
+
+# --- the split of a few long documents: between them where that gives half to twice the share, otherwise inside one
+letters() { printf "%$2s" '' | tr ' ' "$1"; } # $2 times the letter $1
+# Text of which the last document has $1 of 200 tokens: what is held out of it.
+held_out() {
+    letters a $((199 - $1)) >first.txt
+    letters b "$1" >last.txt
+    bytes "${@:2}" -o few first.txt last.txt && text few_val_000000.bin
+}
+same "a long last document is split inside" "$(held_out 150)" "$(letters b 20)"
+same "two files of a size: the second is split inside" "$(held_out 100)" "$(letters b 20)"
+check "two files of a size: the summary says how much" grep -q '^tokens      200, 10.00% of them' stdout
+same "a short last document is not all that is held out" "$(held_out 9)" "$(letters a 10)|$(letters b 9)"
+same "half the share: between documents" "$(held_out 10)" "$(letters b 10)"
+same "twice the share: between documents" "$(held_out 40)" "$(letters b 40)"
+same "more than twice the share: inside" "$(held_out 41)" "$(letters b 20)"
+same "a split inside loses nothing" "$(text few_train_000000.bin few_val_000000.bin)" "$(letters a 158)|$(letters b 41)"
+same "another share: between documents" "$(held_out 80 --val-fraction 0.5)" "$(letters b 80)"
+same "another share: inside" "$(held_out 40 --val-fraction 0.5)" "$(letters a 59)|$(letters b 40)"
+same "a share of less than a token" "$(held_out 3 --val-fraction 0.001)" b
+same "nearly everything for validation" "$(held_out 3 --val-fraction 0.999 | wc -c)" 199
+letters a 79 >1.txt
+letters b 18 >2.txt
+printf c >3.txt
+check "the nearest boundary gives too little, the next one twice the share" bytes -o few 1.txt 2.txt 3.txt
+same "the nearest boundary gives too little, the next one twice the share" "$(text few_val_000000.bin)" "$(letters b 18)|c"
 
 # --- lines, JSON lines, delimiters
 printf 'one\n\ntwo\r\nthree' >lines.txt
@@ -172,6 +223,25 @@ if [[ -n $gpt2 ]]; then
     for words in 3000 50001 100003; do same "gpt2: $words words in front" "$(moved $words)" "$reference"; done
 else
     echo "skipped: GPT-2's vocabulary is neither in \$DATA_MIRROR nor in data/" >&3
+fi
+# --- GPT-2's vocabulary without --gpt2-dir: beside the program's folder, otherwise in the working directory
+mkdir -p tree/build tree/data away
+cp "$tokenize" tree/build/tokenize
+tree=$(readlink -f tree)
+by_default() { (cd "$1" && "$tree/build/tokenize" --val-fraction 0 -o "$work/default" "$work/digits.txt"); }
+check "--help says where the vocabulary is by default" grep -q 'data/gpt2 beside the$' <("$tokenize" --help)
+refuses "no vocabulary anywhere: both places are named" "no GPT-2 vocabulary in $tree/data/gpt2, nor in data/gpt2 here" by_default away
+# The vocabulary of the tests is refused for its size, in a sentence that says where it is.
+mkdir -p away/data && cp -r "$fixtures/tiny_bpe" away/data/gpt2
+refuses "a vocabulary in the working directory only: that one" " data/gpt2/vocab.bpe" by_default away
+cp -r "$fixtures/tiny_bpe" tree/data/gpt2
+refuses "a vocabulary beside the program: that one" "$tree/data/gpt2/vocab.bpe" by_default away
+refuses "--gpt2-dir comes before both" "nowhere" "$tree/build/tokenize" --gpt2-dir nowhere -o x a.txt
+if [[ -n $gpt2 ]]; then
+    rm -r tree/data/gpt2
+    ln -s "$(readlink -f "$gpt2")" tree/data/gpt2
+    check "GPT-2's vocabulary beside the program, called from elsewhere" by_default /
+    same "GPT-2's vocabulary beside the program, called from elsewhere" "$(header default_train_000000.bin 3)" 50257
 fi
 check "no temporary file is left" test -z "$(ls | grep -E '_tokens|\.tmp')"
 finish

@@ -610,6 +610,11 @@ class TokenMail {
     cudaEvent_t arrived_[2];
 };
 
+// What a full context goes on with: its second half. So does a text that leaves it no room.
+int half_of(int context) {
+    return std::max(1, context / 2);
+}
+
 // Texts that are continued side by side, and where each of them is in the cache. A step draws a token of
 // each, for as long as any of them goes on.
 template <class Float>
@@ -729,8 +734,7 @@ struct Continuation {
     }
 
   private:
-    // A full context goes on with its second half, and so does a prompt that leaves no room.
-    size_t half() const { return (size_t)std::max(1, context / 2); }
+    size_t half() const { return (size_t)half_of(context); }
     static Tokens tail(const Tokens& text, size_t most) {
         return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
     }
@@ -1321,6 +1325,20 @@ Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const 
     return tokens;
 }
 
+// Says of texts that fill the context that only their ends are read.
+void say_cut(const std::vector<Tokens>& texts, const char* what, const GPT2Config& config) {
+    const int context = config.max_seq_len, half = half_of(context);
+    const auto fills = [&](const Tokens& text) { return (int64_t)text.size() >= context; };
+    const auto count = std::count_if(texts.begin(), texts.end(), fills);
+    if (count > 0 && texts.size() == 1)
+        fprintf(stderr, "%s has %zu tokens, and the context %d: its last %d are read\n", what,
+                texts[0].size(), context, half);
+    else if (count > 0)
+        fprintf(stderr,
+                "%d of %zu prompts have %d tokens, the context, or more: of each the last %d are read\n",
+                (int)count, texts.size(), context, half);
+}
+
 // A line without its end, which may be CRLF.
 bool next_line(std::istream& in, std::string& line) {
     if (!std::getline(in, line)) return false;
@@ -1404,6 +1422,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         std::vector<Tokens> prompts;
         for (const std::string& line : lines)
             prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide));
+        if (c.slide) say_cut(prompts, "the prompt", config);
         const Generation g = run(prompts, false);
         for (size_t b = 0; b < lines.size(); b++)
             write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(tokenizer, g.made[b]) + "\n");
@@ -1412,6 +1431,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
     }
     if (!c.interactive) {
         const Tokens prompt = prompt_tokens(tokenizer, c.prompt, config, c.slide);
+        if (c.slide) say_cut({prompt}, "the prompt", config);
         write_text(c.prompt);
         report(run({prompt}, true));
         return;
@@ -1434,6 +1454,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
             continue;
         }
         text.insert(text.end(), more.begin(), more.end());
+        if (c.slide) say_cut({text}, "with this line the text", config);
         signal(SIGINT, on_interrupt);
         g_interrupted = 0;
         const Generation g = run({text}, true);

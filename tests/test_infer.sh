@@ -47,6 +47,13 @@ run "${model[@]}" -p "x" -n 300
 check "a full context slides on, and it is said" '[ $? = 0 ] && grep -q "the context was full" "$work/err"'
 run "${model[@]}" -p "x" -n 300 --context-full stop
 check "or stops" '[ $? = 0 ] && [ "$(wc -c <"$work/out")" -le 131 ]'
+run "${model[@]}" -p "$(printf '%0200d' 1)" -n 1
+check "of a prompt that is longer than the context only its end is read, and it is said" '[ $? = 0 ] &&
+    grep -qx "the prompt has 200 tokens, and the context 128: its last 64 are read" "$work/err"'
+printf '%0128d\nx\n' 1 >"$work/prompts"
+run "${model[@]}" -f "$work/prompts" -n 1
+check "so it is of one among others, that leaves no room" '[ $? = 0 ] &&
+    grep -qx "1 of 2 prompts have 128 tokens, the context, or more: of each the last 64 are read" "$work/err"'
 printf 'int\nfloat x\n\nreturn\n' >"$work/prompts"
 run "${model[@]}" -f "$work/prompts" -n 20
 check "prompts from a file, side by side" '[ $? = 0 ] && grep -q "^\[int\]" "$work/out" && grep -q "^\[float x\]" "$work/out" &&

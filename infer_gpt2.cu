@@ -1313,11 +1313,16 @@ std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
     return text;
 }
 
+[[noreturn]] void fail_without_vocabulary(const char* what, const GPT2Config& config) {
+    fail("%s needs a vocabulary, and none is known for this model%s", what,
+         config.vocab_size == kGpt2Vocab ? ": data/fetch gpt2 gets GPT-2's" : "");
+}
+
 // A prompt's tokens; <|endoftext|> begins a text out of nothing.
 Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const GPT2Config& config,
                      bool slide) {
     if (text.empty()) return {(uint16_t)end_of_text(tokenizer, config)};
-    if (!tokenizer) fail("a prompt needs a vocabulary, and none is known for this model");
+    if (!tokenizer) fail_without_vocabulary("a prompt", config);
     Tokens tokens = tokenizer->encode_special(text);
     if (!slide && (int64_t)tokens.size() > config.max_seq_len)
         fail("the prompt has %zu tokens, and the context %d: shorten it, or give --context-full slide",
@@ -1437,7 +1442,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         return;
     }
     // The text so far is the context of what follows; an empty line begins a new text.
-    if (!tokenizer) fail("--interactive needs a vocabulary, and none is known for this model");
+    if (!tokenizer) fail_without_vocabulary("--interactive", config);
     Tokens text;
     signal(SIGINT, SIG_DFL);  // at the prompt, Ctrl-C ends the program
     for (std::string line; fputs("> ", stderr), next_line(std::cin, line);) {

@@ -136,6 +136,29 @@ refuse "there is nothing to predict" "${model[@]}" --eval "$work/one.txt"
 refuse "the context 128" "${model[@]}" --context-full stop -p "$(printf '%0200d' 1)"
 refuse "lambada.jsonl" "${model[@]}" --lambada "$work/lambada.jsonl"
 refuse "belongs to no flag" stray
+python3 - "$work/unnamed" <<'END'
+import json, os, struct, sys
+os.mkdir(sys.argv[1])
+C, T = 16, 32
+shapes = {"wte.weight": [50257, C], "wpe.weight": [T, C], "h.0.attn.c_attn.weight": [C, 3 * C], "h.0.attn.c_attn.bias": [3 * C],
+          "h.0.attn.c_proj.weight": [C, C], "h.0.attn.c_proj.bias": [C], "h.0.mlp.c_fc.weight": [C, 4 * C],
+          "h.0.mlp.c_fc.bias": [4 * C], "h.0.mlp.c_proj.weight": [4 * C, C], "h.0.mlp.c_proj.bias": [C],
+          **{f"{name}.{part}": [C] for name in ("h.0.ln_1", "h.0.ln_2", "ln_f") for part in ("weight", "bias")}}
+tensors, end = {}, 0
+for name, shape in shapes.items():
+    begin, end = end, end + 4 * shape[0] * (shape + [1])[1]
+    tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+header = json.dumps(tensors).encode()
+with open(sys.argv[1] + "/model.safetensors", "wb") as f:
+    f.write(struct.pack("<Q", len(header)) + header + bytes(end))
+with open(sys.argv[1] + "/config.json", "w") as f:
+    json.dump({"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": C, "n_positions": T, "vocab_size": 50257}, f)
+END
+mkdir "$work/elsewhere" # a program looks for GPT-2's vocabulary in its own folder's data/
+cp "$infer" "$work/elsewhere/" && infer=$work/elsewhere/infer_gpt2cpu
+refuse "a prompt needs a vocabulary, and none is known for this model: data/fetch gpt2 gets GPT-2's" -e "$work/unnamed" -p x
+refuse "--interactive needs a vocabulary, and none is known for this model: data/fetch gpt2 gets" -e "$work/unnamed" --interactive
+infer=$root/infer_gpt2cpu
 refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
 refuse "--json has what" "${model[@]}" -p x --json "$work/text.json"

@@ -1235,6 +1235,20 @@ bool make_page(const std::string& folder) {
     return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+// Removes what page.py made of an earlier report: a page that is not of this one misleads, and whether there
+// will be another is not known yet. Other files of the folder may be somebody's own.
+void remove_page(const std::string& folder) {
+    std::error_code error;
+    const auto remove = [&](const std::string& name) { std::filesystem::remove(folder + "/" + name, error); };
+    remove("page.html");
+    for (const char* picture :
+         {"mass_heatmap", "mass_by_k", "mass_by_position", "loss_under_cuts", "tau_by_layer",
+          "error_by_layer", "keys_by_layer", "where_by_layer", "probes"})
+        remove(format("page_%s.png", picture));
+    for (int map = 0; is_file(format("%s/page_map_%d.png", folder.c_str(), map)); map++)
+        remove(format("page_map_%d.png", map));
+}
+
 // Everything about each head's rows on the given text into DIR/report.json, and from that pictures and a
 // page.
 template <class Float>
@@ -1278,6 +1292,7 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
     json["loss"] = cut_losses_json(w, losses);
     json["maps"] = attention_maps(bench, w, tokenizer, report.heads_to_show());
     if (!probes.is_null()) json["probes"] = probes;
+    remove_page(c.report);
     write_file(c.report + "/report.json", json_text(json) + "\n");
 
     print_cut_losses(w, losses, c);

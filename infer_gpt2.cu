@@ -127,7 +127,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
              c.prompt_given = true;
          }},
         {'f', "prompts", "FILE", "",
-         "prompts, one a line, continued side by side, each with random numbers of its own",
+         "prompts, one a line (empty lines are skipped), continued side by side, each with random numbers of its own",
          [&c](auto& v) { c.prompt_file = parse_name("-f (--prompts)", v); }},
         {0, "interactive", "", "", "read lines, and continue the text after each",
          [&c](auto&) { c.interactive = true; }},

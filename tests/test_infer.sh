@@ -193,5 +193,6 @@ check "no text was made of them" '[ "$(cat "$work/out")" = "int a" ]'
 check "the README's table of flags is the program's (make readme)" '"$infer" --help-markdown | dev/put_table README.md infer-flags --check'
 "$infer" --help >"$work/out" 2>&1
 check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/out")" = "$("$infer" --help-markdown | grep -c "^| .-")" ]'
+check "--help says what becomes of empty lines among prompts" grep -q "empty lines are skipped" "$work/out"
 
 finish

@@ -64,6 +64,30 @@ mini=(--out "$work/mini" --data "$work/text" --context 32 --batch 2 --updates 20
     --cells 'plain-s133[78],k8-tail-l1-rise70-*,k8-tail-l0.003-*,chosen-tail-s1338')
 paper "${mini[@]}" --dry-run
 check "--dry-run shows the plan and leaves none" '[ $? = 0 ] && grep -q "  plain-s1337 " "$work/out" && [ ! -e "$work/mini/plan.json" ]'
+stopped() { # by a signal to the whole group, as Ctrl-C's is, while the time of an update is measured
+    set -m # without it a background job ignores SIGINT
+    dev/paper/run.sh --device cpu "${mini[@]}" --out "$work/stopped" >"$work/out" 2>"$work/err" &
+    pid=$!
+    set +m
+    killed=
+    for _ in $(seq 1200); do
+        [ ! -d "$work/stopped/calibration" ] || for p in $(cat /proc/$pid/task/$pid/children); do
+            [[ $(readlink /proc/$p/exe) != *gpt2cpu ]] || killed=$p
+        done
+        [ -z "$killed" ] || break
+        sleep 0.05
+    done
+    kill "-$1" -- "-$pid"
+    wait $pid
+}
+gone() { for p in $killed; do [ ! -e "/proc/$p" ] || grep -q "^State:.Z" "/proc/$p/status" || return 1; done; }
+for signal in INT TERM; do
+    stopped $signal
+    check "SIG$signal while the time of an update is measured: a sentence, and no traceback" '[ $? = 130 ] && [ ! -s "$work/err" ] &&
+        [ "$(tail -n 1 "$work/out")" = "stopped: the same command goes on" ]'
+    check "SIG$signal takes the programs along" '[ -n "$killed" ] && gone'
+    rm -rf "$work/stopped"
+done
 dev/paper/run.sh --device cpu "${mini[@]}" >"$work/out" 2>"$work/err" &
 pid=$!
 killed= # run.sh becomes Python, and its children are the programs

@@ -250,13 +250,11 @@ def main():
     if not args.tables:
         budget = seconds_of(args.budget) if args.budget else plan["budget_s"]
         runner = Runner(out, plan, programs, budget, held)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         try:
             runner.run()
         except KeyboardInterrupt:
             runner.stop()
-            print("\nstopped: the same command goes on", flush=True)
-            return 130
+            raise
     write_results(out, plan)
     if args.publish:
         publish(out, args.publish)
@@ -264,7 +262,11 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on", flush=True)
+        sys.exit(130)
     except (Bad, OSError) as problem:
         sys.exit(f"paper: {problem}")

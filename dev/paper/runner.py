@@ -131,6 +131,17 @@ def windows(pattern, context):
 # ---- how long things take ----
 
 def calibrate(out, plan, programs):
+    """measure() below; whatever ends it, the trainers that it started are gone then."""
+    started = []
+    try:
+        return measure(out, plan, programs, started)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def measure(out, plan, programs, started):
     """Measures on this machine what the plan needs: the time of an update, alone with all threads and side by side with
     one thread each, of an evaluation and of a report; and what the trainer chose for batch and update."""
     folder = os.path.join(out, "calibration")
@@ -146,8 +157,10 @@ def calibrate(out, plan, programs):
                    plan["train_data"], "-j", plan["val_data"], "-x", str(CALIBRATION_UPDATES), "-n",
                    str(CALIBRATION_UPDATES), "-v", "0", "-s", "0", "-l", "0.1", "-k", str(K), *shape]
         with open(os.path.join(folder, name + ".log"), "wb") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                    env=environment(threads), preexec_fn=die_with_parent)
+            started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                            stdin=subprocess.DEVNULL, env=environment(threads),
+                                            preexec_fn=die_with_parent))
+        return started[-1]
 
     def finish(name, process):
         if process.wait() != 0:

@@ -98,7 +98,6 @@ for _ in $(seq 1200); do
 done
 kill -KILL $pid
 wait $pid 2>/dev/null
-gone() { for p in $killed; do [ ! -e "/proc/$p" ] || grep -q "^State:.Z" "/proc/$p/status" || return 1; done; }
 sleep 0.3
 check "a kill takes the programs along" '[ -n "$killed" ] && gone'
 cp "$work/mini/plan.json" "$work/plan.json"
@@ -164,6 +163,16 @@ else
 fi
 check "it has what was left out" 'grep -q "^Left out: " "$work/mini/tables.md" || "$root/train_gpt2cpu" --help | grep -q -- --target-loss'
 
+# ---- files of it that are lost or damaged
+rm "$work/mini/reports/plain-s1337/report.json"
+(cd dev/paper && python3 -c '
+import json, sys
+from runner import Programs, Runner, lock
+out = sys.argv[1]
+plan = json.load(open(out + "/plan.json"))
+Runner(out, plan, Programs(False), 60, lock(out)).report(plan["cells"][0])
+' "$work/mini") >"$work/out" 2>"$work/err"
+check "a report that is missing is made again, and nothing else" '[ -s "$work/mini/reports/plain-s1337/report.json" ] && [ "$(wc -l <"$work/out")" = 1 ]'
 
 # ---- repeats
 paper --out "$work/repeats" --data "$work/text" --context 32 --batch 2 --updates 20 --eval-tokens 256 --seeds 7-9 \

@@ -540,11 +540,10 @@ class Runner:
         if len(kinds) == 1:  # the cell was chosen only later: now the controls, too
             make("losses of the controls", result,
                  eval_command(self.plan, self.programs, model, from_root(result + ".part"), None))
-        probes = os.path.join(folder, "probes.json")
-        if not os.path.exists(probes):
+        probes, report = os.path.join(folder, "probes.json"), self.path("reports", name)
+        if not (os.path.exists(probes) and os.path.exists(os.path.join(report, "report.json"))):
             make("attention and probes", probes,
-                 report_command(self.plan, self.programs, model, from_root(self.path("reports", name)),
-                                from_root(probes + ".part")))
+                 report_command(self.plan, self.programs, model, from_root(report), from_root(probes + ".part")))
         lambada = os.path.join(ROOT, "data/lambada_test.jsonl")
         hellaswag = os.path.join(ROOT, "data/hellaswag_val.jsonl")
         tasks = []

@@ -127,7 +127,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
              c.prompt_given = true;
          }},
         {'f', "prompts", "FILE", "",
-         "prompts, one a line, continued side by side, each with random numbers of its own",
+         "prompts, one a line (empty lines are skipped), continued side by side, each with random numbers of its own",
          [&c](auto& v) { c.prompt_file = parse_name("-f (--prompts)", v); }},
         {0, "interactive", "", "", "read lines, and continue the text after each",
          [&c](auto&) { c.interactive = true; }},
@@ -610,6 +610,11 @@ class TokenMail {
     cudaEvent_t arrived_[2];
 };
 
+// What a full context goes on with: its second half. So does a text that leaves it no room.
+int half_of(int context) {
+    return std::max(1, context / 2);
+}
+
 // Texts that are continued side by side, and where each of them is in the cache. A step draws a token of
 // each, for as long as any of them goes on.
 template <class Float>
@@ -729,8 +734,7 @@ struct Continuation {
     }
 
   private:
-    // A full context goes on with its second half, and so does a prompt that leaves no room.
-    size_t half() const { return (size_t)std::max(1, context / 2); }
+    size_t half() const { return (size_t)half_of(context); }
     static Tokens tail(const Tokens& text, size_t most) {
         return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
     }
@@ -1231,6 +1235,20 @@ bool make_page(const std::string& folder) {
     return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+// Removes what page.py made of an earlier report: a page that is not of this one misleads, and whether there
+// will be another is not known yet. Other files of the folder may be somebody's own.
+void remove_page(const std::string& folder) {
+    std::error_code error;
+    const auto remove = [&](const std::string& name) { std::filesystem::remove(folder + "/" + name, error); };
+    remove("page.html");
+    for (const char* picture :
+         {"mass_heatmap", "mass_by_k", "mass_by_position", "loss_under_cuts", "tau_by_layer",
+          "error_by_layer", "keys_by_layer", "where_by_layer", "probes"})
+        remove(format("page_%s.png", picture));
+    for (int map = 0; is_file(format("%s/page_map_%d.png", folder.c_str(), map)); map++)
+        remove(format("page_map_%d.png", map));
+}
+
 // Everything about each head's rows on the given text into DIR/report.json, and from that pictures and a
 // page.
 template <class Float>
@@ -1274,6 +1292,7 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
     json["loss"] = cut_losses_json(w, losses);
     json["maps"] = attention_maps(bench, w, tokenizer, report.heads_to_show());
     if (!probes.is_null()) json["probes"] = probes;
+    remove_page(c.report);
     write_file(c.report + "/report.json", json_text(json) + "\n");
 
     print_cut_losses(w, losses, c);
@@ -1309,16 +1328,35 @@ std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
     return text;
 }
 
+[[noreturn]] void fail_without_vocabulary(const char* what, const GPT2Config& config) {
+    fail("%s needs a vocabulary, and none is known for this model%s", what,
+         config.vocab_size == kGpt2Vocab ? ": data/fetch gpt2 gets GPT-2's" : "");
+}
+
 // A prompt's tokens; <|endoftext|> begins a text out of nothing.
 Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const GPT2Config& config,
                      bool slide) {
     if (text.empty()) return {(uint16_t)end_of_text(tokenizer, config)};
-    if (!tokenizer) fail("a prompt needs a vocabulary, and none is known for this model");
+    if (!tokenizer) fail_without_vocabulary("a prompt", config);
     Tokens tokens = tokenizer->encode_special(text);
     if (!slide && (int64_t)tokens.size() > config.max_seq_len)
         fail("the prompt has %zu tokens, and the context %d: shorten it, or give --context-full slide",
              tokens.size(), config.max_seq_len);
     return tokens;
+}
+
+// Says of texts that fill the context that only their ends are read.
+void say_cut(const std::vector<Tokens>& texts, const char* what, const GPT2Config& config) {
+    const int context = config.max_seq_len, half = half_of(context);
+    const auto fills = [&](const Tokens& text) { return (int64_t)text.size() >= context; };
+    const auto count = std::count_if(texts.begin(), texts.end(), fills);
+    if (count > 0 && texts.size() == 1)
+        fprintf(stderr, "%s has %zu tokens, and the context %d: its last %d are read\n", what,
+                texts[0].size(), context, half);
+    else if (count > 0)
+        fprintf(stderr,
+                "%d of %zu prompts have %d tokens, the context, or more: of each the last %d are read\n",
+                (int)count, texts.size(), context, half);
 }
 
 // A line without its end, which may be CRLF.
@@ -1404,6 +1442,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         std::vector<Tokens> prompts;
         for (const std::string& line : lines)
             prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide));
+        if (c.slide) say_cut(prompts, "the prompt", config);
         const Generation g = run(prompts, false);
         for (size_t b = 0; b < lines.size(); b++)
             write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(tokenizer, g.made[b]) + "\n");
@@ -1412,12 +1451,13 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
     }
     if (!c.interactive) {
         const Tokens prompt = prompt_tokens(tokenizer, c.prompt, config, c.slide);
+        if (c.slide) say_cut({prompt}, "the prompt", config);
         write_text(c.prompt);
         report(run({prompt}, true));
         return;
     }
     // The text so far is the context of what follows; an empty line begins a new text.
-    if (!tokenizer) fail("--interactive needs a vocabulary, and none is known for this model");
+    if (!tokenizer) fail_without_vocabulary("--interactive", config);
     Tokens text;
     signal(SIGINT, SIG_DFL);  // at the prompt, Ctrl-C ends the program
     for (std::string line; fputs("> ", stderr), next_line(std::cin, line);) {
@@ -1434,6 +1474,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
             continue;
         }
         text.insert(text.end(), more.begin(), more.end());
+        if (c.slide) say_cut({text}, "with this line the text", config);
         signal(SIGINT, on_interrupt);
         g_interrupted = 0;
         const Generation g = run({text}, true);

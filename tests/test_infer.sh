@@ -47,6 +47,13 @@ run "${model[@]}" -p "x" -n 300
 check "a full context slides on, and it is said" '[ $? = 0 ] && grep -q "the context was full" "$work/err"'
 run "${model[@]}" -p "x" -n 300 --context-full stop
 check "or stops" '[ $? = 0 ] && [ "$(wc -c <"$work/out")" -le 131 ]'
+run "${model[@]}" -p "$(printf '%0200d' 1)" -n 1
+check "of a prompt that is longer than the context only its end is read, and it is said" '[ $? = 0 ] &&
+    grep -qx "the prompt has 200 tokens, and the context 128: its last 64 are read" "$work/err"'
+printf '%0128d\nx\n' 1 >"$work/prompts"
+run "${model[@]}" -f "$work/prompts" -n 1
+check "so it is of one among others, that leaves no room" '[ $? = 0 ] &&
+    grep -qx "1 of 2 prompts have 128 tokens, the context, or more: of each the last 64 are read" "$work/err"'
 printf 'int\nfloat x\n\nreturn\n' >"$work/prompts"
 run "${model[@]}" -f "$work/prompts" -n 20
 check "prompts from a file, side by side" '[ $? = 0 ] && grep -q "^\[int\]" "$work/out" && grep -q "^\[float x\]" "$work/out" &&
@@ -98,8 +105,12 @@ check "LAMBADA of one text: no standard error" '[ $? = 0 ] && ! grep -q "nan" "$
     [ "$(json "$work/tasks.json" "d[\"lambada\"][\"dense\"][\"stderr\"]")" = None ]'
 run "${model[@]}" --probes --limit 8 -j "$val" --report "$work/report" -m 1 -b 2 --cuts 1,8 -k 4
 check "--report writes every head, maps and probes" '[ $? = 0 ] && [ "$(json "$work/report/report.json" "len(d[\"heads\"]) == 8 and d[\"k\"] == 4 and len(d[\"maps\"]) > 0 and \"needle\" in d[\"probes\"] and len(d[\"maps\"][0][\"rows\"][5]) == 6")" = True ]'
+mkdir "$work/few"
+cp "$work"/report/page* "$work/few" 2>"$work/err"
+touch "$work"/few/page.html "$work"/few/page_{probes,mass_by_k,map_0,map_1,of_mine}.png
 run "${model[@]}" -j "$val" --report "$work/few" -t 16 -m 1 -b 3 --cuts 3 -k 3 --no-page --json "$work/few.json"
-check "maps have no more tokens than a sequence has" '[ $? = 0 ] && [ "$(json "$work/few/report.json" "{len(x[\"tokens\"]) for x in d[\"maps\"]}")" = "{16}" ]'
+check "the page and pictures of an earlier report are gone, and no other file" '[ $? = 0 ] && [ "$(cd "$work/few" && echo *)" = "page_of_mine.png report.json" ]'
+check "maps have no more tokens than a sequence has" '[ "$(json "$work/few/report.json" "{len(x[\"tokens\"]) for x in d[\"maps\"]}")" = "{16}" ]'
 check "any k is measured head by head" '[ "$(json "$work/few/report.json" "all(0 < h[\"mass_nosink_k\"] <= 1 and h[\"mass\"][1] < h[\"mass_k\"] < h[\"mass\"][2] for h in d[\"heads\"])")" = True ]'
 check "the JSON has the report as well, and the mass that is printed" '[ "$(json "$work/few.json" "d[\"report\"] == json.load(open(\"$work/few/report.json\"))")" = True ] &&
     grep -q "mean top-3 mass $(json "$work/few.json" "\"%.4f (without position 0: %.4f)\" % (d[\"report\"][\"mass\"][\"mean\"], d[\"report\"][\"mass\"][\"nosink\"])")" "$work/out"'
@@ -129,6 +140,29 @@ refuse "there is nothing to predict" "${model[@]}" --eval "$work/one.txt"
 refuse "the context 128" "${model[@]}" --context-full stop -p "$(printf '%0200d' 1)"
 refuse "lambada.jsonl" "${model[@]}" --lambada "$work/lambada.jsonl"
 refuse "belongs to no flag" stray
+python3 - "$work/unnamed" <<'END'
+import json, os, struct, sys
+os.mkdir(sys.argv[1])
+C, T = 16, 32
+shapes = {"wte.weight": [50257, C], "wpe.weight": [T, C], "h.0.attn.c_attn.weight": [C, 3 * C], "h.0.attn.c_attn.bias": [3 * C],
+          "h.0.attn.c_proj.weight": [C, C], "h.0.attn.c_proj.bias": [C], "h.0.mlp.c_fc.weight": [C, 4 * C],
+          "h.0.mlp.c_fc.bias": [4 * C], "h.0.mlp.c_proj.weight": [4 * C, C], "h.0.mlp.c_proj.bias": [C],
+          **{f"{name}.{part}": [C] for name in ("h.0.ln_1", "h.0.ln_2", "ln_f") for part in ("weight", "bias")}}
+tensors, end = {}, 0
+for name, shape in shapes.items():
+    begin, end = end, end + 4 * shape[0] * (shape + [1])[1]
+    tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+header = json.dumps(tensors).encode()
+with open(sys.argv[1] + "/model.safetensors", "wb") as f:
+    f.write(struct.pack("<Q", len(header)) + header + bytes(end))
+with open(sys.argv[1] + "/config.json", "w") as f:
+    json.dump({"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": C, "n_positions": T, "vocab_size": 50257}, f)
+END
+mkdir "$work/elsewhere" # a program looks for GPT-2's vocabulary in its own folder's data/
+cp "$infer" "$work/elsewhere/" && infer=$work/elsewhere/infer_gpt2cpu
+refuse "a prompt needs a vocabulary, and none is known for this model: data/fetch gpt2 gets GPT-2's" -e "$work/unnamed" -p x
+refuse "--interactive needs a vocabulary, and none is known for this model: data/fetch gpt2 gets" -e "$work/unnamed" --interactive
+infer=$root/infer_gpt2cpu
 refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
 refuse "--json has what" "${model[@]}" -p x --json "$work/text.json"
@@ -159,5 +193,6 @@ check "no text was made of them" '[ "$(cat "$work/out")" = "int a" ]'
 check "the README's table of flags is the program's (make readme)" '"$infer" --help-markdown | dev/put_table README.md infer-flags --check'
 "$infer" --help >"$work/out" 2>&1
 check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/out")" = "$("$infer" --help-markdown | grep -c "^| .-")" ]'
+check "--help says what becomes of empty lines among prompts" grep -q "empty lines are skipped" "$work/out"
 
 finish

@@ -64,6 +64,30 @@ mini=(--out "$work/mini" --data "$work/text" --context 32 --batch 2 --updates 20
     --cells 'plain-s133[78],k8-tail-l1-rise70-*,k8-tail-l0.003-*,chosen-tail-s1338')
 paper "${mini[@]}" --dry-run
 check "--dry-run shows the plan and leaves none" '[ $? = 0 ] && grep -q "  plain-s1337 " "$work/out" && [ ! -e "$work/mini/plan.json" ]'
+stopped() { # by a signal to the whole group, as Ctrl-C's is, while the time of an update is measured
+    set -m # without it a background job ignores SIGINT
+    dev/paper/run.sh --device cpu "${mini[@]}" --out "$work/stopped" >"$work/out" 2>"$work/err" &
+    pid=$!
+    set +m
+    killed=
+    for _ in $(seq 1200); do
+        [ ! -d "$work/stopped/calibration" ] || for p in $(cat /proc/$pid/task/$pid/children); do
+            [[ $(readlink /proc/$p/exe) != *gpt2cpu ]] || killed=$p
+        done
+        [ -z "$killed" ] || break
+        sleep 0.05
+    done
+    kill "-$1" -- "-$pid"
+    wait $pid
+}
+gone() { for p in $killed; do [ ! -e "/proc/$p" ] || grep -q "^State:.Z" "/proc/$p/status" || return 1; done; }
+for signal in INT TERM; do
+    stopped $signal
+    check "SIG$signal while the time of an update is measured: a sentence, and no traceback" '[ $? = 130 ] && [ ! -s "$work/err" ] &&
+        [ "$(tail -n 1 "$work/out")" = "stopped: the same command goes on" ]'
+    check "SIG$signal takes the programs along" '[ -n "$killed" ] && gone'
+    rm -rf "$work/stopped"
+done
 dev/paper/run.sh --device cpu "${mini[@]}" >"$work/out" 2>"$work/err" &
 pid=$!
 killed= # run.sh becomes Python, and its children are the programs
@@ -74,7 +98,6 @@ for _ in $(seq 1200); do
 done
 kill -KILL $pid
 wait $pid 2>/dev/null
-gone() { for p in $killed; do [ ! -e "/proc/$p" ] || grep -q "^State:.Z" "/proc/$p/status" || return 1; done; }
 sleep 0.3
 check "a kill takes the programs along" '[ -n "$killed" ] && gone'
 cp "$work/mini/plan.json" "$work/plan.json"
@@ -140,6 +163,85 @@ else
 fi
 check "it has what was left out" 'grep -q "^Left out: " "$work/mini/tables.md" || "$root/train_gpt2cpu" --help | grep -q -- --target-loss'
 
+# ---- files of it that are lost or damaged
+rm "$work/mini/reports/plain-s1337/report.json"
+(cd dev/paper && python3 -c '
+import json, sys
+from runner import Programs, Runner, lock
+out = sys.argv[1]
+plan = json.load(open(out + "/plan.json"))
+Runner(out, plan, Programs(False), 60, lock(out)).report(plan["cells"][0])
+' "$work/mini") >"$work/out" 2>"$work/err"
+check "a report that is missing is made again, and nothing else" '[ -s "$work/mini/reports/plain-s1337/report.json" ] && [ "$(wc -l <"$work/out")" = 1 ]'
+cp "$work/mini/runs/plain-s1337/eval.json" "$work/kept"
+echo '[]' >"$work/mini/runs/plain-s1337/eval.json"
+paper --out "$work/mini" --tables
+check "JSON of another shape: one sentence, which names the file" '[ $? = 1 ] && [ "$(wc -l <"$work/err")" = 1 ] &&
+    grep -qF "plain-s1337/eval.json is not as it was written (it is not an object): delete it" "$work/err"'
+cp "$work/kept" "$work/mini/runs/plain-s1337/eval.json"
+cat >"$work/damaged.py" <<'END'
+"""damaged.py DIR: the same of other files, in one process: each is damaged, and the sentence must have the words."""
+import json
+import os
+import sys
+
+import common
+import tables
+from shapes import PLAN
+
+out = sys.argv[1]
+
+
+def gather():
+    try:
+        plan = common.read_json(out + "/plan.json", PLAN)
+        tables.gather(out, plan)
+    except common.Bad as problem:
+        return str(problem)
+    except Exception as problem:
+        return f"{type(problem).__name__}: {problem}"
+    return "nothing was said"
+
+
+def changed(statement):
+    def change(text):
+        d = json.loads(text)
+        exec(statement, {"d": d})
+        return json.dumps(d)
+    return change
+
+
+lines = lambda begin, end: lambda text: "".join(text.splitlines(True)[begin:end])
+for name, words, change in (
+        ("plan.json", "(size is missing): delete it", lambda _: '{"a": 1}'),
+        ("plan.json", "cells[1].k is not a whole number", changed("d['cells'][1]['k'] = True")),
+        ("plan.json", "cells is empty", changed("d['cells'] = []")),
+        ("chosen.json", "scratch.tail.name is missing", changed("del d['scratch']['tail']['name']")),
+        ("speed.json", "[0].ms is empty", changed("d[0]['ms'] = []")),
+        ("reports/plain-s1337/report.json", "at every k", changed("d['heads'][1]['mass'].pop()")),
+        ("runs/plain-s1337/cell.json", "settings.family is none of", changed("d['settings']['family'] = 'x'")),
+        ("runs/plain-s1337/eval.json", "no loss when cut to the top 8", changed("d['eval']['cuts'] = []")),
+        ("runs/plain-s1337/eval.json", "makes it again", None),
+        ("runs/plain-s1337/metrics.jsonl", "is missing: put it back", None),
+        ("runs/plain-s1337/metrics.jsonl", "it has 7 of 20 updates", lines(0, 9)),
+        ("runs/plain-s1337/metrics.jsonl", "the last validation is missing", lines(0, -1)),
+        ("runs/plain-s1337/metrics.jsonl", "line 3 of", lambda text: lines(0, 2)(text) + '{"loss": 1}\n')):
+    path = os.path.join(out, name)
+    text = open(path).read()
+    os.remove(path)
+    if change:
+        open(path, "w").write(change(text))
+    said = gather()
+    print(path in said and words in said and "\n" not in said, name, words)
+    open(path, "w").write(text)
+print(gather() == "nothing was said", "not at all: nothing is said, and all of them were tried")
+END
+last=
+while read -r verdict what; do
+    check "damaged: $what" [ "$verdict" = True ]
+    last=$what
+done < <(PYTHONPATH=dev/paper python3 "$work/damaged.py" "$work/mini" 2>&1)
+check "damaged: no file left out" grep -q "all of them were tried" <<<"$last"
 
 # ---- repeats
 paper --out "$work/repeats" --data "$work/text" --context 32 --batch 2 --updates 20 --eval-tokens 256 --seeds 7-9 \

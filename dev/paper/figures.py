@@ -13,6 +13,7 @@ import report
 
 import tables
 from plan import K, KS, LAMBDAS, LAYER0, REGS, RISE, SEEDS, start_of
+from shapes import RESULTS
 
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
 MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION, pictures.GREEN, pictures.PURPLE, pictures.ORANGE,
@@ -245,7 +246,7 @@ FIGURES = {"pareto": pareto, "cuts": cuts, "mass_by_head": mass_by_head, "mass_i
 
 def main():
     out = sys.argv[1]
-    results = read_json(os.path.join(out, "results.json"))
+    results = read_json(os.path.join(out, "results.json"), RESULTS)
     pictures.set_style()
     pictures.plt.rcParams["figure.dpi"] = 140  # a page on GitHub is about 900 pixels wide
     for name, figure in FIGURES.items():

@@ -12,6 +12,7 @@ import tables
 from common import ROOT, Bad, duration, from_root, read_json, write_file, write_json
 from plan import RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, repeats, select
 from runner import Programs, Runner, calibrate, lock
+from shapes import PLAN, RESULTS
 from tables import MOST_SEEDS
 
 DEFAULT_BUDGET = {"gpu": "8h", "cpu": "50m"}
@@ -207,7 +208,7 @@ def publish(out, target):
     with open(readme, encoding="utf-8") as file:
         text = file.read()
     if begin in text and end in text and os.path.abspath(target).startswith(os.path.dirname(readme) + os.sep):
-        heart = tables.heart(read_json(os.path.join(out, "results.json")))
+        heart = tables.heart(read_json(os.path.join(out, "results.json"), RESULTS))
         place = os.path.relpath(target, os.path.dirname(readme))
         heart += f"\nAll tables are in [tables.md]({place}/tables.md), and as JSON in [results.json]({place}/results.json).\n"
         for name in figures(out):
@@ -234,7 +235,7 @@ def main():
     os.makedirs(out, exist_ok=True)
     held = lock(out)
     programs = Programs(gpu)
-    plan = read_json(os.path.join(out, "plan.json"))
+    plan = read_json(os.path.join(out, "plan.json"), PLAN)
     if plan is None:
         if args.tables:
             raise Bad(f"{from_root(out)} has no plan.json: nothing was run there yet")
@@ -250,13 +251,11 @@ def main():
     if not args.tables:
         budget = seconds_of(args.budget) if args.budget else plan["budget_s"]
         runner = Runner(out, plan, programs, budget, held)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         try:
             runner.run()
         except KeyboardInterrupt:
             runner.stop()
-            print("\nstopped: the same command goes on", flush=True)
-            return 130
+            raise
     write_results(out, plan)
     if args.publish:
         publish(out, args.publish)
@@ -264,7 +263,11 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on", flush=True)
+        sys.exit(130)
     except (Bad, OSError) as problem:
         sys.exit(f"paper: {problem}")

@@ -22,9 +22,10 @@ import struct
 import subprocess
 import time
 
-from common import ROOT, Bad, duration, from_root, median, read_json, read_metrics, write_json
+from common import ROOT, Bad, duration, finished_metrics, from_root, median, read_json, read_metrics, write_json
 from plan import K, LAYER0, SEEDS, cell_seconds, final_seconds, start_of, with_seed
-from tables import candidates, chosen_cells, top_loss
+from shapes import CHOSEN, DECODE, SPEED
+from tables import candidates, chosen_cells, read_eval, top_loss
 
 CUTS = "1,2,4,8,16,32,64"
 CALIBRATION_UPDATES = 12
@@ -131,6 +132,17 @@ def windows(pattern, context):
 # ---- how long things take ----
 
 def calibrate(out, plan, programs):
+    """measure() below; whatever ends it, the trainers that it started are gone then."""
+    started = []
+    try:
+        return measure(out, plan, programs, started)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def measure(out, plan, programs, started):
     """Measures on this machine what the plan needs: the time of an update, alone with all threads and side by side with
     one thread each, of an evaluation and of a report; and what the trainer chose for batch and update."""
     folder = os.path.join(out, "calibration")
@@ -146,8 +158,10 @@ def calibrate(out, plan, programs):
                    plan["train_data"], "-j", plan["val_data"], "-x", str(CALIBRATION_UPDATES), "-n",
                    str(CALIBRATION_UPDATES), "-v", "0", "-s", "0", "-l", "0.1", "-k", str(K), *shape]
         with open(os.path.join(folder, name + ".log"), "wb") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                    env=environment(threads), preexec_fn=die_with_parent)
+            started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                            stdin=subprocess.DEVNULL, env=environment(threads),
+                                            preexec_fn=die_with_parent))
+        return started[-1]
 
     def finish(name, process):
         if process.wait() != 0:
@@ -356,10 +370,11 @@ class Runner:
             yield command, os.path.join(folder, "eval.log")
             os.replace(result + ".part", result)
         head, updates, _ = read_metrics(folder)
+        measured = read_eval(folder)
         write_json(os.path.join(folder, "cell.json"), {
             "settings": cell, "commands": [shlex.join(c) for c in (train, command) if c],
-            "commit": head.get("commit") or read_json(result)["commit"],
-            "device": head.get("device") or read_json(result)["device"],
+            "commit": head.get("commit") or measured["commit"],
+            "device": head.get("device") or measured["device"],
             "date": datetime.date.today().isoformat(), "updates": len(updates), "side_by_side": plan["workers"],
             "training_s": sum(u["ms"] for u in updates) / 1000})
 
@@ -380,7 +395,7 @@ class Runner:
             return cell
         family = cell["family"]
         path = self.path("chosen.json")
-        chosen = read_json(path) or {}
+        chosen = read_json(path, CHOSEN) or {}
         if family not in chosen:
             chosen[family] = chosen_cells(self.out, self.plan, family)
             write_json(path, chosen)
@@ -403,7 +418,10 @@ class Runner:
         seen = {}
         for cell in self.plan["cells"]:
             if os.path.exists(os.path.join(self.folder(cell), "cell.json")) and cell["group"] != "untrained":
-                digest = read_metrics(self.folder(cell))[0].get("settings", {}).get("data-digest")
+                head = read_metrics(self.folder(cell))[0]
+                if self.done(cell):  # named now, rather than when the tables are written
+                    finished_metrics(self.folder(cell), cell, self.plan["updates"])
+                digest = head.get("settings", {}).get("data-digest")
                 seen.setdefault(digest, cell["name"])
         seen.pop(None, None)  # runs from before there was one
         if len(seen) > 1:
@@ -487,7 +505,7 @@ class Runner:
         self.clean(slot.cell)
         if os.path.exists(failed):
             os.remove(failed)
-        loss = read_json(os.path.join(folder, "eval.json"))["eval"]
+        loss = read_eval(folder)["eval"]
         dense = loss["dense"]["loss"]
         print(line + f"loss {dense:.4f}, cut to the top {K} {top_loss(loss, K) - dense:+.4f}", flush=True)
 
@@ -511,7 +529,7 @@ class Runner:
         folder, name = self.folder(cell), cell["name"]
         model = self.model(cell)
         result = os.path.join(folder, "eval.json")
-        kinds = {c["cut"] for c in read_json(result)["eval"]["cuts"]}
+        kinds = {c["cut"] for c in read_eval(folder)["eval"]["cuts"]}
         log = os.path.join(folder, "eval.log")
         cores = len(os.sched_getaffinity(0))
 
@@ -527,11 +545,10 @@ class Runner:
         if len(kinds) == 1:  # the cell was chosen only later: now the controls, too
             make("losses of the controls", result,
                  eval_command(self.plan, self.programs, model, from_root(result + ".part"), None))
-        probes = os.path.join(folder, "probes.json")
-        if not os.path.exists(probes):
+        probes, report = os.path.join(folder, "probes.json"), self.path("reports", name)
+        if not (os.path.exists(probes) and os.path.exists(os.path.join(report, "report.json"))):
             make("attention and probes", probes,
-                 report_command(self.plan, self.programs, model, from_root(self.path("reports", name)),
-                                from_root(probes + ".part")))
+                 report_command(self.plan, self.programs, model, from_root(report), from_root(probes + ".part")))
         lambada = os.path.join(ROOT, "data/lambada_test.jsonl")
         hellaswag = os.path.join(ROOT, "data/hellaswag_val.jsonl")
         tasks = []
@@ -561,7 +578,7 @@ class Runner:
                 (f"plain, top-{K} mass measured", dict(base, k=K, reg="tail", **{"lambda": 0})),
                 ("tail", dict(base, k=K, reg="tail", **{"lambda": 0.1})),
                 ("kl", dict(base, k=K, reg="kl", **{"lambda": 0.1}))]
-        if [row["name"] for row in read_json(final) or []] == [name for name, _ in ways]:
+        if [row["name"] for row in read_json(final, SPEED) or []] == [name for name, _ in ways]:
             return
         print("measuring the speed and memory of training", flush=True)
         rows = {name: {"ms": [], "tok_s": []} for name, _ in ways}
@@ -591,7 +608,7 @@ class Runner:
         batches = [1] + ([32] if self.plan["gpu"] else [])
         wanted = {(c["name"], attention, batch) for c in cells for attention in ("dense", "topk", "pages")
                   for batch in batches}
-        if {(r["run"], r["attention"], r["batch"]) for r in read_json(final) or []} == wanted:
+        if {(r["run"], r["attention"], r["batch"]) for r in read_json(final, DECODE) or []} == wanted:
             return
         print("measuring the speed of decoding", flush=True)
         prompts = self.path("prompts.txt")

@@ -4,8 +4,9 @@ import math
 import os
 import statistics
 
-from common import median, read_json, read_metrics, write_file, write_json
+from common import Bad, finished_metrics, median, read_json, write_file, write_json
 from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, choose, start_of, stem_of, with_seed
+from shapes import CHOSEN, DECODE, DONE, EVAL, FAILED, PROBES, REPORT, RESULTS, SPEED, TASKS
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
              "random": "random"}
@@ -25,16 +26,27 @@ def candidates(plan, family):
 
 def chosen_cells(out, plan, family):
     """{reg: settings}: what chosen.json has; before that is written, the choice among what is done so far."""
-    fixed = (read_json(os.path.join(out, "chosen.json")) or {}).get(family)
+    fixed = (read_json(os.path.join(out, "chosen.json"), CHOSEN) or {}).get(family)
     if fixed is not None:
         return fixed
     measured = []
     for cell in candidates(plan, family):
         folder = os.path.join(out, "runs", cell["name"])
         if os.path.exists(os.path.join(folder, "cell.json")):
-            loss = read_json(os.path.join(folder, "eval.json"))["eval"]
+            loss = read_eval(folder)["eval"]
             measured.append((cell, loss["dense"]["loss"], top_loss(loss, K)))
     return choose(measured)
+
+
+def read_eval(folder):
+    """eval.json of a cell, which has at least the cut that cells are compared by."""
+    path = os.path.join(folder, "eval.json")
+    measured = read_json(path, EVAL)
+    if measured is None:
+        raise Bad(f"{path} is missing: the same command without --tables makes it again")
+    if not any((c["cut"], c["renormalized"], c["k"]) == ("topk", True, K) for c in measured["eval"]["cuts"]):
+        raise Bad(f"{path} has no loss when cut to the top {K}: delete it, and it is made again")
+    return measured
 
 
 def top_loss(loss, k):
@@ -46,7 +58,8 @@ def gather(out, plan):
     cells = []
     for planned in folders(out, plan):
         folder = os.path.join(out, "runs", planned["name"])
-        made, failed = read_json(os.path.join(folder, "cell.json")), read_json(os.path.join(folder, "failed.json"))
+        made = read_json(os.path.join(folder, "cell.json"), DONE)
+        failed = read_json(os.path.join(folder, "failed.json"), FAILED)
         if made:
             cells.append(gather_cell(out, folder, made, plan))
         elif failed:
@@ -64,8 +77,8 @@ def gather(out, plan):
     return {"version": 1, "plan": {key: plan.get(key) for key in keep}, "planned": len(plan["cells"]),
             "chosen": {family: {reg: c["name"] for reg, c in chosen_cells(out, plan, family).items()}
                        for family in sorted({c["family"] for c in plan["cells"]}, reverse=True)},
-            "cells": cells, "training": read_json(os.path.join(out, "speed.json")) or [],
-            "decoding": read_json(os.path.join(out, "decode.json")) or []}
+            "cells": cells, "training": read_json(os.path.join(out, "speed.json"), SPEED) or [],
+            "decoding": read_json(os.path.join(out, "decode.json"), DECODE) or []}
 
 
 def folders(out, plan):
@@ -81,8 +94,8 @@ def folders(out, plan):
 
 def gather_cell(out, folder, made, plan):
     cell = dict(made["settings"])
-    result = read_json(os.path.join(folder, "eval.json"))["eval"]
-    head, updates, validations = read_metrics(folder)
+    result = read_eval(folder)["eval"]
+    head, updates, validations = finished_metrics(folder, cell, plan["updates"])
     cuts = [{key: c[key] for key in ("cut", "k", "loss", "kept")} for c in result["cuts"] if c["renormalized"]]
     cell.update({key: made[key] for key in ("commands", "commit", "device", "date", "training_s")})
     cell["data_digest"] = head.get("settings", {}).get("data-digest")
@@ -95,17 +108,26 @@ def gather_cell(out, folder, made, plan):
         cell["largest_norm"] = max(u["norm"] for u in updates)
         cell["last_lambda"] = updates[-1]["lambda"]
         cell["last_ce"] = mean([u["ce"] for u in updates[-LAST_UPDATES:]])
-    report = read_json(os.path.join(out, "reports", cell["name"], "report.json"))
+    report = read_report(os.path.join(out, "reports", cell["name"], "report.json"))
     if report:
         cell["attention"] = attention(report)
-    probes = read_json(os.path.join(folder, "probes.json"))
+    probes = read_json(os.path.join(folder, "probes.json"), PROBES)
     if probes:
         cell["probes"] = probes["probes"]
-    tasks = read_json(os.path.join(folder, "tasks.json")) or {}
+    tasks = read_json(os.path.join(folder, "tasks.json"), TASKS) or {}
     for task in ("lambada", "hellaswag"):
         if task in tasks:
             cell[task] = tasks[task]
     return cell
+
+
+def read_report(path):
+    report = read_json(path, REPORT)
+    masses = [h[key] for h in report["heads"] for key in ("mass", "mass_nosink")] if report else []
+    if report and (K not in report["ks"] or any(len(mass) != len(report["ks"]) for mass in masses)):
+        raise Bad(f"{path} does not have the mass of every head at every k, {K} among them: delete it, and it is made "
+                  "again")
+    return report
 
 
 def mean(values):
@@ -545,7 +567,7 @@ run; the plain run's at other k than {K} are from its report of attention, on th
 def write(out, plan):
     results = gather(out, plan)
     write_json(os.path.join(out, "results.json"), results)
-    write_file(os.path.join(out, "tables.md"), markdown(read_json(os.path.join(out, "results.json"))))
+    write_file(os.path.join(out, "tables.md"), markdown(read_json(os.path.join(out, "results.json"), RESULTS)))
 
 
 REPEATS_NOTE = """A number behind ± is half of the 95% interval (Student's t) of the mean over the seeds. Differences

@@ -1235,18 +1235,17 @@ bool make_page(const std::string& folder) {
     return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-// Removes what page.py made of an earlier report: a page that is not of this one misleads, and whether there
-// will be another is not known yet. Other files of the folder may be somebody's own.
+// Removes what page.py made of an earlier report, page.html and page_*.png: a page that is not of this one
+// misleads, and whether there will be another is not known yet.
 void remove_page(const std::string& folder) {
     std::error_code error;
-    const auto remove = [&](const std::string& name) { std::filesystem::remove(folder + "/" + name, error); };
-    remove("page.html");
-    for (const char* picture :
-         {"mass_heatmap", "mass_by_k", "mass_by_position", "loss_under_cuts", "tau_by_layer",
-          "error_by_layer", "keys_by_layer", "where_by_layer", "probes"})
-        remove(format("page_%s.png", picture));
-    for (int map = 0; is_file(format("%s/page_map_%d.png", folder.c_str(), map)); map++)
-        remove(format("page_map_%d.png", map));
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+         it.increment(error)) {
+        const std::string name = it->path().filename().string();
+        std::error_code ignored;
+        if (name == "page.html" || (name.starts_with("page_") && name.ends_with(".png")))
+            std::filesystem::remove(it->path(), ignored);
+    }
 }
 
 // Everything about each head's rows on the given text into DIR/report.json, and from that pictures and a
@@ -1593,6 +1592,7 @@ void infer(InferConfig c) {
 int main(int argc, char** argv) {
     open_standard_streams();
     signal(SIGBUS, on_bus_error);
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
     try {
         InferConfig config;
         const std::vector<Flag> flags = infer_flags(config);

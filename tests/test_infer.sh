@@ -107,9 +107,9 @@ run "${model[@]}" --probes --limit 8 -j "$val" --report "$work/report" -m 1 -b 2
 check "--report writes every head, maps and probes" '[ $? = 0 ] && [ "$(json "$work/report/report.json" "len(d[\"heads\"]) == 8 and d[\"k\"] == 4 and len(d[\"maps\"]) > 0 and \"needle\" in d[\"probes\"] and len(d[\"maps\"][0][\"rows\"][5]) == 6")" = True ]'
 mkdir "$work/few"
 cp "$work"/report/page* "$work/few" 2>"$work/err"
-touch "$work"/few/page.html "$work"/few/page_{probes,mass_by_k,map_0,map_1,of_mine}.png
+touch "$work"/few/page.html "$work"/few/page_{probes,map_0,map_1}.png "$work"/few/mine.png
 run "${model[@]}" -j "$val" --report "$work/few" -t 16 -m 1 -b 3 --cuts 3 -k 3 --no-page --json "$work/few.json"
-check "the page and pictures of an earlier report are gone, and no other file" '[ $? = 0 ] && [ "$(cd "$work/few" && echo *)" = "page_of_mine.png report.json" ]'
+check "the page and pictures of an earlier report are gone, and no other file" '[ $? = 0 ] && [ "$(cd "$work/few" && echo *)" = "mine.png report.json" ]'
 check "maps have no more tokens than a sequence has" '[ "$(json "$work/few/report.json" "{len(x[\"tokens\"]) for x in d[\"maps\"]}")" = "{16}" ]'
 check "any k is measured head by head" '[ "$(json "$work/few/report.json" "all(0 < h[\"mass_nosink_k\"] <= 1 and h[\"mass\"][1] < h[\"mass_k\"] < h[\"mass\"][2] for h in d[\"heads\"])")" = True ]'
 check "the JSON has the report as well, and the mass that is printed" '[ "$(json "$work/few.json" "d[\"report\"] == json.load(open(\"$work/few/report.json\"))")" = True ] &&

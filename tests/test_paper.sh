@@ -244,7 +244,7 @@ done < <(PYTHONPATH=dev/paper python3 "$work/damaged.py" "$work/mini" 2>&1)
 check "damaged: no file left out" grep -q "all of them were tried" <<<"$last"
 
 # ---- repeats
-paper --out "$work/repeats" --data "$work/text" --context 32 --batch 2 --updates 20 --eval-tokens 256 --seeds 7-9 \
+paper --out "$work/repeats" --data "$work/text" --context 32 --batch 2 --updates 4 --eval-tokens 64 --seeds 7-9 \
     --cells 'plain,k8-tail-l1-rise70,entropy-l0.1-rise70'
 check "repeats: nine runs, tables, and nothing that is not asked for" '[ $? = 0 ] && [ "$(ls "$work"/repeats/runs/*/cell.json | wc -l)" = 9 ] &&
     [ ! -e "$work/repeats/reports" ] && [ ! -e "$work/repeats/speed.json" ] && [ ! -e "$work/repeats/chosen.json" ]'

@@ -78,7 +78,7 @@ struct TrainConfig {
     Device device = Device::automatic;
     Precision precision = Precision::automatic;
     std::string debug_state, export_to;
-    GivenFlags given;  // what the command line says, and with -y what that of the run said
+    GivenFlags given;  // what the command line says, with -y what that of the run said; and what was found
 
     // filled in by resolve_defaults()
     int64_t warmup_updates = 0, lambda_start_updates = 0, lambda_warmup_updates = 0;
@@ -1403,6 +1403,15 @@ void train(TrainConfig c) {
     match_vocabulary(config, start, c);
     resolve_defaults<Float>(c, config, start.from_scratch, ctx);
     check_settings_fit(c, config, ctx);
+    // What the machine decides where no flag does (files, free memory) is kept as if it had been given: -y
+    // must find the same.
+    const auto keep = [&](const char* flag, const std::string& value) {
+        if (!value.empty()) c.given.emplace(flag, value);
+    };
+    keep("from", c.from);
+    keep("train-data", c.train_data);
+    keep("val-data", c.val_data);
+    keep("batch", std::to_string(c.B));
     DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
     const std::unique_ptr<DataLoader> val_data = open_val_data(c, config);
     const std::string shared = val_data ? val_data->shared_file(train_data) : "";

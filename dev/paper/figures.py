@@ -117,6 +117,7 @@ def cuts(results, out):
     figure, axes = pictures.panels(pictures.FULL, 4, 1, 2)
     left, right = axes[0]
     ks = sorted({c["k"] for _, cells in found for cell in cells for c in cell["loss"]["cuts"]})
+    drawn = set()  # kinds of cuts
     for (label, cells), colour in zip(found, MODEL_COLOURS):
         dense = tables.mean([c["loss"]["dense"] for c in cells])
         losses = [[tables.cut_loss(c, k) for c in cells] for k in ks]
@@ -128,6 +129,7 @@ def cuts(results, out):
         for cut, style in CUT_STYLE.items():
             losses = [[tables.cut_loss(c, k, cut) for c in cells] for k in ks]
             if all(loss is not None for row in losses for loss in row):
+                drawn.add(cut)
                 right.plot(ks, [max(FLOOR, tables.mean(row) - dense) for row in losses], color=colour, **style)
     for axis in (left, right):
         pictures.powers_of_two(axis, ks)
@@ -140,7 +142,8 @@ def cuts(results, out):
     right.axhline(0.01, color=pictures.GREY, linewidth=0.8)
     right.set_title("Cost of the cut: loss above the same model's dense loss", loc="left")
     line = pictures.Line2D
-    handles = [line([], [], color="black", label=tables.CUT_NAMES[cut], **style) for cut, style in CUT_STYLE.items()]
+    handles = [line([], [], color="black", label=tables.CUT_NAMES[cut], **style) for cut, style in CUT_STYLE.items()
+               if cut in drawn]
     handles.append(line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (at 10⁻⁴: that or less)"))
     right.legend(loc="upper right", ncols=2, handles=handles)
     return figure

@@ -64,9 +64,13 @@ mini=(--out "$work/mini" --data "$work/text" --context 32 --batch 2 --updates 20
     --cells 'plain-s133[78],k8-tail-l1-rise70-*,k8-tail-l0.003-*,chosen-tail-s1338')
 paper "${mini[@]}" --dry-run
 check "--dry-run shows the plan and leaves none" '[ $? = 0 ] && grep -q "  plain-s1337 " "$work/out" && [ ! -e "$work/mini/plan.json" ]'
+# A background job ignores SIGINT, and what is started where it is ignored does so, too: not so this.
+heeding_signals() { exec python3 -c 'import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])' "$@"; }
 stopped() { # by a signal to the whole group, as Ctrl-C's is, while the time of an update is measured
-    set -m # without it a background job ignores SIGINT
-    dev/paper/run.sh --device cpu "${mini[@]}" --out "$work/stopped" >"$work/out" 2>"$work/err" &
+    set -m # a group of its own
+    heeding_signals dev/paper/run.sh --device cpu "${mini[@]}" --out "$work/stopped" >"$work/out" 2>"$work/err" &
     pid=$!
     set +m
     killed=

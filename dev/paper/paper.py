@@ -3,6 +3,7 @@
 figures. Killed at any time, it goes on when it is called again with the same --out."""
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,15 +37,16 @@ def at_least_one(text):
 
 def seeds_of(text):
     """1337,1338 or 2001-2008"""
-    seeds = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or "-" in part and not last:
-            raise argparse.ArgumentTypeError(f"whole numbers are wanted, such as 1337,1338 or 2001-2008, not '{text}'")
-        seeds += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < MOST_SEEDS else [-1]
-    if not 1 < len(set(seeds)) <= MOST_SEEDS or -1 in seeds:
+    parts = [re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip()) for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"whole numbers are wanted, such as 1337,1338 or 2001-2008, not '{text}'")
+    seeds = set()
+    for part in parts:
+        first, last = int(part[1]), int(part[2] or part[1])
+        seeds.update(range(first, min(last, first + MOST_SEEDS) + 1))  # no longer than it takes to be too many
+    if not 1 < len(seeds) <= MOST_SEEDS:
         raise argparse.ArgumentTypeError(f"2 to {MOST_SEEDS} seeds are wanted, not '{text}'")
-    return sorted(set(seeds))
+    return sorted(seeds)
 
 
 def has_gpu():

@@ -418,9 +418,10 @@ class Runner:
         seen = {}
         for cell in self.plan["cells"]:
             if os.path.exists(os.path.join(self.folder(cell), "cell.json")) and cell["group"] != "untrained":
-                head = read_metrics(self.folder(cell))[0]
-                if self.done(cell):  # named now, rather than when the tables are written
-                    finished_metrics(self.folder(cell), cell, self.plan["updates"])
+                if self.done(cell):  # what is missing is named now, rather than when the tables are written
+                    head, _, _ = finished_metrics(self.folder(cell), cell, self.plan["updates"])
+                else:
+                    head, _, _ = read_metrics(self.folder(cell))
                 digest = head.get("settings", {}).get("data-digest")
                 seen.setdefault(digest, cell["name"])
         seen.pop(None, None)  # runs from before there was one

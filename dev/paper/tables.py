@@ -171,10 +171,10 @@ def models(results, family):
             stem = stem_of(name)
             others = [c for c in done(results, family=family, group="chosen") if stem_of(c["name"]) == stem]
             found.append((stem, first + others))
+    repeats = {}
     for c in done(results, family=family, group="repeat"):
-        if stem_of(c["name"]) not in [label for label, _ in found]:
-            found.append((stem_of(c["name"]), []))
-        next(cells for label, cells in found if label == stem_of(c["name"])).append(c)
+        repeats.setdefault(stem_of(c["name"]), []).append(c)
+    found += repeats.items()
     return [(label, cells) for label, cells in found if cells]
 
 

@@ -1591,8 +1591,7 @@ void infer(InferConfig c) {
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
     open_standard_streams();
-    signal(SIGBUS, on_bus_error);
-    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
+    report_file_faults();
     try {
         InferConfig config;
         const std::vector<Flag> flags = infer_flags(config);

@@ -1470,8 +1470,7 @@ void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
     open_standard_streams();
-    signal(SIGBUS, on_bus_error);
-    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
+    report_file_faults();
     try {
         TrainConfig config;
         std::vector<Flag> flags = train_flags(config);

@@ -36,6 +36,12 @@ inline void on_bus_error(int) {
     _exit(1);
 }
 
+// What befalls open files is reported, rather than that it kills the program without a word.
+inline void report_file_faults() {
+    signal(SIGBUS, on_bus_error);
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
+}
+
 // Ctrl-C, for programs that finish what they are at: set as the handler of a signal.
 inline volatile sig_atomic_t g_interrupted = 0;
 inline void on_interrupt(int sig) {

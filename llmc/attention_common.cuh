@@ -168,7 +168,7 @@ template <class Kernel, class... Args>
 void launch_attention(const Context& ctx, Kernel kernel, dim3 grid, int threads, size_t shared,
                       Args... args) {
     assert(shared <= ctx.max_shared);
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    allow_shared(kernel, shared);
     kernel<<<grid, threads, shared, ctx.stream>>>(args...);
     CUDA_CHECK(cudaGetLastError());
 }

@@ -772,8 +772,7 @@ void attention_decode(const Context& ctx, Float* out, DecodeStats* stats, float*
     with_decode_lanes<Float>(ctx, hs, [&](auto size, auto lanes) {
         constexpr int HS = size, LANES = lanes, THREADS = Groups<LANES>::THREADS;
         const auto launch = [&](auto kernel, dim3 grid, auto... args) {
-            CUDA_CHECK(
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+            allow_shared(kernel, shared);
             launch_early(ctx, kernel, grid, THREADS, shared, args...);
         };
         // Behind the counters, one of the two: top k has scores and no shares, dense attention the opposite.

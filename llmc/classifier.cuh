@@ -144,8 +144,7 @@ void classifier(const Context& ctx, float* loss, Float* logits, const int* targe
         const int shared_packs = lanes == 1 || left < 0 ? 0 : left < most ? left : most;
         const size_t shared = shared_packs * sizeof(Pack<Float>);
         const auto launch = [&](auto kernel) {
-            CUDA_CHECK(
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+            allow_shared(kernel, shared);
             kernel<<<rows, block, shared, ctx.stream>>>(loss, logits, targets, dloss, V, Vp, shared_packs);
             CUDA_CHECK(cudaGetLastError());
         };

@@ -17,6 +17,17 @@ constexpr __host__ __device__ auto ceil_div(A a, B b) {
     return (a + b - 1) / b;
 }
 
+// Lets a kernel have so many bytes of dynamic shared memory. What it may have is only ever raised: it belongs
+// to the kernel, and a launch that a graph has recorded needs it whenever it is replayed, whatever else the
+// kernel was launched with since.
+template <class... Params>
+void allow_shared(void (*kernel)(Params...), size_t bytes) {
+    cudaFuncAttributes now;
+    CUDA_CHECK(cudaFuncGetAttributes(&now, kernel));
+    if ((size_t)now.maxDynamicSharedSizeBytes < bytes)
+        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+}
+
 // Of B T NH, attention's rows: the kernels number their threads, up to 32 a row, in 32 bits.
 inline constexpr int64_t kMaxRows = INT32_MAX / 32;
 

@@ -106,6 +106,15 @@ struct StreamQuad {
     }
 };
 
+// A load that stays behind wait_for_previous_kernel(). Of a bf16, __ldcg is not volatile: a compiler may do
+// it before the wait.
+inline __device__ float load_behind(const float* p) {
+    return __ldcg(p);
+}
+inline __device__ float load_behind(const __nv_bfloat16* p) {
+    return (float)__ushort_as_bfloat16(__ldcg(reinterpret_cast<const unsigned short*>(p)));
+}
+
 // x [C] = the stream's sum, sent to all blocks of the cluster; kept [C]: where the first cluster leaves it.
 // sums [groups][C / 8]: shared memory.
 template <class Float, int C>
@@ -115,7 +124,7 @@ __device__ void gather_stream(float* x, Mailbox* box, float* sums, Float* kept, 
     if (mine.group < Shape::groups) {
         float sum[4] = {};
         if (mine.group == 0)
-            for (int k = 0; k < 4; k++) sum[k] = (float)__ldcg(s.x + mine.column + k) + (float)mine.bias[k];
+            for (int k = 0; k < 4; k++) sum[k] = load_behind(s.x + mine.column + k) + (float)mine.bias[k];
 #pragma unroll
         for (int i = 0; i < Shape::parts_each; i++) {
             const int p = mine.group + i * Shape::groups;
@@ -532,7 +541,7 @@ __global__ void finish_stream_kernel(Float* out, Stream<Float> in, int C) {
     const float bias = c < C ? (float)in.bias[c] : 0.0f;
     wait_for_previous_kernel();
     if (c >= C) return;
-    float sum = (float)__ldcg(in.x + c) + bias;
+    float sum = load_behind(in.x + c) + bias;
 #pragma unroll 8
     for (int i = 0; i < in.count; i++) sum += __ldcg(in.parts + (size_t)i * C + c);
     out[c] = (Float)sum;
@@ -573,8 +582,7 @@ inline size_t decode_parts(int C) {
 template <class Memory, class... Params, class... Args>
 void launch_half(const Context& ctx, void (*kernel)(Params...), int clusters, Args... args) {
     static_assert(sizeof(Memory) < (227 << 10));  // what a block of a GPU with clusters can have
-    CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(Memory)));
+    allow_shared(kernel, sizeof(Memory));
     // A block of the next half comes to a multiprocessor beside one of this half, which is not divided anew
     // between L1 cache and shared memory as long as a block is there: so all of it from the beginning.
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,

@@ -389,8 +389,7 @@ void layernorm_backward(const Context& ctx, Float* dinp, float* dweight, float* 
         const int wanted = ceil_div(rows, warps);
         chunks = ctx.num_sms < wanted ? ctx.num_sms : wanted;
         const auto launch = [&](auto kernel) {
-            CUDA_CHECK(
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+            allow_shared(kernel, shared);
             kernel<<<chunks, 32 * warps, shared, ctx.stream>>>(dinp, scratch, dout, inp, weight, mean, rstd,
                                                                rows, C, add);
         };

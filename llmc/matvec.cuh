@@ -362,8 +362,7 @@ void matvec_forward(const Context& ctx, Float* out, const Float* inp, const Floa
     auto launch = [&](auto padded_rows) {
         constexpr int ROWS = padded_rows;
         auto launch_kernel = [&](auto kernel, int blocks, int threads, size_t shared, auto... last) {
-            CUDA_CHECK(
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+            allow_shared(kernel, shared);
             launch_early(ctx, kernel, blocks, threads, shared, out, inp, weight, bias, norm, residual, gelu,
                          rows, IC, OC, last...);
         };

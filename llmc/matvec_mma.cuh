@@ -179,7 +179,7 @@ inline void matvec_mma_forward(const Context& ctx, __nv_bfloat16* out, const __n
         assert(ahead > 0);
         const size_t shared = mma_shared(TILES, ahead, IC, norm.weight);
         auto kernel = matvec_mma_kernel<TILES>;
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+        allow_shared(kernel, shared);
         const int groups = ceil_div(rows, ROWS), most = ceil_div(2 * ctx.num_sms, groups);
         launch_early(ctx, kernel, dim3(groups, turns < most ? turns : most), 32 * kMatvecWarps, shared, out,
                      inp, weight, bias, norm, residual, gelu, rows, IC, OC, ahead);

@@ -691,6 +691,34 @@ TEST_CASE("a kernel gets more than 48 KB of dynamic shared memory only if it has
     CHECK(launch_large_shared<2>(64 << 10) == cudaSuccess);
     CHECK(cudaFuncSetAttribute(pointer, attribute, 1 << 20) == cudaErrorInvalidValue);
     CHECK(cudaGetLastError() == cudaErrorInvalidValue);
+    cudaFuncAttributes attributes;
+    CHECK(cudaFuncGetAttributes(&attributes, pointer) == cudaSuccess);
+    CHECK(attributes.maxDynamicSharedSizeBytes == 64 << 10);
+}
+
+TEST_CASE("a graph's launch needs its shared memory again when it is replayed") {
+    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    DeviceArray<int> o(std::vector<int>{-1});
+    cudaStream_t stream;
+    REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
+    REQUIRE(cudaFuncSetAttribute(large_shared_kernel<3>, attribute, 96 << 10) == cudaSuccess);
+    REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    large_shared_kernel<3><<<1, 32, 96 << 10, stream>>>(o);
+    cudaGraph_t graph;
+    REQUIRE(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+    cudaGraphExec_t exec;
+    REQUIRE(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+    REQUIRE(cudaFuncSetAttribute(large_shared_kernel<3>, attribute, 64 << 10) == cudaSuccess);
+    cudaGraphLaunch(exec, stream);
+    CHECK(cudaGetLastError() == cudaErrorInvalidValue);
+    CHECK(o.get()[0] == -1);
+    REQUIRE(cudaFuncSetAttribute(large_shared_kernel<3>, attribute, 96 << 10) == cudaSuccess);
+    REQUIRE(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    CHECK(cudaStreamSynchronize(stream) == cudaSuccess);
+    CHECK(o.get()[0] == 3);
+    CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    CHECK(cudaStreamDestroy(stream) == cudaSuccess);
 }
 
 // ---------------------------------------------------------------- bf16

@@ -2,6 +2,7 @@
 // sum, every number of rows, both kernels.
 #include "../llmc/matvec.cuh"
 
+#include "../llmc/graph.h"
 #include "../llmc/matvec_mma.cuh"
 
 #include "check.h"
@@ -222,4 +223,27 @@ TEST_CASE("a row that is too long for shared memory is not taken, and one of GPT
                         ctx.max_shared - 1024);
         }
     }
+}
+
+TEST_CASE("a recorded product has its shared memory where smaller ones of the same kernel came behind it") {
+    Context ctx = make_context();
+    const int long_row = 16384, short_row = 13000, OC = 8;  // both take more than 48 KB
+    DeviceArray<float> inp(normal_values<float>(long_row, 1)),
+        weight(normal_values<float>((size_t)long_row * OC, 2)), bias(normal_values<float>(OC, 3));
+    DeviceArray<float> first(OC), second(OC);
+    Graph graph;
+    for (int run = 0; run < 3; run++) {
+        graph.run(ctx, [&] {
+            matvec_forward<float>(ctx, first, inp, weight, bias, {}, nullptr, false, 1, long_row, OC);
+            matvec_forward<float>(ctx, second, inp, weight, bias, {}, nullptr, false, 1, short_row, OC);
+        });
+        CUDA_CHECK(cudaGetLastError());
+        CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+    }
+    CHECK(graph.recorded());
+    const std::vector<double> x = to_double(inp.get()), w = to_double(weight.get()),
+                              b = to_double(bias.get());
+    CHECK(relative_error(first.get(), ref::matmul_forward(x, w.data(), b.data(), 1, long_row, OC)) < 1e-5);
+    CHECK(relative_error(second.get(), ref::matmul_forward(ref::Vec(x.begin(), x.begin() + short_row),
+                                                           w.data(), b.data(), 1, short_row, OC)) < 1e-5);
 }

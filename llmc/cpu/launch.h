@@ -187,6 +187,11 @@ struct Launch {
             return;
         }
         submit(grid.config.stream, [launch = *this, ... copies = args] {
+            // Of a graph's launch once more: the shared memory that the kernel may have can be less by now.
+            if (cudaError_t error = launch.grid.error(); error != cudaSuccess) {
+                result(error);
+                return;
+            }
             auto thread = [&] { launch.call(copies...); };
             launch.grid.run(&thread, run_threads<decltype(thread)>);
         });
@@ -249,6 +254,16 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(A...), cudaFuncAttribute attribu
         return cuda_cpu::result(cudaErrorInvalidValue);
     std::lock_guard lock(cuda_cpu::shared_opt_ins.mutex);
     cuda_cpu::shared_opt_ins.bytes[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
+    return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+    int maxDynamicSharedSizeBytes;
+};
+template <class... A>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(A...)) {
+    const size_t limit = cuda_cpu::shared_limit(reinterpret_cast<const void*>(kernel));
+    attributes->maxDynamicSharedSizeBytes = static_cast<int>(limit);
     return cudaSuccess;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 
 #include "error.h"
@@ -31,6 +32,19 @@ float parse_float(const std::string& flag, const std::string& text, double lowes
     if (text.empty() || stop != end || error != std::errc() || !(value >= lowest && value <= highest))
         fail("%s takes a number from %g to %g, not '%s'", flag.c_str(), lowest, highest, text.c_str());
     return static_cast<float>(value);
+}
+
+int64_t parse_updates(const std::string& flag, const std::string& text, int64_t run_updates) {
+    const bool share = text.ends_with('%');
+    double value = 0.0;
+    const char* end = text.data() + text.size() - share;
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (stop != end || error != std::errc() || !(value >= 0.0 && value <= (share ? 100.0 : 1e15)) ||
+        (!share && value != std::floor(value)))
+        fail("%s takes a number of updates (200) or a share of the run (70%%), not '%s'", flag.c_str(),
+             text.c_str());
+    return share ? std::llround(value / 100.0 * static_cast<double>(run_updates))
+                 : static_cast<int64_t>(value);
 }
 
 std::string setting_text(float x) {
@@ -78,10 +92,10 @@ GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
     opterr = 0;
     optind = 0;  // so that tests can parse more than once
     for (;;) {
-        const int word = optind ? optind : 1;
         const int letter = getopt_long(argc, argv, letters.c_str(), options.data(), nullptr);
         if (letter == -1) break;
-        const std::string given = word < argc ? argv[word] : "";
+        // What it stopped at: getopt names a letter, and has just passed a long name.
+        const std::string given = optopt > 0 && optopt < kLongFlag ? format("-%c", optopt) : argv[optind - 1];
         if (letter == ':') fail("%s needs a value: see --help", given.c_str());
         if (letter == '?')
             fail("there is no flag %s, or its short form is ambiguous: see --help", given.c_str());

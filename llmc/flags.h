@@ -26,6 +26,9 @@ int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowe
 // A finite number from lowest to highest.
 float parse_float(const std::string& flag, const std::string& text, double lowest, double highest);
 
+// A length given as a number of updates ("200") or as a share of the run ("70%"), in updates.
+int64_t parse_updates(const std::string& flag, const std::string& text, int64_t run_updates);
+
 // A number as text that is short, as %g makes it, if that gives the same float back.
 std::string setting_text(float x);
 

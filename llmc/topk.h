@@ -20,9 +20,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <string>
-
-#include "error.h"
 
 #ifdef __CUDACC__
 #define TOPK_HOST_DEVICE __host__ __device__
@@ -47,25 +44,6 @@ TOPK_HOST_DEVICE inline float reg_slope(Reg reg, float mass) {
 // Rows of one layer that the regularizer averages: B * NH * (queries with more than k keys).
 inline int64_t regularized_rows(int B, int T, int num_heads, int k) {
     return static_cast<int64_t>(B) * num_heads * std::max(0, T - k);
-}
-
-// A length given as a number of updates ("200") or as a share of the run ("70%"), in updates.
-inline int64_t parse_updates(const std::string& flag, const std::string& text, int64_t run_updates) {
-    size_t used = 0;
-    double value = 0.0;
-    try {
-        value = std::stod(text, &used);
-    } catch (const std::exception&) {
-        used = 0;
-    }
-    const std::string rest = text.substr(used);
-    const bool percent = rest == "%";
-    if (!used || !(rest.empty() || percent) || !(value >= 0.0) || value > 1e15 ||
-        (percent && value > 100.0) || (!percent && value != std::floor(value)))
-        fail("%s takes a number of updates (200) or a share of the run (70%%), not '%s'", flag.c_str(),
-             text.c_str());
-    return percent ? std::llround(value / 100.0 * static_cast<double>(run_updates))
-                   : static_cast<int64_t>(value);
 }
 
 // lambda at update `step` (from 0): 0 in the first `start` updates, then rising linearly to its full value,

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "../llmc/error.h"
 #include "../llmc/flags.h"
 #include "../llmc/params.h"
 #include "../llmc/sampler.h"
@@ -47,7 +48,8 @@ TEST_CASE("lambda rises linearly and then stays") {
     CHECK(parse_updates("-u", "70%", 1000) == 700);
     CHECK(parse_updates("-u", "0%", 1000) == 0);
     CHECK(parse_updates("-u", "250", 1000) == 250);
-    for (const char* bad : {"", "%", "x", "70%%", "-1", "1.5", "101%", "1e99", "nan", "7 0", "70 %"})
+    for (const char* bad :
+         {"", "%", "x", "70%%", "-1", "1.5", "101%", "1e99", "nan", "7 0", "70 %", " 7", "0x10"})
         CHECK_THROWS_AS(parse_updates("-u", bad, 1000), Error);
 }
 
@@ -202,6 +204,10 @@ TEST_CASE("flags: what is not, and a sentence that says why") {
         {{"--lr", "-1"}, "takes a number from 0 to 10"},
         {{"--kind", "three"}, "--kind takes one or two, not 'three'"},
         {{"stray"}, "'stray' belongs to no flag"},
+        {{"stray", "--nothing"}, "there is no flag --nothing"},
+        {{"stray", "-az"}, "there is no flag -z"},
+        {{"stray", "-b"}, "-b needs a value"},
+        {{"stray", "--all=3"}, "there is no flag --all=3"},
     };
     for (const auto& [words, expected] : bad) {
         Parsed p;

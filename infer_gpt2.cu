@@ -20,6 +20,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -225,7 +226,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
 template <class Float>
 struct Model {
     GPT2Config config;
-    void* memory = nullptr;
+    std::unique_ptr<DeviceMemory> memory = nullptr;  // of the weights
     Params<Float> params = {};
 
     int hs() const { return config.channels / config.num_heads; }
@@ -236,11 +237,9 @@ Model<Float> load_model(const Context& ctx, const WeightFiles& files, const GPT2
     std::vector<float> host(num_parameters(config));
     load_weights(files, config, host.data());
     Model<Float> m{.config = config};
-    const size_t bytes = host.size() * sizeof(Float);
-    if (cudaMalloc(&m.memory, bytes) != cudaSuccess)
-        fail("the weights take %s, and %s has less", pretty_bytes((double)bytes).c_str(),
-             ctx.device_name.c_str());
-    Float* params = static_cast<Float*>(m.memory);
+    Float* params = nullptr;
+    m.memory = std::make_unique<DeviceMemory>(ctx, "the weights", "take a smaller model",
+                                              [&](Arena& arena) { params = arena.take<Float>(host.size()); });
     const std::vector<Float> rounded(host.begin(), host.end());
     to_device(params, rounded.data(), rounded.size());
     m.params = point_to_params(params, config);
@@ -293,31 +292,6 @@ Acts<Float> lay_out_acts(Arena& arena, const GPT2Config& config, int B, int T) {
     a.zeros = arena.take<int>(a.logit_rows);
     return a;
 }
-
-// Device memory that is cut up by `layout(Arena&)`, which runs twice: first without memory, to learn the
-// size.
-class DeviceMemory {
-  public:
-    template <class Layout>
-    DeviceMemory(const Context& ctx, const char* what, Layout layout) {
-        Arena arena;
-        layout(arena);
-        size_t free_bytes = 0, total_bytes = 0;
-        CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-        if (arena.used > free_bytes || cudaMalloc(&memory_, arena.used) != cudaSuccess)
-            fail("%s take %s, and %s has %s free: lower -b, -t or the number of prompts", what,
-                 pretty_bytes((double)arena.used).c_str(), ctx.device_name.c_str(),
-                 pretty_bytes((double)free_bytes).c_str());
-        CUDA_CHECK(cudaMemset(memory_, 0, arena.used));
-        Arena again{.base = static_cast<char*>(memory_), .used = 0};
-        layout(again);
-    }
-    DeviceMemory(const DeviceMemory&) = delete;
-    ~DeviceMemory() { cudaFree(memory_); }
-
-  private:
-    void* memory_ = nullptr;
-};
 
 // ---------------------------------------------------------------------------------------------------------
 // forward over whole sequences
@@ -575,41 +549,6 @@ static double now_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Tokens on their way to the host, which reads those of one step while the device makes those of the next.
-class TokenMail {
-  public:
-    explicit TokenMail(int B) : B_(B) {
-        for (int i = 0; i < 2; i++) {
-            CUDA_CHECK(cudaMallocHost(&tokens_[i], B * sizeof(int)));
-            CUDA_CHECK(cudaEventCreateWithFlags(&arrived_[i], cudaEventDisableTiming));
-        }
-    }
-    TokenMail(const TokenMail&) = delete;
-    ~TokenMail() {
-        for (int i = 0; i < 2; i++) {
-            cudaFreeHost(tokens_[i]);
-            cudaEventDestroy(arrived_[i]);
-        }
-    }
-
-    // tokens [B] are on the device.
-    void send(const Context& ctx, const int* tokens, int64_t step) {
-        CUDA_CHECK(
-            cudaMemcpyAsync(tokens_[step % 2], tokens, B_ * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
-        CUDA_CHECK(cudaEventRecord(arrived_[step % 2], ctx.stream));
-    }
-    // The tokens of a step, as soon as they are here. They stay until those of the step after next are sent.
-    const int* receive(int64_t step) const {
-        CUDA_CHECK(cudaEventSynchronize(arrived_[step % 2]));
-        return tokens_[step % 2];
-    }
-
-  private:
-    int B_;
-    int* tokens_[2];
-    cudaEvent_t arrived_[2];
-};
-
 // What a full context goes on with: its second half. So does a text that leaves it no room.
 int half_of(int context) {
     return std::max(1, context / 2);
@@ -632,7 +571,8 @@ struct Continuation {
     Acts<Float> a, one;           // for the windows, and for one token of each
     Decoding<Float> d;
     std::unique_ptr<DeviceMemory> memory;
-    TokenMail mail;
+    BufferPair<int> mail;  // [B] tokens on their way to the host, which reads those of one step while the
+                           // device makes those of the next
     Graph graph;
     Generation g;
 
@@ -656,11 +596,14 @@ struct Continuation {
         most_used = (int)std::min<int64_t>(context, (int64_t)longest + c.tokens);
         const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
         const int window = c.slide && most_used == context ? context : (int)longest;
-        memory = std::make_unique<DeviceMemory>(ctx, "the prompts and their cache", [&](Arena& arena) {
+        const auto lay_out = [&](Arena& arena) {
             a = lay_out_acts<Float>(arena, m.config, B, window);
             one = lay_out_acts<Float>(arena, m.config, B, 1);
             d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
-        });
+        };
+        memory = std::make_unique<DeviceMemory>(ctx, "the prompts and their cache",
+                                                "lower -n, or give fewer or shorter prompts", lay_out);
+        memory->zero();
         std::vector<int> numbers(B), counts;
         std::iota(numbers.begin(), numbers.end(), 0);
         to_device(d.streams, numbers.data(), numbers.size());
@@ -673,13 +616,13 @@ struct Continuation {
     void begin() {
         read_windows();
         check_logits(ctx, m, d);
-        mail.send(ctx, d.tokens, 0);
+        send_tokens(0);
     }
 
     // Draws token i of each from token i - 1, which the host need not have seen.
     void step(int64_t i) {
         graph.run(ctx, [&] { decode_step(ctx, m, one, d, c.how(), c.sampling); });
-        mail.send(ctx, d.tokens, i);
+        send_tokens(i);
         for (int& tokens : used) tokens = std::min(tokens + 1, most_used);
         g.steps++;
     }
@@ -690,14 +633,15 @@ struct Continuation {
         for (int b = 0; b < B; b++)
             windows[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half() : (size_t)used[b] + 1);
         read_windows();
-        mail.send(ctx, d.tokens, i);
+        send_tokens(i);
         g.slides++;
     }
 
     // Token i of each joins its text, or ends it; show(b, token) is called for each that joins.
     template <class Show>
     void take(int64_t i, Show show) {
-        const int* drawn = mail.receive(i);
+        mail.wait(i);
+        const int* drawn = mail[i];
         std::vector<int> ending;
         for (int b = 0; b < B; b++) {
             if (ended[b]) continue;
@@ -737,6 +681,11 @@ struct Continuation {
     size_t half() const { return (size_t)half_of(context); }
     static Tokens tail(const Tokens& text, size_t most) {
         return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
+    }
+
+    void send_tokens(int64_t i) {
+        CUDA_CHECK(cudaMemcpyAsync(mail[i], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
+        mail.launched(ctx, i);
     }
 
     void read_windows() {
@@ -793,7 +742,7 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
 }
 
 int end_of_text(const Tokenizer* tokenizer, const GPT2Config& config) {
-    return tokenizer ? tokenizer->eot() : config.vocab_size - 1;
+    return tokenizer ? tokenizer->eot() : end_of_text(config);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -879,10 +828,15 @@ struct Bench {
 
     Bench(const Context& context, const Model<Float>& model, int batch, int tokens)
         : ctx(context), m(model), B(batch), T(tokens) {
-        if ((int64_t)B * m.config.num_heads > 65535 || (int64_t)B * T * m.config.num_heads > kMaxRows)
+        if ((int64_t)B * m.config.num_heads > 65535)
+            fail("-b (--batch) times the number of heads is %lld, and a launch takes 65535: lower -b",
+                 (long long)B * m.config.num_heads);
+        if ((int64_t)B * T * m.config.num_heads > kMaxRows)
             fail("-b times -t is too large: lower -b (%d) or -t (%d)", B, T);
-        memory = std::make_unique<DeviceMemory>(
-            ctx, "the activations", [&](Arena& arena) { a = lay_out_acts<Float>(arena, m.config, B, T); });
+        memory = std::make_unique<DeviceMemory>(ctx, "the activations", "lower -b or -t", [&](Arena& arena) {
+            a = lay_out_acts<Float>(arena, m.config, B, T);
+        });
+        memory->zero();
     }
 };
 
@@ -1091,9 +1045,7 @@ std::string share_text(double share, double error) {
 }
 
 template <class Float>
-Json run_lambada(const Bench<Float>& bench, const InferConfig& c, const Tokenizer& tokenizer) {
-    std::vector<Scored> items = read_lambada(c.lambada, tokenizer, bench.T);
-    if (c.limit > 0 && items.size() > (size_t)c.limit) items.resize(c.limit);
+Json run_lambada(const Bench<Float>& bench, const InferConfig& c, const std::vector<Scored>& items) {
     Json json = {{"file", c.lambada}, {"items", items.size()}, {"k", c.topk}};
     printf("\nLAMBADA, %zu texts: the last word\n", items.size());
     for (const auto& [name, how] : task_attentions(c.topk)) {
@@ -1117,9 +1069,7 @@ Json choice_json(const ChoiceSummary& s) {
 }
 
 template <class Float>
-Json run_hellaswag(const Bench<Float>& bench, const InferConfig& c, const Tokenizer& tokenizer) {
-    std::vector<Scored> items = read_hellaswag(c.hellaswag, tokenizer, bench.T);
-    if (c.limit > 0 && items.size() > 4 * (size_t)c.limit) items.resize(4 * c.limit);
+Json run_hellaswag(const Bench<Float>& bench, const InferConfig& c, const std::vector<Scored>& items) {
     Json json = {{"file", c.hellaswag}, {"k", c.topk}};
     printf("\nHellaSwag, %zu questions of four endings\n", items.size() / 4);
     for (const auto& [name, how] : task_attentions(c.topk)) {
@@ -1199,7 +1149,8 @@ Json attention_maps(const Bench<Float>& bench, const Windows& w, const Tokenizer
     Json tokens, maps = Json::array();
     for (int t = 0; t < T; t++) tokens.push_back(token_label(tokenizer, (uint16_t)text[t]));
     float* p = nullptr;
-    const DeviceMemory memory(ctx, "the maps", [&](Arena& arena) { p = arena.take<float>((size_t)T * T); });
+    const DeviceMemory memory(ctx, "the maps", "lower -b or -t",
+                              [&](Arena& arena) { p = arena.take<float>((size_t)T * T); });
     to_device(bench.a.inputs, text.data(), T);
     forward(ctx, bench.m, bench.a, 1, T, nullptr, [&](int l) {
         attend_sequences(ctx, bench.m, bench.a, l, 1, T, {});
@@ -1258,7 +1209,7 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
     AttentionReport report(L, NH, w.T, c.topk);
     const size_t rows_of_one = (size_t)NH * w.T;
     RowStats* stats = nullptr;
-    const DeviceMemory memory(ctx, "the statistics",
+    const DeviceMemory memory(ctx, "the statistics", "lower -b or -t",
                               [&](Arena& arena) { stats = arena.take<RowStats>(w.rows(0) * rows_of_one); });
     for (size_t i = 0; i < w.inputs.size(); i++) {
         const int B = w.rows(i);
@@ -1521,48 +1472,71 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
         if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
         output_target(c.report + "/report.json");
     }
-    const Bench<Float> bench(ctx, m, B, T);
-    const auto text = [&] {  // for what has no data of its own
-        const char* tokens = config.vocab_size == kByteVocab ? "bytes" : "gpt2";
-        return read_windows(c.data.empty() ? default_data(tokens, "val") : c.data, tokenizer,
-                            config.vocab_size, B, T, c.batches);
+    // All input is read first: a name that is wrong must not cost what was measured before it came up.
+    const auto limited = [&](std::vector<Scored> items, int64_t items_of_one) {
+        if (c.limit > 0 && (int64_t)items.size() > c.limit * items_of_one)
+            items.resize(c.limit * items_of_one);
+        return items;
     };
+    const auto windows = [&](const std::string& what) {
+        return read_windows(what, tokenizer, config.vocab_size, B, T, c.batches);
+    };
+    std::optional<Windows> shard, text;  // of --eval, and of what has no data of its own
+    std::vector<Scored> lambada, hellaswag;
+    if (!c.eval.empty()) shard = windows(c.eval);
+    if (!c.lambada.empty()) lambada = limited(read_lambada(c.lambada, *tokenizer, T), 1);
+    if (!c.hellaswag.empty()) hellaswag = limited(read_hellaswag(c.hellaswag, *tokenizer, T), 4);
+    if (c.probes || !c.report.empty()) {
+        const char* tokens = config.vocab_size == kByteVocab ? "bytes" : "gpt2";
+        text = windows(c.data.empty() ? default_data(tokens, "val") : c.data);
+    }
+    const Bench<Float> bench(ctx, m, B, T);
     Json json = {{"model", c.from},
                  {"layers", config.num_layers},
                  {"heads", config.num_heads},
                  {"channels", config.channels},
                  {"vocabulary", config.vocab_size},
-                 {"parameters", num_parameters(config)},
+                 {"parameters", num_weights(config)},
                  {"device", ctx.device_name},
                  {"precision", sizeof(Float) == 2 ? "bf16" : "fp32"},
                  {"commit", kGitCommit},
                  {"date", today()}};
-    if (!c.eval.empty()) {
-        const Windows w = read_windows(c.eval, tokenizer, config.vocab_size, B, T, c.batches);
-        const std::vector<CutLoss> all = cut_losses(bench, w, c);
-        print_cut_losses(w, all, c);
-        json["eval"] = cut_losses_json(w, all);
+    if (shard) {
+        const std::vector<CutLoss> all = cut_losses(bench, *shard, c);
+        print_cut_losses(*shard, all, c);
+        json["eval"] = cut_losses_json(*shard, all);
     }
-    if (!c.lambada.empty()) json["lambada"] = run_lambada(bench, c, *tokenizer);
-    if (!c.hellaswag.empty()) json["hellaswag"] = run_hellaswag(bench, c, *tokenizer);
-    if (c.probes) json["probes"] = run_probes(bench, c, text(), end_of_text(tokenizer, config));
+    if (!c.lambada.empty()) json["lambada"] = run_lambada(bench, c, lambada);
+    if (!c.hellaswag.empty()) json["hellaswag"] = run_hellaswag(bench, c, hellaswag);
+    if (c.probes) json["probes"] = run_probes(bench, c, *text, end_of_text(tokenizer, config));
     if (!c.report.empty())
-        json["report"] = run_report(bench, c, text(), tokenizer, json, c.probes ? json["probes"] : Json());
+        json["report"] = run_report(bench, c, *text, tokenizer, json, c.probes ? json["probes"] : Json());
     if (!c.json.empty()) {
         write_file(c.json, json_text(json, 1) + "\n");
         printf("\nwrote %s\n", c.json.c_str());
     }
 }
 
-// Flags that do not go together.
-void check_flags(InferConfig& c) {
+// Flags that do not go together: also those that nothing would read.
+void check_flags(InferConfig& c, const GivenFlags& given) {
     const int prompts = c.prompt_given + !c.prompt_file.empty() + c.interactive;
     if (prompts > 1) fail("-p, -f and --interactive are three ways to give prompts: choose one");
     if (c.measures() && prompts > 0)
         fail("-p, -f and --interactive generate text, and the other flags measure: run one after the other");
-    if (!c.measures() && !c.json.empty())
-        fail(
-            "--json has what --eval, --lambada, --hellaswag, --probes and --report measure: give one of them");
+    for (const char* name : {"tokens", "attention", "epsilon", "temperature", "top-p", "top-tokens", "greedy",
+                             "context-full", "stats"})
+        if (c.measures() && given.contains(name))
+            fail(
+                "--%s is for generating text; --eval, --lambada, --hellaswag, --probes and --report measure without it: leave it out",
+                name);
+    for (const char* name :
+         {"cuts", "cut-kinds", "no-page", "data", "batch", "context", "batches", "limit", "json"})
+        if (!c.measures() && given.contains(name))
+            fail(
+                "--%s is for what --eval, --lambada, --hellaswag, --probes and --report measure: give one of them, or leave it out",
+                name);
+    if (given.contains("epsilon") && c.attention != "pages")
+        fail("--epsilon is for --attention pages: give both");
     if (c.topk_given && !c.measures() && !c.attention.empty() && c.attention != "topk")
         fail("-k goes with --attention topk, not %s", c.attention.c_str());
     if (c.attention.empty()) c.attention = c.topk_given && !c.measures() ? "topk" : "dense";
@@ -1585,7 +1559,6 @@ void infer(InferConfig c) {
         measure(ctx, m, c, tokenizer.get());
     else
         generate_text(ctx, m, c, tokenizer.get());
-    CUDA_CHECK(cudaFree(m.memory));
 }
 
 #ifndef NO_MAIN
@@ -1599,8 +1572,7 @@ int main(int argc, char** argv) {
             fputs(flags_markdown(flags).c_str(), stdout);
             return 0;
         }
-        parse_flags(argc, argv, flags);
-        check_flags(config);
+        check_flags(config, parse_flags(argc, argv, flags));
         choose_device(config.device, "infer_gpt2", argv, stderr);
         if (wants_bf16(config.precision))
             infer<__nv_bfloat16>(config);

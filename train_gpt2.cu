@@ -375,26 +375,11 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const ModelSpec& spec
 // ---------------------------------------------------------------------------------------------------------
 // the model
 
-// What changes from one micro-step to the next, on its way to the device. The copy of one is under way while
-// the host prepares the next, so there are two buffers, in memory that the device reads by itself.
+// What changes from one micro-step to the next, on its way to the device: the copy of one is under way while
+// the host prepares the next.
 struct BatchQueue {
-    int* buffer[2] = {};
-    cudaEvent_t copied[2] = {};
-    int next = 0;
-
-    explicit BatchQueue(size_t ints) {
-        for (int i = 0; i < 2; i++) {
-            CUDA_CHECK(cudaMallocHost(&buffer[i], ints * sizeof(int)));
-            CUDA_CHECK(cudaEventCreateWithFlags(&copied[i], cudaEventDisableTiming));
-        }
-    }
-    BatchQueue(const BatchQueue&) = delete;
-    ~BatchQueue() {
-        for (int i = 0; i < 2; i++) {
-            cudaFreeHost(buffer[i]);
-            cudaEventDestroy(copied[i]);
-        }
-    }
+    BufferPair<int> buffers;
+    int64_t sent = 0;
 };
 
 // Which micro-step it is: all that its recording as a graph has fixed. What else changes is in device memory.
@@ -412,8 +397,7 @@ struct MicroStepKind {
 template <class Float>
 struct GPT2 : ModelSpec {
     size_t num_params = 0;
-    size_t bytes = 0;
-    void* memory = nullptr;  // [bytes] everything below lies in this one allocation
+    std::unique_ptr<DeviceMemory> memory = nullptr;  // everything below lies in this one allocation
     Params<Float> params = {};
     Params<float> grads = {};
     Float* params_base = nullptr;                             // [num_params]
@@ -421,8 +405,8 @@ struct GPT2 : ModelSpec {
     float *grads_base = nullptr, *m = nullptr, *v = nullptr;  // [num_params]
     uint32_t* decay_bits = nullptr;                           // see adamw.cuh
     Acts<Float> acts = {};
-    std::shared_ptr<BatchQueue> batches = nullptr;
-    std::shared_ptr<std::map<MicroStepKind, Graph>> micro_steps = nullptr;
+    std::unique_ptr<BatchQueue> batches = nullptr;
+    std::unique_ptr<std::map<MicroStepKind, Graph>> micro_steps = nullptr;
 };
 
 template <class Float>
@@ -446,9 +430,7 @@ void lay_out_model(GPT2<Float>& model, Arena& arena, const Context& ctx) {
 template <class Float>
 size_t model_bytes(const Context& ctx, const ModelSpec& spec) {
     GPT2<Float> model{spec};
-    Arena arena;
-    lay_out_model(model, arena, ctx);
-    return arena.used;
+    return DeviceMemory::size_of([&](Arena& arena) { lay_out_model(model, arena, ctx); });
 }
 
 // Master weights, and in bf16 their rounded copy.
@@ -466,15 +448,9 @@ template <class Float>
 GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, std::vector<float> host_params) {
     GPT2<Float> model{spec};
     const GPT2Config& config = spec.config;
-    model.bytes = model_bytes<Float>(ctx, spec);
-    size_t free_bytes = 0, total_bytes = 0;
-    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    if (model.bytes > free_bytes || cudaMalloc(&model.memory, model.bytes) != cudaSuccess)
-        fail("this run needs %s, and %s has %s free: lower -b (%d) or -t (%d), or raise -r (%d)",
-             pretty_bytes((double)model.bytes).c_str(), ctx.device_name.c_str(),
-             pretty_bytes((double)free_bytes).c_str(), spec.B, spec.T, spec.recompute);
-    Arena arena{.base = static_cast<char*>(model.memory), .used = 0};
-    lay_out_model(model, arena, ctx);
+    model.memory = std::make_unique<DeviceMemory>(
+        ctx, "this run", format("lower -b (%d) or -t (%d), or raise -r (%d)", spec.B, spec.T, spec.recompute),
+        [&](Arena& arena) { lay_out_model(model, arena, ctx); });
     model.params = point_to_params(model.params_base, config);
     model.grads = point_to_params(model.grads_base, config);
     upload_params(model, host_params);
@@ -486,24 +462,17 @@ GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, std::vector<
         const std::vector<uint32_t> bits = decay_bits(gpt2_params(config));
         to_device(model.decay_bits, bits.data(), bits.size());
     }
-    model.batches = std::make_shared<BatchQueue>(2 * (size_t)spec.B * spec.T +
-                                                 TokenPlan::most_ints(spec.B * spec.T, config.vocab_size) +
-                                                 config.num_layers);
-    model.micro_steps = std::make_shared<std::map<MicroStepKind, Graph>>();
+    const size_t micro_step_ints = 2 * (size_t)spec.B * spec.T +
+                                   TokenPlan::most_ints(spec.B * spec.T, config.vocab_size) +
+                                   config.num_layers;
+    model.batches.reset(new BatchQueue{BufferPair<int>(micro_step_ints)});
+    model.micro_steps = std::make_unique<std::map<MicroStepKind, Graph>>();
     std::vector<size_t> tensor_begin;
     for (const ParamTensor& p : gpt2_params(config)) tensor_begin.push_back(p.offset);
     tensor_begin.push_back(model.num_params);
     to_device(model.acts.tensor_begin, tensor_begin.data(), tensor_begin.size());
     CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
     return model;
-}
-
-template <class Float>
-void free_model(GPT2<Float>& model) {
-    CUDA_CHECK(cudaFree(model.memory));
-    model.memory = nullptr;
-    model.batches = nullptr;
-    model.micro_steps = nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -680,11 +649,10 @@ void reset_stats(const Context& ctx, const GPT2<Float>& model) {
 template <class Float>
 void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y, int BT,
                 const std::vector<float>* reg_weight) {
-    BatchQueue& queue = *model.batches;
-    const int slot = queue.next;
-    queue.next ^= 1;
-    CUDA_CHECK(cudaEventSynchronize(queue.copied[slot]));  // what it held last has arrived
-    int* at = queue.buffer[slot];
+    BufferPair<int>& buffers = model.batches->buffers;
+    const int64_t number = model.batches->sent++;
+    buffers.wait(number);  // what this one held last has arrived
+    int* at = buffers[number];
     const auto send = [&](auto* to, const auto* from, size_t n) {
         static_assert(sizeof *to == sizeof(int) && sizeof *from == sizeof(int));
         memcpy(at, from, n * sizeof(int));
@@ -698,7 +666,7 @@ void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, cons
         send(model.acts.token_plan, plan.data(), plan.size());
         send(model.acts.reg_weight, reg_weight->data(), reg_weight->size());
     }
-    CUDA_CHECK(cudaEventRecord(queue.copied[slot], ctx.stream));
+    buffers.launched(ctx, number);
 }
 
 // lambda / N of each layer, N being all the rows that R averages; 0: the layer is not regularized.
@@ -1205,7 +1173,7 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
          ctx.device_name + ", " + precision + (cudnn ? ", cuDNN's attention where lambda is 0" : "")},
         {"model", format("%s: %d layers, %d heads, %d channels, vocabulary %d, %s parameters", c.from.c_str(),
                          config.num_layers, config.num_heads, config.channels, config.vocab_size,
-                         pretty_count((double)num_parameters(config)).c_str())},
+                         pretty_count((double)num_weights(config)).c_str())},
         {"regularizer", c.topk == 0 ? "off, and not measured"
                                     : format("%s, lambda %g%s%s, top %d keys%s", reg_name(c.reg), c.lambda,
                                              rise.c_str(), limit.c_str(), c.topk, idle)},
@@ -1236,28 +1204,14 @@ class UpdateReports {
           metrics_(metrics),
           progress_(progress),
           recorded_(step),
-          reported_(step) {
-        for (Slot& slot : slots_) {
-            CUDA_CHECK(cudaMallocHost((void**)&slot.stats, sizeof(StepStats)));
-            CUDA_CHECK(cudaEventCreateWithFlags(&slot.arrived, cudaEventDisableTiming));
-        }
-    }
-    UpdateReports(const UpdateReports&) = delete;
-    ~UpdateReports() {
-        for (Slot& slot : slots_) {
-            cudaFreeHost((void*)slot.stats);
-            cudaEventDestroy(slot.arrived);
-        }
-    }
+          reported_(step) {}
 
     // Sends for the stats of the update that was launched last.
     void record(const Context& ctx, const StepStats* stats, float lr, float lambda) {
-        Slot& slot = slots_[recorded_++ % 2];
         CUDA_CHECK(
-            cudaMemcpyAsync((void*)slot.stats, stats, sizeof(StepStats), cudaMemcpyDeviceToHost, ctx.stream));
-        CUDA_CHECK(cudaEventRecord(slot.arrived, ctx.stream));
-        slot.lr = lr;
-        slot.lambda = lambda;
+            cudaMemcpyAsync(stats_[recorded_], stats, sizeof(StepStats), cudaMemcpyDeviceToHost, ctx.stream));
+        stats_.launched(ctx, recorded_);
+        rates_[recorded_++ % 2] = {lr, lambda};
     }
 
     // Logs and shows the updates up to number `last`, in order. Throws where one is not finite.
@@ -1269,16 +1223,14 @@ class UpdateReports {
     void restart_clock() { begin_ = std::chrono::steady_clock::now(); }
 
   private:
-    struct Slot {
-        const StepStats* stats = nullptr;  // in memory that the device writes to by itself
-        cudaEvent_t arrived = nullptr;
-        float lr = 0, lambda = 0;
+    struct Rates {
+        float lr, lambda;
     };
 
     void report_next() {
-        const Slot& slot = slots_[reported_ % 2];
-        CUDA_CHECK(cudaEventSynchronize(slot.arrived));
-        const StepStats& stats = *slot.stats;
+        stats_.wait(reported_);
+        const StepStats& stats = *stats_[reported_];
+        const auto [lr, lambda] = rates_[reported_ % 2];
         reported_++;
         check_stats(stats, config_, reported_);
         const auto now = std::chrono::steady_clock::now();
@@ -1288,12 +1240,12 @@ class UpdateReports {
         const bool measured = c_.topk > 0;
         const UpdateMetrics m{
             .step = reported_,
-            .loss = (float)(stats.ce + (measured ? slot.lambda * stats.reg : 0.0)),
+            .loss = (float)(stats.ce + (measured ? lambda * stats.reg : 0.0)),
             .ce = (float)stats.ce,
             .reg = measured ? (float)stats.reg : NAN,
             .mass = measured ? (float)stats.mass : NAN,
-            .lambda = slot.lambda,
-            .lr = slot.lr,
+            .lambda = lambda,
+            .lr = lr,
             .norm = (float)stats.norm.norm,
             .tok_s = (float)((double)c_.tokens_per_update / seconds),
             .ms = (float)(seconds * 1e3),
@@ -1307,7 +1259,8 @@ class UpdateReports {
     TargetLoss* target_;
     MetricsLog& metrics_;
     Progress& progress_;
-    Slot slots_[2];
+    BufferPair<StepStats> stats_{1};
+    Rates rates_[2] = {};          // of the updates whose stats these are
     int64_t recorded_, reported_;  // updates
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
@@ -1412,6 +1365,7 @@ void train(TrainConfig c) {
     keep("train-data", c.train_data);
     keep("val-data", c.val_data);
     keep("batch", std::to_string(c.B));
+    keep("tokens-per-update", std::to_string(c.tokens_per_update));
     DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
     const std::unique_ptr<DataLoader> val_data = open_val_data(c, config);
     const std::string shared = val_data ? val_data->shared_file(train_data) : "";
@@ -1421,7 +1375,6 @@ void train(TrainConfig c) {
     GPT2<Float> model = create_model<Float>(ctx, spec, first_params(start, config, c.seed));
     if (!c.debug_state.empty()) {
         write_first_step(ctx, model, train_data, c);
-        free_model(model);
         return;
     }
     const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start.files(), config.vocab_size);
@@ -1439,7 +1392,7 @@ void train(TrainConfig c) {
     const std::string checkpoint = open_run_folder(c.out, c.resume, settings, c.from);
     int64_t step = 0;
     if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
-    const auto rows = settings_rows(c, config, ctx, train_data, model.bytes, precision, step);
+    const auto rows = settings_rows(c, config, ctx, train_data, model.memory->bytes, precision, step);
     fputs(settings_table(rows).c_str(), stdout);
     const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
                                                       {"device", ctx.device_name},
@@ -1453,7 +1406,6 @@ void train(TrainConfig c) {
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
     train_loop(ctx, model, c, step, train_data, val_data.get(), tokenizer.get(), target.get(), metrics,
                settings);
-    free_model(model);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1479,6 +1431,9 @@ int main(int argc, char** argv) {
             return 0;
         }
         config.given = parse_flags(argc, argv, flags);
+        if (config.resume && !(config.export_to.empty() && config.debug_state.empty()))
+            fail(
+                "-y goes on with a run, and --export and --debug-state take what -e names: give the run's folder as -e instead");
         if (config.resume) take_flags_of_run(config, flags);
         for (const char* name : {"out", "resume"}) config.given.erase(name);  // not of the run itself
         if (!config.export_to.empty()) {

@@ -13,6 +13,7 @@
 
 #include "error.h"
 #include "flags.h"
+#include "tokenizer.h"  // kGpt2Vocab
 
 int64_t find_bad_token(std::span<const uint16_t> tokens, int vocab_size) {
     // The maximum of a block vectorizes, a search with an early exit does not.
@@ -76,7 +77,7 @@ void TokenShard::check_header(int64_t size) {
              size < expected ? "cut short" : "too long", header[2], static_cast<long long>(expected),
              static_cast<long long>(size));
     }
-    vocab_size_ = header[3] == 0 ? 50257 : header[3];
+    vocab_size_ = header[3] == 0 ? kGpt2Vocab : header[3];
     if (vocab_size_ < 1 || vocab_size_ > 65536) {
         fail("the header of %s gives a vocabulary of %d tokens, which is not 1 to 65536", path().c_str(),
              header[3]);

@@ -139,6 +139,13 @@ inline size_t num_parameters(const GPT2Config& c) {
     return last.offset + last.size();
 }
 
+// The same without the padding: the parameters that the model has.
+inline size_t num_weights(const GPT2Config& c) {
+    size_t n = 0;
+    for (const ParamTensor& p : gpt2_params(c)) n += p.size_on_disk();
+    return n;
+}
+
 template <class T>
 struct LayerParams {
     T *ln1_w, *ln1_b;          // [C]

@@ -185,6 +185,8 @@ inline std::string default_data(const std::string& tokens, const char* part) {
     const std::string folder = program_folder() + "/data/";
     std::ifstream file(folder + "default_dataset");
     std::string name;
-    if (!(file >> name)) fail("there is no data yet: run data/prepare, or name token shards with -i and -j");
+    if (!(file >> name))
+        fail(
+            "there is no data yet: run data/prepare, or name token shards with -j (for the trainer with -i, too)");
     return glob_of(folder + name + "_" + tokens + "_" + part + "_") + "*.bin";
 }

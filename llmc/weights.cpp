@@ -15,6 +15,7 @@
 #include "json_file.h"
 #include "llmc_bin.h"
 #include "tf_checkpoint.h"
+#include "tokenizer.h"  // kGpt2Vocab
 #include "vocabulary.h"
 
 // ---- What is where ----
@@ -117,7 +118,8 @@ WeightFiles find_weights_of_file(const std::string& path) {
     }
     if (starts_with_int(file, kLlmcModelMagic)) return {WeightFormat::llmc_bin, path, folder};
     if (starts_with_int(file, kShardMagic))
-        fail("%s is a token shard, not a model: it goes with -i or -j", path.c_str());
+        fail("%s is a token shard, not a model: data goes with -j (the trainer's with -i, too)",
+             path.c_str());
     if (file.size() >= 4 && memcmp(data, "PK\3\4", 4) == 0) fail(kPytorchArchive, path.c_str());
     if (name.ends_with(".safetensors") || (file.size() > 8 && data[8] == '{'))
         return {WeightFormat::safetensors, path, folder};
@@ -436,8 +438,11 @@ void load_weights(const WeightFiles& files, const GPT2Config& config, float* par
 
 // ---- Out ----
 
+int end_of_text(const GPT2Config& c) {
+    return std::min(c.vocab_size, kGpt2Vocab) - 1;
+}
+
 void write_gpt2_config(const std::string& folder, const GPT2Config& c) {
-    const int end_of_text = std::min(c.vocab_size, 50257) - 1;
     nlohmann::ordered_json root = {
         {"architectures", nlohmann::ordered_json::array({"GPT2LMHeadModel"})},
         {"model_type", "gpt2"},
@@ -458,12 +463,12 @@ void write_gpt2_config(const std::string& folder, const GPT2Config& c) {
         {"scale_attn_by_inverse_layer_idx", false},
         {"tie_word_embeddings", true},
         {"use_cache", true},
-        {"bos_token_id", end_of_text},
-        {"eos_token_id", end_of_text},
+        {"bos_token_id", end_of_text(c)},
+        {"eos_token_id", end_of_text(c)},
         {"torch_dtype", "float32"},
     };
     write_file(folder + "/config.json", json_text(root, 2) + "\n");
-    root = {{"_from_model_config", true}, {"bos_token_id", end_of_text}, {"eos_token_id", end_of_text}};
+    root = {{"_from_model_config", true}, {"bos_token_id", end_of_text(c)}, {"eos_token_id", end_of_text(c)}};
     write_file(folder + "/generation_config.json", json_text(root, 2) + "\n");
 }
 

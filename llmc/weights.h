@@ -90,8 +90,11 @@ void load_weights(const WeightFiles& files, const GPT2Config& config, float* par
 
 // ---- Out ----
 
-// config.json and generation_config.json. <|endoftext|> is the last entry of the vocabulary, as in GPT-2's,
-// to which others may have been added behind it.
+// <|endoftext|> of a model whose vocabulary is not at hand: the last entry, as in GPT-2's, to which others
+// may have been added behind it.
+int end_of_text(const GPT2Config& c);
+
+// config.json and generation_config.json.
 void write_gpt2_config(const std::string& folder, const GPT2Config& c);
 
 // What transformers.GPT2LMHeadModel.from_pretrained opens: config.json, generation_config.json and

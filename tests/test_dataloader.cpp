@@ -258,7 +258,7 @@ TEST_CASE("what cannot be loaded") {
     CHECK_HAS(error_of([&] { DataLoader loader(pattern, 1, 4, true, 1); }), "c_9.bin");
 }
 
-TEST_CASE("sequential order covers every target once, in order") {
+TEST_CASE("sequential order takes the windows as they lie, each target once, but for what fills no window") {
     const Folder folder;
     const int T = 7;
     // Unequal shards: of many windows, of exactly one, one token short of one, of one token, of none.

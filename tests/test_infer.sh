@@ -97,9 +97,17 @@ a, b = (json.load(open(f))[\"eval\"] for f in sys.argv[1:])
 numbers = lambda e: [e[\"dense\"][\"loss\"]] + [c[x] for c in e[\"cuts\"] for x in (\"loss\", \"kept\")]
 assert a[\"tokens\"] == b[\"tokens\"] and all(abs(x - y) < 1e-5 for x, y in zip(numbers(a), numbers(b)))
 " "$work/at_once.json" "$work/some.json"'
-run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --hellaswag tests/fixtures/tasks/hellaswag.jsonl --limit 3 --json "$work/tasks.json"
-check "LAMBADA and HellaSwag, dense and with k keys" '[ $? = 0 ] && grep -q "LAMBADA, 3 texts" "$work/out" &&
-    [ "$(json "$work/tasks.json" "d[\"lambada\"][\"topk\"][\"perplexity\"] > 1 and 0 <= d[\"hellaswag\"][\"dense\"][\"accuracy_norm\"] <= 1")" = True ]'
+tasks() { run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --hellaswag tests/fixtures/tasks/hellaswag.jsonl --limit 3 "$@" --json "$work/tasks.json"; }
+# How far the two columns are apart, of one.
+apart='*[abs(t["topk"][x] / t["dense"][x] - 1) for t, x in ((d["lambada"], "perplexity"), (d["hellaswag"], "loss"))]'
+dense='d["lambada"]["dense"], d["hellaswag"]["dense"]'
+tasks -k 1
+check "LAMBADA and HellaSwag, dense and with k keys, which make a difference" '[ $? = 0 ] && grep -q "LAMBADA, 3 texts" "$work/out" &&
+    grep -q "HellaSwag, 3 questions" "$work/out" && [ "$(json "$work/tasks.json" "min($apart) > 1e-3")" = True ]'
+of_one=$(json "$work/tasks.json" "$dense")
+tasks -k 128
+check "but not where there are no more, and never in the dense column" '[ "$(json "$work/tasks.json" "max($apart) < 1e-5")" = True ] &&
+    [ "$(json "$work/tasks.json" "$dense")" = "$of_one" ]'
 run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --limit 1 --json "$work/tasks.json"
 check "LAMBADA of one text: no standard error" '[ $? = 0 ] && ! grep -q "nan" "$work/out" && grep -q "accuracy [01]\.0000, " "$work/out" &&
     [ "$(json "$work/tasks.json" "d[\"lambada\"][\"dense\"][\"stderr\"]")" = None ]'
@@ -165,7 +173,13 @@ refuse "--interactive needs a vocabulary, and none is known for this model: data
 infer=$root/infer_gpt2cpu
 refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
-refuse "--json has what" "${model[@]}" -p x --json "$work/text.json"
+refuse "--json is for what --eval" "${model[@]}" -p x --json "$work/text.json"
+refuse "--batch is for what --eval" "${model[@]}" -b 2
+refuse "--attention is for generating text" "${model[@]}" --eval "$val" --attention pages
+refuse "--tokens is for generating text" "${model[@]}" --probes -n 5
+refuse "--epsilon is for --attention pages" "${model[@]}" -p x --epsilon 0.1
+refuse "no such" "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --limit 1 --hellaswag "$work/no such.jsonl"
+check "refused before the other task was measured" '[ ! -s "$work/out" ]'
 refuse "-k goes with --attention topk" "${model[@]}" -p x -k 2 --attention dense
 refuse "--eval takes a name" "${model[@]}" --eval ""
 refuse "cannot read the prompts" "${model[@]}" -f "$work"

@@ -71,7 +71,6 @@ TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
             CHECK(stats.mass == doctest::Approx(loss.mass).epsilon(1e-6));
             compare_tensors(kSmall, got, want, 2e-5);
         }
-    free_model(model);
 }
 
 TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradients") {
@@ -103,7 +102,6 @@ TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradient
             CHECK(relative_error(got, want) < 1e-4);
         }
     }
-    free_model(model);
 }
 
 TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's conditioning allows") {
@@ -141,7 +139,6 @@ TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's co
             CHECK(relative_error(g, w) < 4 * relative_error(m, w) + 1.0 / 256);
         }
     }
-    free_model(model);
 }
 
 TEST_CASE_TEMPLATE("recomputing activations: layers to the same bits, GELU to rounding", Float, float, bf16) {
@@ -165,7 +162,6 @@ TEST_CASE_TEMPLATE("recomputing activations: layers to the same bits, GELU to ro
         const size_t now = model_bytes<Float>(ctx, {kSmall, B, T, recompute});
         CHECK(now < bytes);
         bytes = now;
-        free_model(model);
     }
 }
 
@@ -177,7 +173,6 @@ TEST_CASE_TEMPLATE("the same step twice gives the same bits", Float, float, bf16
     const TrainConfig c = small_run(B, T, 6, Reg::kl);
     const auto a = gradients(ctx, model, batch, c, 1.0f), b = gradients(ctx, model, batch, c, 1.0f);
     CHECK(a == b);
-    free_model(model);
 }
 
 TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as written", Float, float, bf16) {
@@ -219,8 +214,6 @@ TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as writ
         // regularized; at lambda = 0 measured and not
         CHECK(replayed.micro_steps->size() == 3);
         for (const auto& [kind, graph] : *replayed.micro_steps) CHECK(graph.recorded());
-        free_model(replayed);
-        free_model(plain);
     }
 }
 
@@ -260,7 +253,6 @@ TEST_CASE_TEMPLATE("entropy: recomputed layers and replayed micro-steps give the
             if (first.empty()) first = grads;
             CHECK(same_bits(grads, first));
         }
-        free_model(model);
     }
 }
 
@@ -272,7 +264,6 @@ TEST_CASE("measuring the mass at lambda = 0 changes no bit of plain GPT-2") {
     const auto off = gradients(ctx, model, batch, small_run(B, T, 0, Reg::tail), 0.0f);
     const auto measured = gradients(ctx, model, batch, small_run(B, T, 8, Reg::tail), 0.0f);
     CHECK(off == measured);
-    free_model(model);
 }
 
 TEST_CASE("accumulated micro-steps are one large step") {
@@ -282,7 +273,6 @@ TEST_CASE("accumulated micro-steps are one large step") {
     const std::vector<float> params = busy_params<float>(kSmall);
     GPT2<float> large = create_model<float>(ctx, {kSmall, 2 * B, T}, params);
     const auto want = gradients(ctx, large, batch, small_run(2 * B, T, 4, Reg::kl), 2.0f);
-    free_model(large);
 
     GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, params);
     const TrainConfig c = small_run(B, T, 4, Reg::kl);
@@ -292,7 +282,6 @@ TEST_CASE("accumulated micro-steps are one large step") {
     gradients(ctx, model, first, c, 2.0f, 0.5f);
     const auto got = gradients(ctx, model, second, c, 2.0f, 0.5f, false);
     compare_tensors(kSmall, got, to_double(want), 1e-5);
-    free_model(model);
 }
 
 TEST_CASE("a shorter batch than the activations have room for") {
@@ -304,7 +293,6 @@ TEST_CASE("a shorter batch than the activations have room for") {
     std::vector<double> want;
     ref::gpt2(kSmall, to_double(params), batch.x, batch.y, 1, 7, 3, Reg::tail, {0.5, 1.0, 2.0}, &want);
     compare_tensors(kSmall, got, want, 2e-5);
-    free_model(model);
 }
 
 TEST_CASE("initialization: GPT-2's deviations, zero padding, the same numbers from any number of threads") {
@@ -353,7 +341,6 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
         GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
         DataLoader data(folder / "val.bin", B, T, false, 0);
         const Validation v = validate(ctx, model, data, c);
-        free_model(model);
         return v;
     };
     const Validation one_by_one = validation(1, windows), first = validation(1, 6);
@@ -453,7 +440,6 @@ TEST_CASE("a gradient that is not finite stops the update, names the tensor and 
     stats = StepStats();
     stats.norm = {1.0, 1.0f, 1};
     CHECK(message_of() == "");
-    free_model(model);
 }
 
 TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay touches matrices only") {
@@ -474,7 +460,6 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
         std::vector<double> want;
         for (float g : grads) want.push_back(0.1 * g * (clip > 0 ? clip / norm : 1.0));
         CHECK(relative_error(to_host(ctx, model.m, model.num_params), want) < 1e-5);
-        free_model(model);
     }
     GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 16}, params);
     TrainConfig c = small_run(1, 16, 4, Reg::tail);
@@ -485,7 +470,6 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
     for (const ParamTensor& p : gpt2_params(kSmall))
         for (size_t i = p.offset; i < p.offset + p.size(); i++)
             CHECK(after[i] == doctest::Approx(p.is_vector ? params[i] : params[i] * 0.95).epsilon(1e-6));
-    free_model(model);
 }
 
 TEST_CASE("one batch is learned by heart, and its attention condenses") {
@@ -505,7 +489,6 @@ TEST_CASE("one batch is learned by heart, and its attention condenses") {
     }
     CHECK(ce < 0.05);
     CHECK(mass > 0.9);
-    free_model(model);
 }
 
 // What rounding the linear layers' operands to 8 bits may change is judged as bf16's rounding is above: by
@@ -545,8 +528,6 @@ TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their opera
         CHECK(error < 2 * relative_error(part(moved_grads), part(want)) + 1.0 / 16);
         CHECK(error > relative_error(part(in_bf16), part(want)));  // it is 8 bits that were multiplied
     }
-    free_model(model);
-    free_model(plain);
 }
 
 TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention condenses") {
@@ -563,7 +544,6 @@ TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention cond
     }
     CHECK(stats.ce < 0.05);
     CHECK(stats.mass > 0.9);
-    free_model(model);
 }
 
 TEST_CASE("GPT-2 124M trains in bf16 with 64 x 1024 tokens a micro-step in less than 40 GB") {

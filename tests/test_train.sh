@@ -67,7 +67,9 @@ check "a shard that is cut short in use: one sentence" '[ $? = 1 ] && [ "$(grep 
 # ---- resuming
 common=("${quick[@]}" -x 30 -n 10 -d 256 -v 10 --reg kl)
 run "${common[@]}" -o "$work/straight" || bad "a straight run"
-same_when_killed() { # about when, the straight run, its arguments; what it is doing then is left to chance
+# About when, the straight run, its arguments; what it is doing then is left to chance. Behind the first checkpoint, at
+# 10, it must have gone on from one: a run that begins again ends in the same bits.
+same_when_killed() {
     local moment=$1 straight=$2
     shift 2
     rm -rf "$work/killed"
@@ -76,7 +78,7 @@ same_when_killed() { # about when, the straight run, its arguments; what it is d
     wait_for_updates "$moment" "$work/killed"
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
-    run "$@" -y -o "$work/killed" &&
+    run "$@" -y -o "$work/killed" && { [ "$moment" -le 10 ] || grep -q "resumed after [123]0 updates" "$work/log"; } &&
         cmp -s "$straight/step_00000030/model.safetensors" "$work/killed/step_00000030/model.safetensors" &&
         cmp -s "$straight/step_00000030/optimizer.safetensors" "$work/killed/step_00000030/optimizer.safetensors" &&
         diff -q <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$straight/metrics.jsonl") <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$work/killed/metrics.jsonl") >/dev/null
@@ -138,6 +140,14 @@ wait_for_updates 3 "$work/hung_up"
 kill -HUP $pid
 wait $pid
 check "a terminal that is closed: as Ctrl-C" '[ $? = 0 ] && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'
+updates=$(updates_in "$work/hung_up")
+"$train" -y -o "$work/hung_up" >"$work/log" 2>&1 &
+pid=$!
+wait_for_updates $((updates + 3)) "$work/hung_up"
+kill -TERM $pid
+wait $pid
+check "SIGTERM: as well, in a run that has been resumed" '[ $? = 0 ] && grep -q "resumed after $updates updates" "$work/log" &&
+    grep -q "go on with -y" "$work/log" && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'
 (ulimit -f 1000 && run "${quick[@]}" -x 4 -n 2 -o "$work/limited")
 check "a checkpoint that may not get so large: one sentence, and nothing half" '[ $? = 1 ] && grep -q "^error: cannot write .*: File too large" "$work/log" &&
     [ "$(ls -A "$work/limited")" = metrics.jsonl ]'
@@ -157,6 +167,11 @@ check "with room to spare, lambda rises by 1% an update, from the third on" '[ $
     lambdas "$work/room" | tail -n +2 | awk "NR > 1 && !(\$1 > last * 1.009 && \$1 < last * 1.011) { exit 1 } { last = \$1 }"'
 run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001" -o "$work/over"
 check "over the limit, it falls" '[ $? = 0 ] && less "$(last "$work/over" lambda)" 85'
+cp -r "$work/over" "$work/over_again" && rm -r "$work/over_again/step_00000030"
+run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001" -y -o "$work/over_again"
+check "resumed, it goes on from the lambda that it had" '[ $? = 0 ] && grep -q "resumed after 20 updates" "$work/log" &&
+    cmp -s <(lambdas "$work/over") <(lambdas "$work/over_again") &&
+    cmp -s "$work/over/step_00000030/optimizer.safetensors" "$work/over_again/step_00000030/optimizer.safetensors"'
 check "killed and resumed: the same bits" 'same_when_killed 13 "$work/over" "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001"'
 run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.002" -y -o "$work/over"
 check "resuming with another margin is refused by name" '[ $? = 1 ] && grep -q "target-loss was 0.001 over" "$work/log"'
@@ -188,6 +203,17 @@ for part in train val; do mv "$place/data/one_${part}_000000.bin" "$place/data/o
 "$place/train_gpt2cpu" -e d6 -b 1 -t 16 -x 1 -n 0 -s 0 -v 0 -o "$work/of_bytes" >"$work/log" 2>&1
 check "without GPT-2 tokens a model from scratch learns bytes, and that is said" '[ $? = 0 ] &&
     grep -q "has no GPT-2 tokens.*training on bytes" "$work/log" && grep -q "vocabulary 257" "$work/log"'
+
+# What the machine decided where no flag did, -y must find again: the data, and the tokens of an update.
+again() { (cd "$work" && "$place/train_gpt2cpu" "$@" -o "$work/of_default" >"$work/log" 2>&1); }
+again -e tiny -b 2 -t 64 -x 4 -n 2 -s 0 -v 0 && rm -r "$work/of_default/step_00000004"
+for part in train val; do cp "$work/other_${part}_000000.bin" "$place/data/other_bytes_${part}_000000.bin"; done
+echo other >"$place/data/default_dataset"
+check "what the machine decided is written down" 'head -n 1 "$work/of_default/metrics.jsonl" | grep -q "\"tokens-per-update\":\"128\"" &&
+    head -n 1 "$work/of_default/metrics.jsonl" | grep -q "one_bytes_val"'
+again -y
+check "-y goes on with the default data of the first day, whatever it is now" '[ $? = 0 ] &&
+    grep -q "one_bytes_train" "$work/log" && grep -q "resumed after 2 updates" "$work/log"'
 
 # ---- --debug-state
 mkfifo "$work/pipe"
@@ -232,6 +258,8 @@ refuse "takes tiny, d6" -e nothing
 refuse "d6 to d48" -e d5
 refuse "belongs to no flag" stray
 refuse "there is no flag" --unknown
+refuse "give the run's folder as -e" -y --export "$work/exported"
+refuse "give the run's folder as -e" -y --debug-state "$work/state"
 refuse "--device cuda goes with train_gpt2cu" --device cuda
 refuse "goes with -l 0 only" "${quick[@]}" -k 0
 refuse "lower -b" "${data[@]}" -e d48 -b 4096 -t 1024 -d 4194304

@@ -702,7 +702,6 @@ void bench_steps(Bench& b, int B, int T) {
             size_t free_before = 0, free_after = 0, total = 0;
             CUDA_CHECK(cudaMemGetInfo(&free_before, &total));
             GPT2<bf16> model = make_model(b.ctx, config, rows_B, g.T, g.fp8);
-            const std::shared_ptr<void> freed(model.memory, [](void* memory) { cudaFree(memory); });
             TrainConfig c;
             c.B = rows_B;
             c.T = g.T;
@@ -722,7 +721,7 @@ void bench_steps(Bench& b, int B, int T) {
                     c.topk = k.topk;
                     const Timing t = time_steps(b, model, batches, c, k, updates);
                     CUDA_CHECK(cudaMemGetInfo(&free_after, &total));
-                    const double bytes = (double)model.bytes;
+                    const double bytes = (double)model.memory->bytes;
                     if (k.topk == 0) plain = t.ms;
                     const double rate = flops / t.ms * 1e3, mfu = rate / b.machine.matmul;
                     const double nominal = b.nominal_peak > 0 ? rate / b.nominal_peak : 0;

@@ -124,7 +124,10 @@ struct Sequences {
     DeviceMemory memory;
 
     Sequences(const DecodeBench& b, Shape shape)
-        : B(shape.B), T(shape.T), memory(b.ctx, "the sequences", [&](Arena& arena) { lay_out(arena, b); }) {
+        : B(shape.B),
+          T(shape.T),
+          memory(b.ctx, "the sequences", "", [&](Arena& arena) { lay_out(arena, b); }) {
+        memory.zero();
         const Context& ctx = b.ctx;
         const std::vector<int> positions(B, T - 1);
         std::vector<int> tokens(B), streams(B);

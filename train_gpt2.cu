@@ -109,7 +109,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "updates, or share of the run, before lambda begins to rise",
          [&c](auto& v) { parse_updates("--lambda-start", c.lambda_start = v, 1); }},
         {0, "lambda-warmup", "N|P%", c.lambda_warmup,
-         "updates, or share of the run, over which lambda rises linearly from 0 (with --lambda-start: until which)",
+         "updates, or share of the run, after which lambda, rising linearly from 0, is full",
          [&c](auto& v) { parse_updates("--lambda-warmup", c.lambda_warmup = v, 1); }},
         {0, "lambda-layers", "X[,X...]", c.lambda_layers,
          "factor on lambda for all layers, or one for each (0,1,1,1 leaves layer 0 alone)",
@@ -231,7 +231,8 @@ bool preset_config(const std::string& name, GPT2Config& config) {
 // ---------------------------------------------------------------------------------------------------------
 // parameters
 
-// GPT-2's initialization, on the host, by the table. The same seed gives the same model on every machine.
+// GPT-2's initialization, on the host, by the table. The same seed gives the same model on every machine
+// whose library computes the same log and cos.
 std::vector<float> init_params(const GPT2Config& config, uint64_t seed) {
     std::vector<float> params(num_parameters(config), 0.0f);
     const std::vector<ParamTensor> table = gpt2_params(config);

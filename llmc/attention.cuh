@@ -92,7 +92,8 @@ __global__ void attention_sink_sums_kernel(float* sums, AttentionRows rows, cons
 // ---------------------------------------------------------------------------------------------------------
 // launchers
 
-// The longest -t for which -k may be this.
+// The longest -t with which masses can be measured, whatever -k is: bf16's kernels have that limit, and
+// fp32's for k above kMaxListed.
 inline int max_topk_context(const Context& ctx) {
     return max_select_context(ctx);
 }

@@ -1,4 +1,4 @@
-// What both implementations of attention share: what a row saves, the threshold, and the selection of a row's
+// What the implementations of attention share: what a row saves, the threshold, and the selection of a row's
 // top k from its scores by counting. The mathematics is in attention.cuh.
 #pragma once
 #include "cuda_common.cuh"

@@ -1,4 +1,4 @@
-// What is measured of one attention row. attention_cut.cuh measures it, attention_report.h sums it up.
+// What is measured of one attention row. attention_row_stats.cuh measures it, attention_report.h sums it up.
 //
 // p is the row's softmax over the n = i + 1 keys that query i sees, S its k largest (of equal scores the
 // earliest), M the mass of S and tau = 1 - M. mu_head and mu_tail are the p-weighted mean values of S and of

@@ -275,6 +275,7 @@ tail, entropy = "k8-tail-l1-rise70", "entropy-l0.1-rise70"
 print(agrees(rows[tail][2], [dense(tail, s) - dense("plain", s) for s in seeds]),
       agrees(rows[f"{tail} less {entropy}"][1], [dense(tail, s) - dense(entropy, s) for s in seeds]), rows[tail][0])
 END
+check "a figure of them, where there is matplotlib" '[ -s "$work/repeats/repeats.png" ] || grep -q "no figures" "$work/out"'
 check "their means and intervals are those of the pairs" '[ "$(python3 "$work/interval.py" "$work/repeats" 2>"$work/err")" = "True True 3" ]'
 
 for bad in "--seeds 7" "--seeds 7-" "--seeds x" "--seeds 1-99" "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget infm"; do

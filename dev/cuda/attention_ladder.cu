@@ -5,7 +5,7 @@
 //     make ladder && build/attention_ladder            # on a GPU: B 4, T 1024, 12 heads of 64, k = 8
 //     build/attention_ladder -b 1 -t 200 -n 2 -k 8     # anywhere
 //
-// Steps 1 to 4 are in this file, to be read in order. The last three are the trainer's own, in
+// Steps 1 to 4 are in this file, to be read in order. The last four are the trainer's own, in
 // llmc/attention_*.cuh.
 #include <cstdio>
 #include <cstdlib>

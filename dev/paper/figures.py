@@ -17,7 +17,7 @@ from shapes import RESULTS
 
 REG_STYLE = {"tail": (pictures.BLUE, "o"), "kl": (pictures.VERMILION, "s")}
 MODEL_COLOURS = ("black", pictures.BLUE, pictures.VERMILION, pictures.GREEN, pictures.PURPLE, pictures.ORANGE,
-                 pictures.SKY)
+                 pictures.SKY, "#7F5539")
 MAP_FONT = 6.5
 LEAST = "least condensed"  # a reason for which a report has a map
 CUT_STYLE = {"topk": {"marker": "o"}, "recent": {"linestyle": "--", "linewidth": 1},
@@ -149,6 +149,36 @@ def cuts(results, out):
     return figure
 
 
+def repeats(results, out):
+    """Of what --seeds repeats: the loss above plain, dense and cut to the top K, against the mass outside."""
+    if not tables.done(results, family="scratch", group="repeat"):
+        return None
+    found = tables.models(results, "scratch")
+    plain = {c["seed"]: c for c in found[0][1]}
+    figure, axes = pictures.panels(pictures.FULL, 4.6, 1, 1)
+    axis = axes[0][0]
+    axis.axhline(0, color=pictures.GREY, linewidth=0.8)
+    for (label, cells), colour in zip(found, MODEL_COLOURS):
+        cells = [c for c in cells if c["seed"] in plain]
+        x = [tables.outside(c, K, "mass_nosink") for c in cells]
+        for value, fill in ((lambda c: c["loss"]["dense"], colour), (lambda c: tables.cut_loss(c, K), "white")):
+            above = [value(c) - plain[c["seed"]]["loss"]["dense"] for c in cells]
+            axis.errorbar(tables.mean(x), tables.mean(above), tables.half_interval(above), tables.half_interval(x),
+                          fmt="*" if label == "plain" else "o", color=colour, markerfacecolor=fill, markersize=6,
+                          elinewidth=1, label=label if fill == colour else None)
+    axis.axhline(tables.LOSS_BAR, color=pictures.GREY, linewidth=0.8, linestyle=":")
+    axis.axvline(tables.NOSINK_BAR, color=pictures.GREY, linewidth=0.8, linestyle=":")
+    axis.set_xscale("log")
+    for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")
+    axis.set_xlabel(f"mass outside the top {K}, without position 0")
+    axis.set_ylabel("loss above plain dense, nats a token")
+    axis.set_title(f"Filled: dense; open: cut to the top {K}. Means over the seeds, 95% intervals; dotted: the bars",
+                   loc="left")
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
 def reports_of(results, out, kind):
     """The reports of the plain run and of the chosen one that loses least, of the first seed, ready for dev/report's
     pictures."""
@@ -243,7 +273,7 @@ def mass_in_training(results, out):
     return figure
 
 
-FIGURES = {"pareto": pareto, "cuts": cuts, "mass_by_head": mass_by_head, "mass_in_training": mass_in_training,
+FIGURES = {"pareto": pareto, "repeats": repeats, "cuts": cuts, "mass_by_head": mass_by_head, "mass_in_training": mass_in_training,
            "maps": maps}
 
 

@@ -221,13 +221,15 @@ def spread(values, digits=4, sign=False):
     return text + of_how_many(values)
 
 
+def half_interval(values):
+    """Half of the 95% interval of the mean over the seeds, by Student's t; of one seed there is none."""
+    return STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
 def interval(values, digits=4, sign=True):
-    """The mean over the seeds, and half of its 95% interval by Student's t."""
-    text = number(mean(values), digits, sign)
-    if len(values) < 2:
-        return text
-    half = STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{text} ± {number(half, digits)}"
+    """The mean over the seeds, and half of its 95% interval."""
+    text, half = number(mean(values), digits, sign), half_interval(values)
+    return text if half is None else f"{text} ± {number(half, digits)}"
 
 
 def of_how_many(values):

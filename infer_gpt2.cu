@@ -562,20 +562,20 @@ struct Continuation {
     const Context& ctx;
     const Model<Float>& m;
     const InferConfig& c;
-    const int eot;                // <|endoftext|>, or -1: nothing ends a text
-    const int B, context;         // texts; positions that the model has
-    std::vector<Tokens> text;     // [B] prompts, and what was drawn
-    std::vector<Tokens> windows;  // [B] what is read of each when the cache is filled
-    std::vector<int> used;        // [B] tokens of each that are in the cache
-    std::vector<bool> ended;      // [B]
-    int most_used;                // tokens that any of them will ever have in the cache
-    Acts<Float> a, one;           // for the windows, and for one token of each
+    const int eot;                       // <|endoftext|>, or -1: nothing ends a text
+    const int B, context;                // texts; positions that the model has
+    std::vector<Tokens> text;            // [B] prompts, and what was drawn
+    std::vector<Tokens> to_read;         // [B] the end of each that the cache is filled with
+    std::vector<int> used;               // [B] tokens of each that are in the cache
+    std::vector<bool> ended;             // [B]
+    int most_used;                       // tokens that any of them will ever have in the cache
+    Acts<Float> prompt_acts, step_acts;  // for what fills the cache, and for one token of each
     Decoding<Float> d;
     std::unique_ptr<DeviceMemory> memory;
     BufferPair<int> mail;  // [B] tokens on their way to the host, which reads those of one step while the
                            // device makes those of the next
     Graph graph;
-    Generation g;
+    Generation result;
 
     Continuation(const Context& ctx, const Model<Float>& m, const std::vector<Tokens>& prompts,
                  const InferConfig& c, int eot)
@@ -591,15 +591,15 @@ struct Continuation {
           mail(B) {
         size_t longest = 0;
         for (const Tokens& p : prompts) {
-            windows.push_back(tail(p, c.slide && (int64_t)p.size() >= context ? half() : (size_t)context));
-            longest = std::max(longest, windows.back().size());
+            to_read.push_back(tail(p, c.slide && (int64_t)p.size() >= context ? half() : (size_t)context));
+            longest = std::max(longest, to_read.back().size());
         }
         most_used = (int)std::min<int64_t>(context, (int64_t)longest + c.tokens);
         const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
         const int window = c.slide && most_used == context ? context : (int)longest;
         const auto lay_out = [&](Arena& arena) {
-            a = lay_out_acts<Float>(arena, m.config, B, window);
-            one = lay_out_acts<Float>(arena, m.config, B, 1);
+            prompt_acts = lay_out_acts<Float>(arena, m.config, B, window);
+            step_acts = lay_out_acts<Float>(arena, m.config, B, 1);
             d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
         };
         memory = std::make_unique<DeviceMemory>(ctx, "the prompts and their cache",
@@ -610,32 +610,32 @@ struct Continuation {
         to_device(d.streams, numbers.data(), numbers.size());
         for (const Tokens& p : prompts) counts.push_back((int)p.size() - 1);
         to_device(d.counts, counts.data(), counts.size());
-        g.made.resize(B);
+        result.made.resize(B);
     }
 
     // Draws token 0 of each text: the one behind its prompt.
     void begin() {
-        read_windows();
+        fill_cache();
         check_logits(ctx, m, d);
         send_tokens(0);
     }
 
     // Draws token i of each from token i - 1, which the host need not have seen.
     void step(int64_t i) {
-        graph.run(ctx, [&] { decode_step(ctx, m, one, d, c.how(), c.sampling); });
+        graph.run(ctx, [&] { decode_step(ctx, m, step_acts, d, c.how(), c.sampling); });
         send_tokens(i);
         for (int& tokens : used) tokens = std::min(tokens + 1, most_used);
-        g.steps++;
+        result.steps++;
     }
 
     // The same where a context is full, which goes on with its second half, read like a prompt. The others
     // are read again with all they have. Token i - 1 has been taken.
     void slide(int64_t i) {
         for (int b = 0; b < B; b++)
-            windows[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half() : (size_t)used[b] + 1);
-        read_windows();
+            to_read[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half() : (size_t)used[b] + 1);
+        fill_cache();
         send_tokens(i);
-        g.slides++;
+        result.slides++;
     }
 
     // Token i of each joins its text, or ends it; show(b, token) is called for each that joins.
@@ -647,12 +647,12 @@ struct Continuation {
         for (int b = 0; b < B; b++) {
             if (ended[b]) continue;
             const auto token = (uint16_t)drawn[b];
-            g.drawn++;
-            if (i == 0) g.drawn_first++;
+            result.drawn++;
+            if (i == 0) result.drawn_first++;
             ended[b] = token == eot;
             if (!ended[b]) {
                 text[b].push_back(token);
-                g.made[b].push_back(token);
+                result.made[b].push_back(token);
                 show(b, token);
                 ended[b] = !c.slide && (int64_t)text[b].size() > context;
             }
@@ -689,20 +689,20 @@ struct Continuation {
         mail.launched(ctx, i);
     }
 
-    void read_windows() {
+    void fill_cache() {
         int T = 0;
-        for (const Tokens& w : windows) T = std::max(T, (int)w.size());
+        for (const Tokens& w : to_read) T = std::max(T, (int)w.size());
         std::vector<int> inputs((size_t)B * T, 0), positions;
         for (int b = 0; b < B; b++) {
-            std::copy(windows[b].begin(), windows[b].end(), inputs.begin() + (size_t)b * T);
-            used[b] = (int)windows[b].size();
+            std::copy(to_read[b].begin(), to_read[b].end(), inputs.begin() + (size_t)b * T);
+            used[b] = (int)to_read[b].size();
             positions.push_back(used[b] - 1);
         }
         CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
-        to_device(a.inputs, inputs.data(), inputs.size());
+        to_device(prompt_acts.inputs, inputs.data(), inputs.size());
         to_device(d.lengths, used.data(), used.size());
         to_device(d.positions, positions.data(), positions.size());
-        prefill(ctx, m, a, d, T, used, c.how(), c.sampling);
+        prefill(ctx, m, prompt_acts, d, T, used, c.how(), c.sampling);
     }
 
     // What these texts have read until now: of each once, when it ends.
@@ -710,11 +710,11 @@ struct Continuation {
         if (!c.stats || texts.empty()) return;
         const int L = m.config.num_layers, NH = m.config.num_heads;
         const std::vector<DecodeStats> all = to_host(ctx, d.stats, (size_t)L * B * NH);
-        g.stats.resize((size_t)L * NH);
+        result.stats.resize((size_t)L * NH);
         for (int l = 0; l < L; l++)
             for (const int b : texts)
                 for (int head = 0; head < NH; head++)
-                    g.stats[(size_t)l * NH + head].add(all[((size_t)l * B + b) * NH + head]);
+                    result.stats[(size_t)l * NH + head].add(all[((size_t)l * B + b) * NH + head]);
     }
 };
 
@@ -727,19 +727,26 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     const double begin = now_seconds();
     texts.begin();
     for (int64_t i = 0; i < c.tokens && !g_interrupted; i++) {
-        const bool more = i + 1 < c.tokens;
+        const auto draw_next = [&] {
+            if (i + 1 == c.tokens) return;
+            if (texts.any_full())
+                texts.slide(i + 1);
+            else
+                texts.step(i + 1);
+        };
         // The device works ahead of the host, except where a full context needs the token that is on its way,
-        // statistics are to end with a text, or (on the CPU backend) there is nobody to work ahead.
+        // the time to the first token is taken, statistics are to end with a text, or (on the CPU backend)
+        // there is nobody to work ahead.
         const bool ahead = !kOnCpu && !texts.any_full() && i > 0 && !c.stats;
-        if (ahead && more) texts.step(i + 1);
+        if (ahead) draw_next();
         texts.take(i, show);
-        if (i == 0) texts.g.first_seconds = now_seconds() - begin;
+        if (i == 0) texts.result.first_seconds = now_seconds() - begin;
         if (texts.all_ended()) break;
-        if (!ahead && more) texts.any_full() ? texts.slide(i + 1) : texts.step(i + 1);
+        if (!ahead) draw_next();
     }
     texts.finish();
-    texts.g.seconds = now_seconds() - begin;
-    return texts.g;
+    texts.result.seconds = now_seconds() - begin;
+    return texts.result;
 }
 
 int end_of_text(const Tokenizer* tokenizer, const GPT2Config& config) {
@@ -984,7 +991,7 @@ std::vector<Result> score(const Bench<Float>& bench, const std::vector<Scored>& 
     const auto length = [&](const std::vector<size_t>& text) { return items[text[0]].tokens.size() - 1; };
     std::stable_sort(texts.begin(), texts.end(),
                      [&](const auto& a, const auto& b) { return length(a) < length(b); });
-    std::vector<Result> results(items.size());
+    std::vector<Result> results(items.size(), {.sum_logp = 0.0, .all_argmax = true, .num_argmax = 0});
     const int V = bench.m.config.vocab_size, Vp = bench.m.config.padded_vocab_size;
     for (size_t begin = 0; begin < texts.size(); begin += bench.B) {
         const int rows = (int)std::min<size_t>(bench.B, texts.size() - begin);
@@ -1017,7 +1024,6 @@ std::vector<Result> score(const Bench<Float>& bench, const std::vector<Scored>& 
                 const std::vector<uint16_t>& tokens = items[i].tokens;
                 const bool alone = texts[begin + r].size() == 1;
                 Result& result = results[i];
-                result = {alone ? 0.0 : result.sum_logp, true, 0};
                 for (size_t t = items[i].first - 1; t + 1 < tokens.size(); t++) {
                     const size_t at = (size_t)r * T + t;
                     const bool hit = best[at] == tokens[t + 1];
@@ -1468,9 +1474,7 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
         fail("LAMBADA and HellaSwag are text, and this model's vocabulary is not known");
     if (!c.json.empty()) output_target(c.json);
     if (!c.report.empty()) {
-        std::error_code error;
-        std::filesystem::create_directories(c.report, error);
-        if (!is_folder(c.report)) fail("cannot create the folder %s", c.report.c_str());
+        make_folder(c.report);
         output_target(c.report + "/report.json");
     }
     // All input is read first: a name that is wrong must not cost what was measured before it came up.

@@ -588,20 +588,24 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
         layer_forward(ctx, model, l, inp, B, T, topk);
     }
 
+    // A bias's gradient is the sum of the rows of its output's. Where another kernel writes these rows, it
+    // adds them up as well: attproj's and fcproj's (of the layer below) the layernorm, qkv's attention.
+    float* const elsewhere = nullptr;
+
     // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
     // MLP
-    linear_gelu_backward(ctx, s.fp8_of(l, kFcproj), s.dfch, g.fcproj_w, nullptr, s.scratch, s.dresidual,
+    linear_gelu_backward(ctx, s.fp8_of(l, kFcproj), s.dfch, g.fcproj_w, elsewhere, s.scratch, s.dresidual,
                          a.fch_gelu, a.fch, p.fcproj_w, BT, 4 * C, C);
     linear_backward(ctx, s.fp8_of(l, kFc), s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C,
                     4 * C);
     layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, g.attproj_b, s.scratch, s.dbranch, a.residual_mid,
                        p.ln2_w, a.ln2_mean, a.ln2_rstd, BT, C);
     // mid = inp + attproj(attention(qkv(ln1(inp))))
-    linear_backward(ctx, s.fp8_of(l, kAttproj), s.dbranch, g.attproj_w, nullptr, s.scratch, s.dresidual,
+    linear_backward(ctx, s.fp8_of(l, kAttproj), s.dbranch, g.attproj_w, elsewhere, s.scratch, s.dresidual,
                     a.att, p.attproj_w, BT, C, C);
     attention_backward(ctx, s.dqkv, g.qkv_b, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight,
                        B, T, NH, hs, topk);
-    linear_backward(ctx, s.fp8_of(l, kQkv), s.dbranch, g.qkv_w, nullptr, s.scratch, s.dqkv, a.ln1, p.qkv_w,
+    linear_backward(ctx, s.fp8_of(l, kQkv), s.dbranch, g.qkv_w, elsewhere, s.scratch, s.dqkv, a.ln1, p.qkv_w,
                     BT, C, 3 * C);
     layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, fcproj_bias_below(model, l), s.scratch, s.dbranch,
                        inp, p.ln1_w, a.ln1_mean, a.ln1_rstd, BT, C);
@@ -877,36 +881,50 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
     return settings;
 }
 
+// A run: what its updates work on, and how many are done.
 template <class Float>
-void save(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, const DataLoader& train,
-          int64_t step, const std::map<std::string, std::string>& settings, const TargetLoss* target) {
+struct Run {
+    const TrainConfig& c;
+    DataLoader train_data;
+    std::unique_ptr<DataLoader> val_data;  // null where nothing is validated or sampled
+    GPT2<Float> model;
+    std::unique_ptr<Tokenizer> tokenizer = nullptr;    // null: tokens stay numbers
+    std::map<std::string, std::string> settings = {};  // run_settings()
+    std::unique_ptr<TargetLoss> target = nullptr;      // null without --target-loss
+    int64_t step = 0;                                  // updates done
+};
+
+template <class Float>
+void save(const Context& ctx, const Run<Float>& run) {
+    const GPT2<Float>& model = run.model;
     const std::vector<float> params = to_host(ctx, model.master, model.num_params);
     const std::vector<float> m = to_host(ctx, model.m, model.num_params),
                              v = to_host(ctx, model.v, model.num_params);
     RunState state;
-    state.step = step;
-    state.seed = c.seed;
-    state.epoch = train.state().epoch;
-    state.position = train.state().position;
-    state.settings = settings;
-    if (target) state.extra["target-loss"] = target->state();
-    save_checkpoint(c.out, model.config, params.data(), m.data(), v.data(), state);
+    state.step = run.step;
+    state.seed = run.c.seed;
+    state.epoch = run.train_data.state().epoch;
+    state.position = run.train_data.state().position;
+    state.settings = run.settings;
+    if (run.target) state.extra["target-loss"] = run.target->state();
+    save_checkpoint(run.c.out, model.config, params.data(), m.data(), v.data(), state);
 }
 
+// Goes on from a checkpoint, whose settings must be the run's.
 template <class Float>
-int64_t resume(GPT2<Float>& model, DataLoader& train, const std::string& folder,
-               const std::map<std::string, std::string>& settings, TargetLoss* target) {
+void resume(Run<Float>& run, const std::string& folder) {
     RunState state = load_run_state(folder);
-    check_settings(folder, state.settings, settings);
-    if (target) target->restore(state.extra["target-loss"], state.step);
+    check_settings(folder, state.settings, run.settings);
+    if (run.target) run.target->restore(state.extra["target-loss"], state.step);
+    GPT2<Float>& model = run.model;
     std::vector<float> host(model.num_params), other(model.num_params);
     load_weights(find_model(folder), model.config, host.data());
     upload_params(model, host);
     load_optimizer(folder, model.config, host.data(), other.data());
     to_device(model.m, host.data(), host.size());
     to_device(model.v, other.data(), other.size());
-    train.restore({state.epoch, state.position});
-    return state.step;
+    run.train_data.restore({state.epoch, state.position});
+    run.step = state.step;
 }
 
 // --debug-state: the first micro-step with lambda in full, and everything an outsider needs to check it.
@@ -1051,7 +1069,7 @@ void choose_data(TrainConfig& c, const Start& start) {
 }
 
 ModelSpec model_spec(const TrainConfig& c, const GPT2Config& config, int B) {
-    return {config, B, c.T, c.recompute, c.reg, c.precision == Precision::fp8};
+    return {config, B, c.T, c.recompute, c.reg, c.precision == Precision::fp8, c.debug_state.empty()};
 }
 
 // The tokens of an update on a GPU where -d does not say: 65,536, or the next number above it that whole
@@ -1153,10 +1171,12 @@ void check_settings_fit(const TrainConfig& c, const GPT2Config& config, const Co
 // ---------------------------------------------------------------------------------------------------------
 // the loop
 
-std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig& c, const GPT2Config& config,
-                                                               const Context& ctx, const DataLoader& train,
-                                                               size_t bytes, const char* precision,
-                                                               int64_t step) {
+template <class Float>
+std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>& run, const Context& ctx,
+                                                               const char* precision) {
+    const TrainConfig& c = run.c;
+    const GPT2Config& config = run.model.config;
+    const int64_t train_tokens = run.train_data.num_tokens();
     const std::string micro = format("%d x %d", c.B, c.T);
     const int64_t accumulate = c.tokens_per_update / ((int64_t)c.B * c.T);
     bool cudnn = false;
@@ -1178,18 +1198,18 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const TrainConfig
         {"regularizer", c.topk == 0 ? "off, and not measured"
                                     : format("%s, lambda %g%s%s, top %d keys%s", reg_name(c.reg), c.lambda,
                                              rise.c_str(), limit.c_str(), c.topk, idle)},
-        {"data",
-         format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train.num_tokens()).c_str())},
+        {"data", format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train_tokens).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
                           (long long)accumulate, accumulate == 1 ? "" : "es", micro.c_str())},
         {"run", format("%s, %s tokens, %.2f epochs", updates_text(c.updates).c_str(),
                        pretty_count((double)c.updates * (double)c.tokens_per_update).c_str(),
-                       (double)c.updates * (double)c.tokens_per_update / (double)train.num_tokens())},
+                       (double)c.updates * (double)c.tokens_per_update / (double)train_tokens)},
         {"learning rate", format("%g, %s, warm-up %s, down to %g of it; weight decay %g, clip %g", c.lr,
                                  schedule_name(c.schedule), updates_text(c.warmup_updates).c_str(),
                                  c.final_lr, c.weight_decay, c.clip)},
-        {"memory", format("%s, recompute %d", pretty_bytes((double)bytes).c_str(), c.recompute)},
-        {"run folder", c.out + (step > 0 ? " (resumed after " + updates_text(step) + ")" : "")},
+        {"memory",
+         format("%s, recompute %d", pretty_bytes((double)run.model.memory->bytes).c_str(), c.recompute)},
+        {"run folder", c.out + (run.step > 0 ? " (resumed after " + updates_text(run.step) + ")" : "")},
     };
 }
 
@@ -1293,44 +1313,44 @@ void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, 
     update(ctx, model, c, lr, step + 1);
 }
 
-// The run itself, from update `step` on, until it is done or interrupted. val_data may be null where neither
-// validations nor samples are asked for.
+// The updates that are left, until all are done or the run is interrupted.
 template <class Float>
-void train_loop(const Context& ctx, GPT2<Float>& model, const TrainConfig& c, int64_t step,
-                DataLoader& train_data, DataLoader* val_data, const Tokenizer* tokenizer, TargetLoss* target,
-                MetricsLog& metrics, const std::map<std::string, std::string>& settings) {
+void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
+    const TrainConfig& c = run.c;
+    int64_t& step = run.step;
     Progress progress(c.updates, step);
     const auto due = [&](int64_t every) { return every > 0 && (step % every == 0 || step == c.updates); };
     const auto validate_now = [&] {
-        const Validation v = validate(ctx, model, *val_data, c);
+        const Validation v = validate(ctx, run.model, *run.val_data, c);
         metrics.validation(step, (float)v.ce, (float)v.mass, (float)v.mass_nosink);
         progress.message(validation_text(v, c, step));
     };
 
     if (step == 0 && c.validate_every > 0) validate_now();
     if (c.overfit) {  // the first batch, also where the run goes on from a checkpoint
-        train_data.reset();
-        train_data.next_batch();
+        run.train_data.reset();
+        run.train_data.next_batch();
     }
-    UpdateReports reports(step, c, model.config, target, metrics, progress);
+    UpdateReports reports(step, c, run.model.config, run.target.get(), metrics, progress);
     int64_t saved = step;
     for (bool stop = g_interrupted; step < c.updates && !stop;) {
         const float lr = learning_rate(c.schedule, c.lr, step, c.warmup_updates, c.updates, c.final_lr);
         const float lambda = lambda_at(step, c.lambda, c.lambda_start_updates, c.lambda_warmup_updates) *
-                             (target ? target->factor(step + 1) : 1.0f);
-        train_step(ctx, model, train_data, c, lr, lambda, step);
-        reports.record(ctx, model.acts.stats, lr, lambda);
+                             (run.target ? run.target->factor(step + 1) : 1.0f);
+        train_step(ctx, run.model, run.train_data, c, lr, lambda, step);
+        reports.record(ctx, run.model.acts.stats, lr, lambda);
         step++;
 
         const bool pause = due(c.validate_every) || due(c.sample_every) || due(c.checkpoint_every);
         reports.report_until(kOnCpu || pause || step == c.updates ? step : step - 1);
         if (due(c.validate_every)) validate_now();
-        if (due(c.sample_every)) progress.message(sample_text(ctx, model, *val_data, tokenizer, c, step));
+        if (due(c.sample_every))
+            progress.message(sample_text(ctx, run.model, *run.val_data, run.tokenizer.get(), c, step));
         stop = g_interrupted;  // once, and behind all that takes long: what stops the loop is also saved
         if (stop) reports.report_until(step);
         if (due(c.checkpoint_every) || (stop && c.checkpoint_every > 0)) {
             metrics.sync();
-            save(ctx, model, c, train_data, step, settings, target);
+            save(ctx, run);
             saved = step;
         }
         if (pause) reports.restart_clock();
@@ -1345,6 +1365,16 @@ void train_loop(const Context& ctx, GPT2<Float>& model, const TrainConfig& c, in
         printf("stopped after %s\n", updates_text(step).c_str());
 }
 
+// What the machine decided where no flag did (files, free memory), as if it had been given: with -y it must
+// be the same.
+void keep_decisions(TrainConfig& c) {
+    c.given.insert({{"from", c.from},
+                    {"train-data", c.train_data},
+                    {"batch", std::to_string(c.B)},
+                    {"tokens-per-update", std::to_string(c.tokens_per_update)}});
+    if (!c.val_data.empty()) c.given.insert({"val-data", c.val_data});
+}
+
 template <class Float>
 void train(TrainConfig c) {
     const Context ctx = make_context();
@@ -1357,56 +1387,44 @@ void train(TrainConfig c) {
     match_vocabulary(config, start, c);
     resolve_defaults<Float>(c, config, start.from_scratch, ctx);
     check_settings_fit(c, config, ctx);
-    // What the machine decides where no flag does (files, free memory) is kept as if it had been given: -y
-    // must find the same.
-    const auto keep = [&](const char* flag, const std::string& value) {
-        if (!value.empty()) c.given.emplace(flag, value);
-    };
-    keep("from", c.from);
-    keep("train-data", c.train_data);
-    keep("val-data", c.val_data);
-    keep("batch", std::to_string(c.B));
-    keep("tokens-per-update", std::to_string(c.tokens_per_update));
-    DataLoader train_data(c.train_data, c.B, c.T, true, c.seed);
-    const std::unique_ptr<DataLoader> val_data = open_val_data(c, config);
-    const std::string shared = val_data ? val_data->shared_file(train_data) : "";
+    keep_decisions(c);
+    Run<Float> run{
+        .c = c,
+        .train_data = DataLoader(c.train_data, c.B, c.T, true, c.seed),
+        .val_data = open_val_data(c, config),
+        .model = create_model<Float>(ctx, model_spec(c, config, c.B), first_params(start, config, c.seed))};
+    const std::string shared = run.val_data ? run.val_data->shared_file(run.train_data) : "";
     if (!shared.empty()) printf("note: %s is trained on as well as validated on\n", shared.c_str());
-    ModelSpec spec = model_spec(c, config, c.B);
-    spec.optimizer = c.debug_state.empty();
-    GPT2<Float> model = create_model<Float>(ctx, spec, first_params(start, config, c.seed));
     if (!c.debug_state.empty()) {
-        write_first_step(ctx, model, train_data, c);
+        write_first_step(ctx, run.model, run.train_data, c);
         return;
     }
-    const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(start.files(), config.vocab_size);
+    run.tokenizer = find_tokenizer(start.files(), config.vocab_size);
 
     // run folder, and where to begin
     if (c.out.empty()) c.out = default_run_folder(false);
-    auto settings = run_settings(c, config, train_data, val_data.get(), precision);
-    std::unique_ptr<TargetLoss> target;
+    run.settings = run_settings(c, config, run.train_data, run.val_data.get(), precision);
     if (!c.target_loss.path.empty()) {
-        target =
-            std::make_unique<TargetLoss>(read_plain_losses(c.target_loss.path, c.from, settings, c.updates),
-                                         c.target_loss.margin, c.lambda_warmup_updates);
-        settings["target-loss"] = target->setting();
+        run.target = std::make_unique<TargetLoss>(
+            read_plain_losses(c.target_loss.path, c.from, run.settings, c.updates), c.target_loss.margin,
+            c.lambda_warmup_updates);
+        run.settings["target-loss"] = run.target->setting();
     }
-    const std::string checkpoint = open_run_folder(c.out, c.resume, settings, c.from);
-    int64_t step = 0;
-    if (!checkpoint.empty()) step = resume(model, train_data, checkpoint, settings, target.get());
-    const auto rows = settings_rows(c, config, ctx, train_data, model.memory->bytes, precision, step);
-    fputs(settings_table(rows).c_str(), stdout);
+    const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, c.from);
+    if (!checkpoint.empty()) resume(run, checkpoint);
+    fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
                                                       {"device", ctx.device_name},
                                                       {"from", c.from},
                                                       {"train_data", c.train_data},
                                                       {"val_data", c.val_data}};
-    MetricsLog metrics(c.out, line_of_settings(facts, settings, c.given), checkpoint.empty() ? -1 : step);
+    MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
+                       checkpoint.empty() ? -1 : run.step);
 
     signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
     signal(SIGTERM, on_interrupt);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
-    train_loop(ctx, model, c, step, train_data, val_data.get(), tokenizer.get(), target.get(), metrics,
-               settings);
+    train_loop(ctx, run, metrics);
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -616,12 +616,7 @@ static void run(const Options& o) {
     int64_t total = 0;
     for (const Input& input : inputs) total += input.size;
 
-    const std::string folder = folder_of(o.output);
-    std::error_code error;
-    fs::create_directories(folder, error);
-    if (error)
-        fail("cannot create the folder %s, where -o puts the shards: %s", folder.c_str(),
-             error.message().c_str());
+    make_folder(folder_of(o.output), "folder of -o,");
     TokenFile tokens(o.output);
     Progress progress(total);
     Corpus corpus(tokenizer, tokens, progress);

@@ -15,6 +15,7 @@
 // the scores; values: each row reads those of its S_i.
 #pragma once
 #include "attention_common.cuh"
+#include "random.h"
 
 // Which keys a row keeps. `topk`: the k largest scores, of equal ones the earliest. `random`: k keys drawn
 // uniformly without replacement. `recent`: the last k, the query's own included. `first_recent`: key 0 and
@@ -103,15 +104,6 @@ __device__ Chosen choose_highest(int lane, int n, int k, Rank rank) {
 // The rank of a score. + 0 makes the two zeros one.
 __device__ inline unsigned score_rank(float score) {
     return ordered_bits(score + 0.0f);
-}
-
-// The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), and the n-th number of the generator that
-// starts at `seed`.
-__device__ inline uint64_t splitmix64(uint64_t seed, uint64_t n) {
-    uint64_t x = seed + 0x9e3779b97f4a7c15ull * (n + 1);
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
 }
 
 // Calls body(d, x) for each dimension d = lane + x LANES of a head that this lane owns.

@@ -205,9 +205,8 @@ void load_optimizer(const std::string& folder, const GPT2Config& config, float* 
 void save_checkpoint(const std::string& run_folder, const GPT2Config& config, const float* params,
                      const float* adam_m, const float* adam_v, const RunState& state, int keep) {
     namespace fs = std::filesystem;
+    make_folder(run_folder, "run folder");
     std::error_code error;
-    fs::create_directories(run_folder, error);
-    if (error) fail("cannot create the folder %s: %s", run_folder.c_str(), error.message().c_str());
     // What a crash left behind.
     for (fs::directory_iterator it(run_folder, error), end; !error && it != end; it.increment(error))
         if (it->path().filename().string().starts_with(".tmp-step_")) {
@@ -307,11 +306,7 @@ std::map<std::string, std::string> flags_of_run(const std::string& run_folder) {
 
 std::string open_run_folder(const std::string& run_folder, bool resume,
                             std::map<std::string, std::string> settings, const std::string& from, FILE* say) {
-    std::error_code error;
-    std::filesystem::create_directories(run_folder, error);
-    if (error || !is_folder(run_folder))
-        fail("cannot create the run folder %s: %s", run_folder.c_str(),
-             error ? error.message().c_str() : "there is a file of that name");
+    make_folder(run_folder, "run folder");
     const std::vector<int64_t> steps = checkpoint_steps(run_folder);
     if (!resume) {
         if (!steps.empty() || is_file(run_folder + "/metrics.jsonl"))

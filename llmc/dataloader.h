@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "files.h"
+#include "random.h"
 
 inline constexpr int kShardMagic = 20240520;
 inline constexpr int kShardVersion = 1;
@@ -69,12 +70,9 @@ class ShardWriter {
     int vocab_size_;
 };
 
-// splitmix64's output function: every bit of the result depends on every bit of x.
+// Every bit of the result depends on every bit of x.
 inline uint64_t mix_bits(uint64_t x) {
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
+    return splitmix64(x, 0);
 }
 
 // A random permutation of 0..n-1 with no table: a Feistel network permutes the smallest domain of 4^h values

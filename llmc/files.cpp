@@ -145,6 +145,14 @@ void write_file(const std::string& path, const std::string& text) {
     file.commit();
 }
 
+void make_folder(const std::string& path, const char* what) {
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    if (error || !is_folder(path))
+        fail("cannot create the %s %s: %s", what, path.c_str(),
+             error ? error.message().c_str() : "there is a file of that name");
+}
+
 void sync_folder(const std::string& path) {
     int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) fail("cannot open the folder %s: %s", path.c_str(), strerror(errno));

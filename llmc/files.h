@@ -86,5 +86,8 @@ class OutputFile {
 
 void write_file(const std::string& path, const std::string& text);
 
+// A folder, and those that it is in, where they are not there yet. `what` it is goes into the Error.
+void make_folder(const std::string& path, const char* what = "folder");
+
 // Makes the names in a folder (files created, renamed, removed) survive a power cut.
 void sync_folder(const std::string& path);

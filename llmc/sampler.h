@@ -1,6 +1,4 @@
-// Drawing the next token, and the counter-based random numbers that this and the initialization use: the n-th
-// number of a stream is a hash of (seed, stream, n), so nothing has to be saved to go on bit for bit, and any
-// number of threads gets the same ones.
+// Drawing the next token.
 //
 // A token's probability is weight / total, weight = e^((logit - largest logit) / temperature). The weights
 // are added up as integers, in units of 2^-40, and computed by operations that every machine rounds alike. So
@@ -12,6 +10,8 @@
 #include <cstring>
 #include <numeric>
 #include <vector>
+
+#include "random.h"
 
 #ifdef __CUDACC__
 #define SAMPLER_HOST_DEVICE __host__ __device__
@@ -29,30 +29,6 @@ struct Sampling {
     float top_p = 1.0f;
     uint64_t seed = 0;
 };
-
-// SplitMix64's mixing function (Steele, Lea and Flood, OOPSLA 2014) over the three counters.
-SAMPLER_HOST_DEVICE inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t n) {
-    const uint64_t words[] = {stream, n};
-    uint64_t x = seed;
-    for (uint64_t word : words) {
-        x += 0x9e3779b97f4a7c15ull * (word + 1);
-        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-        x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-        x ^= x >> 31;
-    }
-    return x;
-}
-
-// Uniform in [0, 1), 53 bits.
-SAMPLER_HOST_DEVICE inline double random_uniform(uint64_t seed, uint64_t stream, uint64_t n) {
-    return static_cast<double>(random_bits(seed, stream, n) >> 11) * 0x1p-53;
-}
-
-// Standard normal, by Box and Muller.
-inline double random_normal(uint64_t seed, uint64_t stream, uint64_t n) {
-    const double u = 1.0 - random_uniform(seed, stream, 2 * n), v = random_uniform(seed, stream, 2 * n + 1);
-    return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * M_PI * v);
-}
 
 // Logits as integers in the same order. NaN comes before all numbers, and -0 equals 0.
 SAMPLER_HOST_DEVICE inline uint32_t logit_key(float x) {

@@ -488,8 +488,7 @@ void export_model(const std::string& to, const GPT2Config& config, const float* 
     std::error_code error;
     if (std::filesystem::exists(folder) && !std::filesystem::is_empty(folder, error))
         fail("%s is there already: --export writes a new folder", folder.c_str());
-    std::filesystem::create_directories(folder_of(folder), error);
-    if (error) fail("cannot create the folder %s: %s", folder.c_str(), error.message().c_str());
+    make_folder(folder_of(folder));
     std::string temporary = temporary_name(folder);
     if (!mkdtemp(temporary.data())) fail("cannot create the folder %s: %s", folder.c_str(), strerror(errno));
     try {

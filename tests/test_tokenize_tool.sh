@@ -54,8 +54,8 @@ refuses "an empty --jsonl" "--jsonl" "$tokenize" --jsonl "" -o x a.txt
 refuses "--lines with --jsonl" "exclude one another" "$tokenize" --lines --jsonl text -o x a.txt
 refuses "a missing file" "missing.txt" "$tokenize" --tokenizer bytes -o x missing.txt
 refuses "a missing vocabulary" "nowhere" "$tokenize" --gpt2-dir nowhere -o x a.txt
-refuses "an output folder that cannot be created" "cannot create the folder a.txt/new, where -o" "$tokenize" --tokenizer bytes -o a.txt/new/x a.txt
-refuses "an output folder that is a file" "cannot create the folder a.txt, where -o" "$tokenize" --tokenizer bytes -o a.txt/x a.txt
+refuses "an output folder that cannot be created" "cannot create the folder of -o, a.txt/new: " "$tokenize" --tokenizer bytes -o a.txt/new/x a.txt
+refuses "an output folder that is a file" "cannot create the folder of -o, a.txt: " "$tokenize" --tokenizer bytes -o a.txt/x a.txt
 refuses "no input, and an output folder that is missing" "missing.txt" "$tokenize" --tokenizer bytes -o nowhere/x missing.txt
 refuses "a vocabulary that is not GPT-2's" "vocab.bpe" "$tokenize" --gpt2-dir "$fixtures/tiny_bpe" -o x a.txt
 mkdir empty

@@ -8,7 +8,6 @@
 #include <cctype>
 #include <cstdio>
 #include <ctime>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -141,9 +140,7 @@ inline std::string ask_nvidia_smi(const char* fields) {
 // there is such a file.
 inline void open_report(Report& r, const Context& ctx, const std::string& folder, const std::string& prefix,
                         const std::string& subject) {
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    if (error) fail("-o (--out): cannot make the folder %s: %s", folder.c_str(), error.message().c_str());
+    make_folder(folder, "folder of -o,");
     const std::string name = folder + "/" + prefix +
                              (kOnCpu ? "cpu_backend" : file_name_of(ctx.device_name)) + "_" +
                              utc_now("%Y-%m-%d");

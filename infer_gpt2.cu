@@ -120,97 +120,100 @@ std::vector<Flag> infer_flags(InferConfig& c) {
     return {
         {'e', "from", "WHAT", "the newest run in log/",
          "the model: a run or checkpoint of ours, OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
-         [&c](auto& v) { c.from = v; }},
+         [&c](auto&, auto& v) { c.from = v; }},
         {'p', "prompt", "TEXT", "",
          "what the text begins with; without one the model begins a text of its own",
-         [&c](auto& v) {
+         [&c](auto&, auto& v) {
              c.prompt = v;
              c.prompt_given = true;
          }},
         {'f', "prompts", "FILE", "",
          "prompts, one a line (empty lines are skipped), continued side by side, each with random numbers of its own",
-         [&c](auto& v) { c.prompt_file = parse_name("-f (--prompts)", v); }},
+         [&c](auto& flag, auto& v) { c.prompt_file = parse_name(flag, v); }},
         {0, "interactive", "", "",
          "read lines, and continue the text after each; an empty line begins a new text",
-         [&c](auto&) { c.interactive = true; }},
-        {'n', "tokens", "N", "128", "tokens to generate",
-         [&c](auto& v) { c.tokens = parse_int("-n (--tokens)", v, 1, 1 << 24); }},
-        {'k', "topk", "K", "8",
+         [&c](auto&, auto&) { c.interactive = true; }},
+        {'n', "tokens", "N", std::to_string(c.tokens), "tokens to generate",
+         [&c](auto& flag, auto& v) { c.tokens = parse_int(flag, v, 1, 1 << 24); }},
+        {'k', "topk", "K", std::to_string(c.topk),
          "keys that an attention row keeps; for generation it implies --attention topk",
-         [&c](auto& v) {
-             c.topk = (int)parse_int("-k (--topk)", v, 1, 65536);
+         [&c](auto& flag, auto& v) {
+             c.topk = (int)parse_int(flag, v, 1, 65536);
              c.topk_given = true;
          }},
         {0, "attention", "dense|topk|pages", "dense",
          "how the cache is read: all of it; all keys, and the values of the k best; pages of 16 keys, best first, until what is unread provably holds less than epsilon of the mass",
-         [&c](auto& v) {
-             parse_choice("--attention", v, {"dense", "topk", "pages"});
+         [&c](auto& flag, auto& v) {
+             parse_choice(flag, v, {"dense", "topk", "pages"});
              c.attention = v;
          }},
-        {0, "epsilon", "X", "0.01", "with --attention pages: the mass of a row that may stay unread",
-         [&c](auto& v) { c.epsilon = parse_float("--epsilon", v, 0, 1); }},
-        {0, "temperature", "X", "1", "divides the logits; 0 takes the most likely token",
-         [&c](auto& v) { c.sampling.temperature = parse_float("--temperature", v, 0, 1000); }},
-        {0, "top-p", "X", "0.95", "draw from the most likely tokens that together reach this probability",
-         [&c](auto& v) { c.sampling.top_p = parse_float("--top-p", v, 1e-6, 1); }},
-        {0, "top-tokens", "N", "0", "draw from the N most likely tokens; 0 = all",
-         [&c](auto& v) { c.sampling.top_k = (int)parse_int("--top-tokens", v, 0, 65536); }},
+        {0, "epsilon", "X", setting_text(c.epsilon),
+         "with --attention pages: the mass of a row that may stay unread",
+         [&c](auto& flag, auto& v) { c.epsilon = parse_float(flag, v, 0, 1); }},
+        {0, "temperature", "X", setting_text(c.sampling.temperature),
+         "divides the logits; 0 takes the most likely token",
+         [&c](auto& flag, auto& v) { c.sampling.temperature = parse_float(flag, v, 0, 1000); }},
+        {0, "top-p", "X", setting_text(c.sampling.top_p),
+         "draw from the most likely tokens that together reach this probability",
+         [&c](auto& flag, auto& v) { c.sampling.top_p = parse_float(flag, v, 1e-6, 1); }},
+        {0, "top-tokens", "N", std::to_string(c.sampling.top_k),
+         "draw from the N most likely tokens; 0 = all",
+         [&c](auto& flag, auto& v) { c.sampling.top_k = (int)parse_int(flag, v, 0, 65536); }},
         {0, "greedy", "", "", "always the most likely token, whatever --temperature says",
-         [&c](auto&) { c.greedy = true; }},
-        {0, "seed", "N", "1337", "for samples and probes",
-         [&c](auto& v) { c.sampling.seed = (uint64_t)parse_int("--seed", v, 0, INT64_MAX); }},
+         [&c](auto&, auto&) { c.greedy = true; }},
+        {0, "seed", "N", std::to_string(c.sampling.seed), "for samples and probes",
+         [&c](auto& flag, auto& v) { c.sampling.seed = (uint64_t)parse_int(flag, v, 0, INT64_MAX); }},
         {0, "context-full", "slide|stop", "slide",
          "at the end of the context: go on with its second half, or stop",
-         [&c](auto& v) {
-             c.slide = parse_choice("--context-full", v, {"slide", "stop"}) == 0;
+         [&c](auto& flag, auto& v) {
+             c.slide = parse_choice(flag, v, {"slide", "stop"}) == 0;
          }},
         {0, "stats", "", "", "after generating, show what each layer and head has read",
-         [&c](auto&) { c.stats = true; }},
+         [&c](auto&, auto&) { c.stats = true; }},
         {0, "eval", "WHAT", "",
          "loss on token shards (a glob) or a text file, dense and with every row cut to k keys",
-         [&c](auto& v) { c.eval = parse_name("--eval", v); }},
+         [&c](auto& flag, auto& v) { c.eval = parse_name(flag, v); }},
         {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and --report",
-         [&c](auto& v) {
+         [&c](auto& flag, auto& v) {
              c.cuts.clear();
-             for (const std::string& k : split_list(v))
-                 c.cuts.push_back((int)parse_int("--cuts", k, 1, 65536));
+             for (const std::string& k : split_list(v)) c.cuts.push_back((int)parse_int(flag, k, 1, 65536));
          }},
         {0, "cut-kinds", "KIND[,KIND...]", "topk,random,recent,first_recent,raw",
          "which keys the rows of --eval keep; raw: also without renormalizing",
-         [&c](auto& v) { parse_cut_kinds(c, v); }},
+         [&c](auto&, auto& v) { parse_cut_kinds(c, v); }},
         {0, "lambada", "FILE", "", "LAMBADA (data/fetch lambada): the last word, dense and with k keys",
-         [&c](auto& v) { c.lambada = parse_name("--lambada", v); }},
+         [&c](auto& flag, auto& v) { c.lambada = parse_name(flag, v); }},
         {0, "hellaswag", "FILE", "", "HellaSwag (data/fetch hellaswag), dense and with k keys",
-         [&c](auto& v) { c.hellaswag = parse_name("--hellaswag", v); }},
+         [&c](auto& flag, auto& v) { c.hellaswag = parse_name(flag, v); }},
         {0, "probes", "", "",
          "induction, associative recall and a needle in the context, dense and with k keys",
-         [&c](auto&) { c.probes = true; }},
+         [&c](auto&, auto&) { c.probes = true; }},
         {0, "report", "DIR", "", "where attention goes, by layer and head: report.json, pictures and a page",
-         [&c](auto& v) { c.report = parse_name("--report", v); }},
-        {0, "no-page", "", "", "--report writes its JSON only", [&c](auto&) { c.page = false; }},
+         [&c](auto& flag, auto& v) { c.report = parse_name(flag, v); }},
+        {0, "no-page", "", "", "--report writes its JSON only", [&c](auto&, auto&) { c.page = false; }},
         {'j', "data", "WHAT", "what make prepared", "token shards or a text file for --report and --probes",
-         [&c](auto& v) { c.data = v; }},
+         [&c](auto&, auto& v) { c.data = v; }},
         {'b', "batch", "N", "4 on a CPU, 16 on a GPU", "sequences at a time, of what is measured",
-         [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
+         [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "N", "the model's", "tokens of a sequence of what is measured",
-         [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 2, 65536); }},
-        {'m', "batches", "N", "8", "batches of --eval and --report",
-         [&c](auto& v) { c.batches = parse_int("-m (--batches)", v, 1, INT32_MAX); }},
-        {0, "limit", "N", "0",
+         [&c](auto& flag, auto& v) { c.T = (int)parse_int(flag, v, 2, 65536); }},
+        {'m', "batches", "N", std::to_string(c.batches), "batches of --eval and --report",
+         [&c](auto& flag, auto& v) { c.batches = parse_int(flag, v, 1, INT32_MAX); }},
+        {0, "limit", "N", std::to_string(c.limit),
          "questions of each task (0 = all) and of recall (0 = 100); a quarter of them of induction, and of the needle at each depth",
-         [&c](auto& v) { c.limit = parse_int("--limit", v, 0, INT32_MAX); }},
+         [&c](auto& flag, auto& v) { c.limit = parse_int(flag, v, 0, INT32_MAX); }},
         {0, "json", "FILE", "", "write everything that was measured here as well",
-         [&c](auto& v) { c.json = parse_name("--json", v); }},
+         [&c](auto& flag, auto& v) { c.json = parse_name(flag, v); }},
         {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
-         [&c](auto& v) {
-             c.device = (Device)parse_choice("--device", v, {"auto", "cpu", "cuda"});
+         [&c](auto& flag, auto& v) {
+             c.device = (Device)parse_choice(flag, v, {"auto", "cpu", "cuda"});
          }},
         {0, "precision", "auto|bf16|fp32", "auto", "auto is bf16 on a GPU, fp32 on a CPU",
-         [&c](auto& v) {
-             c.precision = (Precision)parse_choice("--precision", v, {"auto", "bf16", "fp32"});
+         [&c](auto& flag, auto& v) {
+             c.precision = (Precision)parse_choice(flag, v, {"auto", "bf16", "fp32"});
          }},
         {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
-         [&c](auto&) {
+         [&c](auto&, auto&) {
              fputs(
                  "Runs GPT-2, dense or with condensed attention.\n\n    ./infer_gpt2cu -p \"In the beginning\" -n 128 -k 8        reads the top 8 of each attention row\n\n",
                  stdout);

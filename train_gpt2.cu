@@ -88,113 +88,113 @@ struct TrainConfig {
 // The one table of flags.
 std::vector<Flag> train_flags(TrainConfig& c) {
     return {
-        {'l', "lambda", "X", "0.1", "weight of the attention top-k regularizer; 0 is plain GPT-2",
-         [&c](auto& v) { c.lambda = parse_float("-l (--lambda)", v, 0, 1e6); }},
-        {'k', "topk", "K", "8",
+        {'l', "lambda", "X", setting_text(c.lambda),
+         "weight of the attention top-k regularizer; 0 is plain GPT-2",
+         [&c](auto& flag, auto& v) { c.lambda = parse_float(flag, v, 0, 1e6); }},
+        {'k', "topk", "K", std::to_string(c.topk),
          "keys that each attention row should put its mass on; 0 (with -l 0): do not even measure",
-         [&c](auto& v) {
+         [&c](auto& flag, auto& v) {
              for (const char* word : {"cosine", "linear", "constant", "wsd"})
                  if (v == word)
                      fail(
                          "-k takes the number of keys, not '%s': the learning-rate schedule, which is -k in llm.c, is --schedule here",
                          word);
-             c.topk = (int)parse_int("-k (--topk)", v, 0, 65536);
+             c.topk = (int)parse_int(flag, v, 0, 65536);
          }},
         {0, "reg", "tail|kl|entropy", "tail",
          "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass; or, as a baseline, the row's entropy",
-         [&c](auto& v) {
-             c.reg = (Reg)parse_choice("--reg", v, {"tail", "kl", "entropy"});
+         [&c](auto& flag, auto& v) {
+             c.reg = (Reg)parse_choice(flag, v, {"tail", "kl", "entropy"});
          }},
         {0, "lambda-start", "N|P%", c.lambda_start,
          "updates, or share of the run, before lambda begins to rise",
-         [&c](auto& v) { parse_updates("--lambda-start", c.lambda_start = v, 1); }},
+         [&c](auto& flag, auto& v) { parse_updates(flag, c.lambda_start = v, 1); }},
         {0, "lambda-warmup", "N|P%", c.lambda_warmup,
          "updates, or share of the run, after which lambda, rising linearly from 0, is full",
-         [&c](auto& v) { parse_updates("--lambda-warmup", c.lambda_warmup = v, 1); }},
+         [&c](auto& flag, auto& v) { parse_updates(flag, c.lambda_warmup = v, 1); }},
         {0, "lambda-layers", "X[,X...]", c.lambda_layers,
          "factor on lambda for all layers, or one for each (0,1,1,1 leaves layer 0 alone)",
-         [&c](auto& v) { c.lambda_layers = v; }},
+         [&c](auto&, auto& v) { c.lambda_layers = v; }},
         {0, "target-loss", "RUN:MARGIN", "",
          "lambda adjusts itself, from -l on, so that the training loss stays within MARGIN nats of that plain run's (folder or metrics.jsonl)",
-         [&c](auto& v) { c.target_loss = parse_target_loss(v); }},
+         [&c](auto&, auto& v) { c.target_loss = parse_target_loss(v); }},
         {'i', "train-data", "GLOB", "what make prepared", "token shards to train on",
-         [&c](auto& v) { c.train_data = v; }},
+         [&c](auto&, auto& v) { c.train_data = v; }},
         {'j', "val-data", "GLOB", "what make prepared", "token shards to validate on",
-         [&c](auto& v) { c.val_data = v; }},
+         [&c](auto&, auto& v) { c.val_data = v; }},
         {'e', "from", "WHAT", "tiny on a CPU, GPT-2 124M on a GPU",
          "start from scratch (tiny, d6 ... d48: the depth), from OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), or from a folder or file: a checkpoint or run of ours, Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
-         [&c](auto& v) { c.from = v; }},
+         [&c](auto&, auto& v) { c.from = v; }},
         {'o', "out", "DIR", "log/run1, log/run2, ...", "run folder: metrics.jsonl and checkpoints",
-         [&c](auto& v) { c.out = parse_name("-o (--out)", v); }},
+         [&c](auto& flag, auto& v) { c.out = parse_name(flag, v); }},
         {'n', "checkpoint-every", "N", std::to_string(c.checkpoint_every),
          "updates between checkpoints, one more at the end; 0 = never",
-         [&c](auto& v) { c.checkpoint_every = parse_int("-n (--checkpoint-every)", v, 0, INT64_MAX); }},
+         [&c](auto& flag, auto& v) { c.checkpoint_every = parse_int(flag, v, 0, INT64_MAX); }},
         {'y', "resume", "", "",
          "go on from the latest checkpoint in the run folder (-o, or the newest in log/), with the flags that the run had",
-         [&c](auto&) { c.resume = true; }},
+         [&c](auto&, auto&) { c.resume = true; }},
         {'b', "batch", "N", "12 on a CPU, what fits (up to 64) on a GPU",
          "micro-batch: rows of a forward and backward pass",
-         [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
+         [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "N", "128 for tiny, else 1024", "context length T in tokens",
-         [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 1, 65536); }},
+         [&c](auto& flag, auto& v) { c.T = (int)parse_int(flag, v, 1, 65536); }},
         {'d', "tokens-per-update", "N",
          "one micro-batch on a CPU, 65536 (rounded up to micro-batches) on a GPU",
          "tokens of an update, a multiple of batch times context; more than one micro-batch accumulates gradients",
-         [&c](auto& v) {
-             c.tokens_per_update = parse_int("-d (--tokens-per-update)", v, 1, int64_t{1} << 32);
-         }},
+         [&c](auto& flag, auto& v) { c.tokens_per_update = parse_int(flag, v, 1, int64_t{1} << 32); }},
         {'x', "updates", "N", "1000 on a CPU, 500 on a GPU", "updates of the whole run",
-         [&c](auto& v) { c.updates = parse_int("-x (--updates)", v, 1, int64_t{1} << 40); }},
+         [&c](auto& flag, auto& v) { c.updates = parse_int(flag, v, 1, int64_t{1} << 40); }},
         {0, "lr", "X", "2e-3 for tiny, 6e-4 from scratch, 5e-5 from weights", "peak learning rate",
-         [&c](auto& v) { c.lr = parse_float("--lr", v, 0, 100); }},
+         [&c](auto& flag, auto& v) { c.lr = parse_float(flag, v, 0, 100); }},
         {0, "schedule", "NAME", "cosine",
          "cosine, linear, constant or wsd (stable, then down over the last fifth)",
-         [&c](auto& v) {
-             c.schedule = (Schedule)parse_choice("--schedule", v, {"cosine", "linear", "constant", "wsd"});
+         [&c](auto& flag, auto& v) {
+             c.schedule = (Schedule)parse_choice(flag, v, {"cosine", "linear", "constant", "wsd"});
          }},
         {'u', "warmup", "N|P%", c.warmup, "updates, or share of the run, over which the learning rate rises",
-         [&c](auto& v) { parse_updates("-u (--warmup)", c.warmup = v, 1); }},
-        {'q', "final-lr", "X", "0.1", "learning rate at the end, as a fraction of the peak",
-         [&c](auto& v) { c.final_lr = parse_float("-q (--final-lr)", v, 0, 1); }},
-        {'c', "weight-decay", "X", "0.1", "AdamW's weight decay, on matrices only",
-         [&c](auto& v) { c.weight_decay = parse_float("-c (--weight-decay)", v, 0, 100); }},
-        {0, "clip", "X", "1", "largest global gradient norm; 0 = no clipping",
-         [&c](auto& v) { c.clip = parse_float("--clip", v, 0, 1e30); }},
+         [&c](auto& flag, auto& v) { parse_updates(flag, c.warmup = v, 1); }},
+        {'q', "final-lr", "X", setting_text(c.final_lr),
+         "learning rate at the end, as a fraction of the peak",
+         [&c](auto& flag, auto& v) { c.final_lr = parse_float(flag, v, 0, 1); }},
+        {'c', "weight-decay", "X", setting_text(c.weight_decay), "AdamW's weight decay, on matrices only",
+         [&c](auto& flag, auto& v) { c.weight_decay = parse_float(flag, v, 0, 100); }},
+        {0, "clip", "X", setting_text(c.clip), "largest global gradient norm; 0 = no clipping",
+         [&c](auto& flag, auto& v) { c.clip = parse_float(flag, v, 0, 1e30); }},
         {'v', "validate-every", "N", std::to_string(c.validate_every),
          "updates between validations, also before the first and after the last; 0 = never",
-         [&c](auto& v) { c.validate_every = parse_int("-v (--validate-every)", v, 0, INT64_MAX); }},
+         [&c](auto& flag, auto& v) { c.validate_every = parse_int(flag, v, 0, INT64_MAX); }},
         {'m', "val-batches", "N", std::to_string(c.val_batches),
          "micro-batches of a validation; all of the data where it has fewer",
-         [&c](auto& v) { c.val_batches = parse_int("-m (--val-batches)", v, 1, INT64_MAX); }},
+         [&c](auto& flag, auto& v) { c.val_batches = parse_int(flag, v, 1, INT64_MAX); }},
         {'s', "sample-every", "N", std::to_string(c.sample_every),
          "updates between samples, one more at the end; 0 = never",
-         [&c](auto& v) { c.sample_every = parse_int("-s (--sample-every)", v, 0, INT64_MAX); }},
+         [&c](auto& flag, auto& v) { c.sample_every = parse_int(flag, v, 0, INT64_MAX); }},
         {'g', "sample-tokens", "N", std::to_string(c.sample_tokens), "tokens of a sample",
-         [&c](auto& v) { c.sample_tokens = parse_int("-g (--sample-tokens)", v, 1, 1 << 20); }},
+         [&c](auto& flag, auto& v) { c.sample_tokens = parse_int(flag, v, 1, 1 << 20); }},
         {'a', "overfit", "", "", "train on the first batch alone: the loss must go to nearly zero",
-         [&c](auto&) { c.overfit = true; }},
-        {'r', "recompute", "0|1|2", "0",
+         [&c](auto&, auto&) { c.overfit = true; }},
+        {'r', "recompute", "0|1|2", std::to_string(c.recompute),
          "activations made again in the backward to save memory: 1 layernorms and GELU, 2 whole layers",
-         [&c](auto& v) { c.recompute = (int)parse_int("-r (--recompute)", v, 0, 2); }},
-        {0, "seed", "N", "1337", "for initialization, data order and samples",
-         [&c](auto& v) { c.seed = (uint64_t)parse_int("--seed", v, 0, INT64_MAX); }},
+         [&c](auto& flag, auto& v) { c.recompute = (int)parse_int(flag, v, 0, 2); }},
+        {0, "seed", "N", std::to_string(c.seed), "for initialization, data order and samples",
+         [&c](auto& flag, auto& v) { c.seed = (uint64_t)parse_int(flag, v, 0, INT64_MAX); }},
         {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
-         [&c](auto& v) {
-             c.device = (Device)parse_choice("--device", v, {"auto", "cpu", "cuda"});
+         [&c](auto& flag, auto& v) {
+             c.device = (Device)parse_choice(flag, v, {"auto", "cpu", "cuda"});
          }},
         {0, "precision", "auto|bf16|fp32|fp8", "auto",
          "auto is bf16 on a GPU (sums, moments and master weights in fp32), fp32 on a CPU; fp8 is bf16 with the layers' matrix products in 8 bits",
-         [&c](auto& v) {
-             c.precision = (Precision)parse_choice("--precision", v, {"auto", "bf16", "fp32", "fp8"});
+         [&c](auto& flag, auto& v) {
+             c.precision = (Precision)parse_choice(flag, v, {"auto", "bf16", "fp32", "fp8"});
          }},
         {0, "debug-state", "FILE", "",
          "write the first micro-step's tensors and gradients as safetensors, then exit",
-         [&c](auto& v) { c.debug_state = parse_name("--debug-state", v); }},
+         [&c](auto& flag, auto& v) { c.debug_state = parse_name(flag, v); }},
         {0, "export", "DIR", "",
          "write the model that -e names into a new folder that Hugging Face's transformers opens, then exit",
-         [&c](auto& v) { c.export_to = parse_name("--export", v); }},
+         [&c](auto& flag, auto& v) { c.export_to = parse_name(flag, v); }},
         {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
-         [&c](auto&) {
+         [&c](auto&, auto&) {
              fputs(
                  "Trains GPT-2 with the attention top-k regularizer.\n\n    ./train_gpt2cu -l 0.1 -k 8        lambda 0.1, k = 8\n\n",
                  stdout);

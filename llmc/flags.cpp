@@ -10,6 +10,10 @@
 #include "error.h"
 #include "files.h"
 
+std::string Flag::said() const {
+    return letter ? std::string("-") + letter + " (--" + name + ")" : "--" + name;
+}
+
 std::string Flag::title() const {
     std::string text = letter ? std::string("-") + letter + ", --" + name : "    --" + name;
     return argument.empty() ? text : text + " " + argument;
@@ -102,7 +106,7 @@ GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
         for (size_t i = 0; i < flags.size(); i++)
             if (letter == kLongFlag + static_cast<int>(i) || (flags[i].letter && flags[i].letter == letter)) {
                 all[flags[i].name] = optarg ? optarg : "";
-                flags[i].set(all[flags[i].name]);
+                flags[i].set(flags[i].said(), all[flags[i].name]);
             }
     }
     if (optind < argc) fail("'%s' belongs to no flag: see --help", argv[optind]);
@@ -111,7 +115,7 @@ GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
 
 void set_flag(const std::vector<Flag>& flags, const std::string& name, const std::string& value) {
     for (const Flag& f : flags)
-        if (f.name == name) return f.set(value);
+        if (f.name == name) return f.set(f.said(), value);
     fail("there is no flag --%s: see --help", printable(name).c_str());
 }
 

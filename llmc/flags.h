@@ -15,9 +15,11 @@ struct Flag {
     std::string argument;  // what --help calls the value; "" for a switch
     std::string default_text;
     std::string help;
-    std::function<void(const std::string&)> set;
+    // Takes a value; `flag` is said(), for the sentence about a bad one.
+    std::function<void(const std::string& flag, const std::string& value)> set;
 
-    std::string title() const;
+    std::string said() const;   // "-b (--batch)"
+    std::string title() const;  // "-b, --batch N"
 };
 
 // A whole number from lowest to highest.

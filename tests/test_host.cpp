@@ -138,14 +138,14 @@ struct Parsed {
 };
 static std::vector<Flag> some_flags(Parsed& p) {
     return {
-        {'b', "batch", "N", "3", "rows", [&p](auto& v) { p.number = parse_int("-b (--batch)", v, 1, 64); }},
-        {0, "lr", "X", "0", "rate", [&p](auto& v) { p.real = parse_float("--lr", v, 0, 10); }},
-        {'a', "all", "", "", "a switch", [&p](auto&) { p.on = true; }},
+        {'b', "batch", "N", "3", "rows", [&p](auto& flag, auto& v) { p.number = parse_int(flag, v, 1, 64); }},
+        {0, "lr", "X", "0", "rate", [&p](auto& flag, auto& v) { p.real = parse_float(flag, v, 0, 10); }},
+        {'a', "all", "", "", "a switch", [&p](auto&, auto&) { p.on = true; }},
         {0, "kind", "one|two", "one", "a choice",
-         [](auto& v) {
-             parse_choice("--kind", v, {"one", "two"});
+         [](auto& flag, auto& v) {
+             parse_choice(flag, v, {"one", "two"});
          }},
-        {0, "kindness", "X", "", "is as long a name", [](auto&) {}}};
+        {0, "kindness", "X", "", "is as long a name", [](auto&, auto&) {}}};
 }
 static std::string parse(std::vector<std::string> words, Parsed& p) {
     words.insert(words.begin(), "program");

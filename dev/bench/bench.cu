@@ -31,25 +31,25 @@ struct BenchConfig {
 std::vector<Flag> bench_flags(BenchConfig& c) {
     return {
         {'e', "size", "SIZE", c.size, "model: 124M, 355M, 774M, 1558M; for the CPU tiny or small",
-         [&c](auto& v) { c.size = v; }},
+         [&c](auto&, auto& v) { c.size = v; }},
         {'b', "batch", "B", kOnCpu ? "4" : "64",
          "batch rows; fewer where memory is short, and at other T so many that B times T stays",
-         [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
+         [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "T", kOnCpu ? "64" : "1024", "context length",
-         [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 4, 16384); }},
+         [&c](auto& flag, auto& v) { c.T = (int)parse_int(flag, v, 4, 16384); }},
         {'o', "out", "DIR", kOnCpu ? "build" : "dev/bench",
          "folder for the two files, DEVICE_DATE.md and DEVICE_DATE.json; made if it is not there",
-         [&c](auto& v) { c.out = v; }},
+         [&c](auto&, auto& v) { c.out = v; }},
         {0, "budget", "SECONDS", "none", "skip what would not end within this time, and say so",
-         [&c](auto& v) { c.budget = parse_float("--budget", v, 1, 1e6); }},
+         [&c](auto& flag, auto& v) { c.budget = parse_float(flag, v, 1, 1e6); }},
         {0, "only", "PART", "everything", "kernels, attention or steps alone",
-         [&c](auto& v) {
-             c.only = (Only)(1 + parse_choice("--only", v, {"kernels", "steps", "attention"}));
+         [&c](auto& flag, auto& v) {
+             c.only = (Only)(1 + parse_choice(flag, v, {"kernels", "steps", "attention"}));
          }},
         {0, "quick", "", "", "fewer repetitions; attention with k = 0 and 8, steps of one size and one T",
-         [&c](auto&) { c.quick = true; }},
+         [&c](auto&, auto&) { c.quick = true; }},
         {'h', "help", "", "", "show this table and exit",
-         [&c](auto&) {
+         [&c](auto&, auto&) {
              fputs(
                  "Measures the machine, each kernel, attention and whole training steps.\n\n    make bench BENCH=\"--quick\"\n\n",
                  stdout);

@@ -29,27 +29,27 @@ struct DecodeBenchConfig {
 std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
     return {
         {'e', "size", "SIZE", c.size, "model: 124M, 355M, 774M, 1558M; for the CPU also tiny or small",
-         [&c](auto& v) { c.size = v; }},
+         [&c](auto&, auto& v) { c.size = v; }},
         {'b', "batch", "B", "a list", "sequences side by side; with -t (1024 unless given) the only case",
-         [&c](auto& v) { c.B = (int)parse_int("-b (--batch)", v, 1, 4096); }},
+         [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "T", "a list", "tokens in the cache; with -b (1 unless given) the only case",
-         [&c](auto& v) { c.T = (int)parse_int("-t (--context)", v, 16, 16384); }},
+         [&c](auto& flag, auto& v) { c.T = (int)parse_int(flag, v, 16, 16384); }},
         {'k', "topk", "K", "8", "keys that top-k attention keeps",
-         [&c](auto& v) { c.topk = (int)parse_int("-k (--topk)", v, 1, 1024); }},
+         [&c](auto& flag, auto& v) { c.topk = (int)parse_int(flag, v, 1, 1024); }},
         {'o', "out", "DIR", kOnCpu ? "build" : "dev/bench",
          "folder for the two files, decode_DEVICE_DATE.md and .json; made if it is not there",
-         [&c](auto& v) { c.out = v; }},
+         [&c](auto&, auto& v) { c.out = v; }},
         {0, "budget", "SECONDS", "none", "skip what would not end within this time, and say so",
-         [&c](auto& v) { c.budget = parse_float("--budget", v, 1, 1e6); }},
+         [&c](auto& flag, auto& v) { c.budget = parse_float(flag, v, 1, 1e6); }},
         {0, "quick", "", "", "fewer repetitions, and only the cases of one and of many sequences at 1024",
-         [&c](auto&) { c.quick = true; }},
+         [&c](auto&, auto&) { c.quick = true; }},
         {0, "serial", "", "", "let no kernel start before the one in front has ended",
-         [&c](auto&) { c.serial = true; }},
+         [&c](auto&, auto&) { c.serial = true; }},
         {0, "halves", "", "",
          "the CPU backend, too: one sequence by two kernels a layer, which are written for clusters of a GPU",
-         [&c](auto&) { c.halves = true; }},
+         [&c](auto&, auto&) { c.halves = true; }},
         {'h', "help", "", "", "show this table and exit",
-         [&c](auto&) {
+         [&c](auto&, auto&) {
              fputs(
                  "Measures decoding: a step, its attention, and drawing a token.\n\n    make decode-bench DECODE=\"--quick\"\n\n",
                  stdout);

@@ -1571,14 +1571,12 @@ void infer(InferConfig c) {
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
-    open_standard_streams();
-    report_file_faults();
-    try {
+    return run_program([&] {
         InferConfig config;
         const std::vector<Flag> flags = infer_flags(config);
         if (argc == 2 && !strcmp(argv[1], "--help-markdown")) {
             fputs(flags_markdown(flags).c_str(), stdout);
-            return 0;
+            return;
         }
         check_flags(config, parse_flags(argc, argv, flags));
         choose_device(config.device, "infer_gpt2", argv, stderr);
@@ -1586,11 +1584,6 @@ int main(int argc, char** argv) {
             infer<__nv_bfloat16>(config);
         else
             infer<float>(config);
-        return 0;
-    } catch (const std::exception& e) {
-        fflush(stdout);
-        fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
+    });
 }
 #endif

@@ -1440,14 +1440,12 @@ void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
-    open_standard_streams();
-    report_file_faults();
-    try {
+    return run_program([&] {
         TrainConfig config;
-        std::vector<Flag> flags = train_flags(config);
+        const std::vector<Flag> flags = train_flags(config);
         if (argc == 2 && !strcmp(argv[1], "--help-markdown")) {
             fputs(flags_markdown(flags).c_str(), stdout);
-            return 0;
+            return;
         }
         config.given = parse_flags(argc, argv, flags);
         if (config.resume && !(config.export_to.empty() && config.debug_state.empty()))
@@ -1455,20 +1453,12 @@ int main(int argc, char** argv) {
                 "-y goes on with a run, and --export and --debug-state take what -e names: give the run's folder as -e instead");
         if (config.resume) take_flags_of_run(config, flags);
         for (const char* name : {"out", "resume"}) config.given.erase(name);  // not of the run itself
-        if (!config.export_to.empty()) {
-            export_weights(config);
-            return 0;
-        }
+        if (!config.export_to.empty()) return export_weights(config);
         choose_device(config.device, "train_gpt2", argv);
         if (wants_bf16(config.precision))
             train<__nv_bfloat16>(config);
         else
             train<float>(config);
-        return 0;
-    } catch (const std::exception& e) {
-        fflush(stdout);
-        fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
+    });
 }
 #endif

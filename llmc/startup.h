@@ -42,6 +42,21 @@ inline void report_file_faults() {
     signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
 }
 
+// A program's main(): what `body` throws is one sentence on stderr, and exit status 1.
+template <class Body>
+int run_program(Body body) {
+    open_standard_streams();
+    report_file_faults();
+    try {
+        body();
+        return 0;
+    } catch (const std::exception& e) {
+        fflush(stdout);
+        fprintf(stderr, "error: %s\n", e.what());
+        return 1;
+    }
+}
+
 // Ctrl-C, for programs that finish what they are at: set as the handler of a signal.
 inline volatile sig_atomic_t g_interrupted = 0;
 inline void on_interrupt(int sig) {

@@ -10,11 +10,11 @@
 // when all are counted. <|endoftext|> stands between documents and nowhere else, so it is also how that place
 // is found.
 #include <fcntl.h>
-#include <getopt.h>
 #include <omp.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -31,6 +31,7 @@
 
 #include "../llmc/dataloader.h"
 #include "../llmc/error.h"
+#include "../llmc/flags.h"
 #include "../llmc/json_file.h"
 #include "../llmc/program.h"
 #include "../llmc/tokenizer.h"
@@ -55,122 +56,68 @@ struct Options {
     int threads = 0;
 };
 
-static void print_help() {
-    const Options defaults;
-    printf(
-        "Usage: tokenize -o PREFIX [flags] FILE|FOLDER...\n"
-        "\n"
-        "Writes the text of the files, and of the text files in the folders, as token shards\n"
-        "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag "
-        "below\n"
-        "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
-        "and so is what is hidden in folders (.git, say); hidden files and folders that are named are read.\n"
-        "\n"
-        "  -o, --output PREFIX       where the shards go; a folder that is not there is created (required)\n"
-        "  --tokenizer bytes|gpt2    what a token is (default %s)\n"
-        "  --gpt2-dir FOLDER         encoder.json and vocab.bpe are in it (default %s beside the\n"
-        "                            folder of this program, otherwise %s of the working directory)\n"
-        "  --val-fraction F          share of the tokens for validation, from the end of the text, split "
-        "between\n"
-        "                            documents where that gives half to twice as much, otherwise inside one;\n"
-        "                            0 = no validation shard (default %g)\n"
-        "  --shard-tokens N          tokens in a shard, with K, M or G if you like (default %lldM)\n"
-        "  --lines                   each line is a document\n"
-        "  --jsonl FIELD             each line is a JSON object whose FIELD is a document\n"
-        "  --delimiter TEXT          TEXT separates the documents of a file\n"
-        "  --threads N               threads; 0 = one for each core (default %d)\n"
-        "  -h, --help                this text\n",
-        defaults.tokenizer.c_str(), kDefaultGpt2Dir, kDefaultGpt2Dir, defaults.val_fraction,
-        static_cast<long long>(defaults.shard_tokens / 1'000'000), defaults.threads);
-}
-
-static double parse_number(const char* flag, const char* text, double least, double most) {
-    char* end = nullptr;
-    const double value = strtod(text, &end);
-    if (end == text || *end != '\0' || !(value >= least && value <= most)) {
-        fail("%s takes a number from %.10g to %.10g, not \"%s\"", flag, least, most, text);
-    }
-    return value;
-}
-
-static int64_t parse_count(const char* flag, const std::string& text, int64_t least, int64_t most) {
+// A whole number, with K, M or G behind it for thousands, millions or thousand millions if you like.
+static int64_t parse_count(const std::string& flag, const std::string& text, int64_t least, int64_t most) {
     int64_t value = 0;
-    size_t at = 0;
-    for (; at < text.size() && text[at] >= '0' && text[at] <= '9' && value <= most; at++) {
-        value = value * 10 + (text[at] - '0');
-    }
-    const std::string unit = text.substr(at);
-    const bool ok = at > 0 && value <= most && (unit.empty() || unit == "K" || unit == "M" || unit == "G");
-    if (ok && !unit.empty()) value *= unit == "K" ? 1'000 : unit == "M" ? 1'000'000 : 1'000'000'000;
-    if (!ok || value < least || value > most) {
-        fail("%s takes a whole number from %lld to %lld, not \"%s\"", flag, static_cast<long long>(least),
-             static_cast<long long>(most), text.c_str());
-    }
-    return value;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    const std::string unit(stop, end);
+    const int64_t times = unit.empty() ? 1 : unit == "K" ? 1'000 : unit == "M" ? 1'000'000 : 1'000'000'000;
+    if (error != std::errc() || value < 0 || (times == 1'000'000'000 && unit != "G") ||
+        value > most / times || value * times < least)
+        fail("%s takes a whole number from %lld to %lld, not '%s'", flag.c_str(), (long long)least,
+             (long long)most, text.c_str());
+    return value * times;
+}
+
+// The one table of flags.
+static std::vector<Flag> tokenize_flags(Options& o) {
+    return {
+        {'o', "output", "PREFIX", "", "required: where the shards go, in a folder that is created if need be",
+         [&o](auto& flag, auto& v) { o.output = parse_name(flag, v); }},
+        {0, "tokenizer", "bytes|gpt2", o.tokenizer, "what a token is",
+         [&o](auto& flag, auto& v) {
+             parse_choice(flag, v, {"bytes", "gpt2"});
+             o.tokenizer = v;
+         }},
+        {0, "gpt2-dir", "FOLDER", std::string(kDefaultGpt2Dir) + " beside the program's folder, or here",
+         "GPT-2's encoder.json and vocab.bpe are in it", [&o](auto&, auto& v) { o.gpt2_dir = v; }},
+        {0, "val-fraction", "F", format("%g", o.val_fraction),
+         "share of the tokens for validation, from the end of the text, split between documents where that gives half to twice as much, otherwise inside one; 0 = no validation shard",
+         [&o](auto& flag, auto& v) { o.val_fraction = parse_double(flag, v, 0, 0.999); }},
+        {0, "shard-tokens", "N", format("%lldM", (long long)o.shard_tokens / 1'000'000),
+         "tokens in a shard, with K, M or G if you like",
+         [&o](auto& flag, auto& v) { o.shard_tokens = parse_count(flag, v, 1, kMaxShardTokens); }},
+        {0, "lines", "", "", "each line is a document", [&o](auto&, auto&) { o.lines = true; }},
+        {0, "jsonl", "FIELD", "", "each line is a JSON object whose FIELD is a document",
+         [&o](auto& flag, auto& v) { o.jsonl = parse_name(flag, v); }},
+        {0, "delimiter", "TEXT", "", "TEXT separates the documents of a file",
+         [&o](auto& flag, auto& v) { o.delimiter = parse_name(flag, v); }},
+        {0, "threads", "N", std::to_string(o.threads), "threads; 0 = one for each core",
+         [&o](auto& flag, auto& v) { o.threads = (int)parse_count(flag, v, 0, 1024); }},
+        {'h', "help", "", "", "this text",
+         [](auto&, auto&) {
+             fputs(
+                 "Usage: tokenize -o PREFIX [flags] FILE|FOLDER...\n"
+                 "\n"
+                 "Writes the text of the files, and of the text files in the folders, as token shards\n"
+                 "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag below\n"
+                 "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
+                 "and so is what is hidden in folders (.git, say); hidden files and folders that are named are read.\n"
+                 "\n",
+                 stdout);
+             Options defaults;
+             fputs(flags_help(tokenize_flags(defaults)).c_str(), stdout);
+             exit(0);
+         }},
+    };
 }
 
 static Options parse_options(int argc, char** argv) {
     Options o;
-    enum { kTokenizer = 256, kGpt2Dir, kValFraction, kShardTokens, kLines, kJsonl, kDelimiter, kThreads };
-    const option flags[] = {{"output", required_argument, nullptr, 'o'},
-                            {"tokenizer", required_argument, nullptr, kTokenizer},
-                            {"gpt2-dir", required_argument, nullptr, kGpt2Dir},
-                            {"val-fraction", required_argument, nullptr, kValFraction},
-                            {"shard-tokens", required_argument, nullptr, kShardTokens},
-                            {"lines", no_argument, nullptr, kLines},
-                            {"jsonl", required_argument, nullptr, kJsonl},
-                            {"delimiter", required_argument, nullptr, kDelimiter},
-                            {"threads", required_argument, nullptr, kThreads},
-                            {"help", no_argument, nullptr, 'h'},
-                            {nullptr, 0, nullptr, 0}};
-    opterr = 0;
-    for (int flag; (flag = getopt_long(argc, argv, ":o:h", flags, nullptr)) != -1;) {
-        switch (flag) {
-            case 'o':
-                o.output = optarg;
-                break;
-            case kTokenizer:
-                o.tokenizer = optarg;
-                break;
-            case kGpt2Dir:
-                o.gpt2_dir = optarg;
-                break;
-            case kValFraction:
-                o.val_fraction = parse_number("--val-fraction", optarg, 0, 0.999);
-                break;
-            case kShardTokens:
-                o.shard_tokens = parse_count("--shard-tokens", optarg, 1, kMaxShardTokens);
-                break;
-            case kLines:
-                o.lines = true;
-                break;
-            case kJsonl:
-                o.jsonl = optarg;
-                if (o.jsonl.empty()) fail("--jsonl takes the name of a field");
-                break;
-            case kDelimiter:
-                o.delimiter = optarg;
-                if (o.delimiter.empty()) fail("--delimiter takes a text that is not empty");
-                break;
-            case kThreads:
-                o.threads = static_cast<int>(parse_count("--threads", optarg, 0, 1024));
-                break;
-            case 'h':
-                print_help();
-                exit(0);
-            case ':':
-                fail("%s takes a value; --help lists the flags", argv[optind - 1]);
-            default:
-                fail("there is no flag %s, or it takes no value; --help lists the flags", argv[optind - 1]);
-        }
-    }
-    for (int i = optind; i < argc; i++) o.inputs.emplace_back(argv[i]);
-    if (o.tokenizer != "bytes" && o.tokenizer != "gpt2") {
-        fail("--tokenizer is bytes or gpt2, not \"%s\"", o.tokenizer.c_str());
-    }
-    if (o.lines + !o.jsonl.empty() + !o.delimiter.empty() > 1) {
+    parse_flags(argc, argv, tokenize_flags(o), &o.inputs);
+    if (o.lines + !o.jsonl.empty() + !o.delimiter.empty() > 1)
         fail("--lines, --jsonl and --delimiter exclude one another");
-    }
     if (o.inputs.empty()) fail("no text was given: name the files or folders to tokenize");
     if (o.output.empty()) fail("-o PREFIX is missing: it says where the shards go");
     return o;

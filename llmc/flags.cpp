@@ -29,13 +29,17 @@ int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowe
     return value;
 }
 
-float parse_float(const std::string& flag, const std::string& text, double lowest, double highest) {
+double parse_double(const std::string& flag, const std::string& text, double lowest, double highest) {
     double value = 0.0;
     const char* end = text.data() + text.size();
     const auto [stop, error] = std::from_chars(text.data(), end, value);
     if (text.empty() || stop != end || error != std::errc() || !(value >= lowest && value <= highest))
         fail("%s takes a number from %g to %g, not '%s'", flag.c_str(), lowest, highest, text.c_str());
-    return static_cast<float>(value);
+    return value;
+}
+
+float parse_float(const std::string& flag, const std::string& text, double lowest, double highest) {
+    return static_cast<float>(parse_double(flag, text, lowest, highest));
 }
 
 int64_t parse_updates(const std::string& flag, const std::string& text, int64_t run_updates) {
@@ -80,7 +84,8 @@ std::vector<std::string> split_list(const std::string& text) {
     return parts;
 }
 
-GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
+GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags,
+                       std::vector<std::string>* rest) {
     GivenFlags all;
     constexpr int kLongFlag = 256;  // behind all letters
     std::string letters = ":";
@@ -109,7 +114,10 @@ GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags) {
                 flags[i].set(flags[i].said(), all[flags[i].name]);
             }
     }
-    if (optind < argc) fail("'%s' belongs to no flag: see --help", argv[optind]);
+    if (rest)
+        rest->assign(argv + optind, argv + argc);
+    else if (optind < argc)
+        fail("'%s' belongs to no flag: see --help", argv[optind]);
     return all;
 }
 

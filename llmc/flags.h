@@ -26,6 +26,7 @@ struct Flag {
 int64_t parse_int(const std::string& flag, const std::string& text, int64_t lowest, int64_t highest);
 
 // A finite number from lowest to highest.
+double parse_double(const std::string& flag, const std::string& text, double lowest, double highest);
 float parse_float(const std::string& flag, const std::string& text, double lowest, double highest);
 
 // A length given as a number of updates ("200") or as a share of the run ("70%"), in updates.
@@ -46,8 +47,10 @@ std::vector<std::string> split_list(const std::string& text);
 // Flags as they were given: values by long names, of a flag that was given twice the last.
 using GivenFlags = std::map<std::string, std::string>;
 
-// Sets everything that argv names, in order. Throws Error on anything that is not in the table.
-GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags);
+// Sets everything that argv names, in order. Words that belong to no flag go to `rest`; where that is null
+// they are an Error, like any flag that is not in the table.
+GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags,
+                       std::vector<std::string>* rest = nullptr);
 
 // Sets one flag by its long name.
 void set_flag(const std::vector<Flag>& flags, const std::string& name, const std::string& value);

@@ -43,7 +43,7 @@ echo hello >a.txt
 refuses "no input" "no text was given" "$tokenize" -o x
 refuses "no output" "-o PREFIX is missing" "$tokenize" a.txt
 refuses "no such flag" "--bogus" "$tokenize" --bogus -o x a.txt
-refuses "a flag without its value" "-o takes a value" "$tokenize" a.txt -o
+refuses "a flag without its value" "-o needs a value" "$tokenize" a.txt -o
 refuses "a value that no flag takes" "--lines=1" "$tokenize" --lines=1 -o x a.txt
 refuses "a tokenizer that does not exist" "--tokenizer" "$tokenize" --tokenizer words -o x a.txt
 for value in -0.1 1 2 nan abc "" 0.1x; do refuses "--val-fraction $value" "--val-fraction" bash -c '"$0" --tokenizer bytes --val-fraction "$1" -o x a.txt' "$tokenize" "$value"; done

@@ -171,6 +171,8 @@ if wanted infer; then
     step "text, top 8" "$limit" "${text[@]}" --attention topk -k 8
     step "text, pages" "$limit" "${text[@]}" --attention pages --epsilon 0.01
     step "text past the context" "$limit" "${infer[@]}" -n 1200 --greedy
+    printf '%s\n' "The king" "A ship" "In the" "She said" "We had" "No one" >"$results/prompts.txt"
+    step "six texts side by side" "$limit" "${infer[@]}" -f "$results/prompts.txt" -n 100
     step "losses with k keys" "$limit" "${infer[@]}" --eval "$bin/data/$(cat "$bin/data/default_dataset")_gpt2_val_*.bin" \
         -b 4 -m 4 --cuts 1,8,64 --json "$results/infer_eval.json"
 fi

@@ -1571,7 +1571,7 @@ void infer(InferConfig c) {
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
-    return run_program([&] {
+    return run_program("error", [&] {
         InferConfig config;
         const std::vector<Flag> flags = infer_flags(config);
         if (argc == 2 && !strcmp(argv[1], "--help-markdown")) {

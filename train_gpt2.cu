@@ -1423,6 +1423,7 @@ void train(TrainConfig c) {
 
     signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
     signal(SIGTERM, on_interrupt);
+    signal(SIGPIPE, on_interrupt);                                         // as when Ctrl-C has ended tee
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
     train_loop(ctx, run, metrics);
 }
@@ -1440,7 +1441,7 @@ void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
 
 #ifndef NO_MAIN
 int main(int argc, char** argv) {
-    return run_program([&] {
+    return run_program("error", [&] {
         TrainConfig config;
         const std::vector<Flag> flags = train_flags(config);
         if (argc == 2 && !strcmp(argv[1], "--help-markdown")) {

@@ -148,9 +148,10 @@ static bool looks_like_text(const std::string& path) {
 static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
     std::vector<Input> inputs;
     std::vector<std::string> skipped;
-    size_t hidden = 0;
+    size_t hidden = 0, links = 0;
     for (const std::string& name : names) {
         std::error_code error;
+        if (name == "-") fail("the standard input is not read: name a file or a folder");
         const fs::file_status status = fs::status(name, error);
         if (!fs::exists(status)) fail("there is no file or folder %s", name.c_str());
         if (!fs::is_directory(status)) {
@@ -170,6 +171,7 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
             }
             std::error_code gone;  // a broken link is no regular file
             if (entry->is_regular_file(gone)) found.push_back(entry->path().string());
+            if (entry->is_symlink(gone) && entry->is_directory(gone)) links++;
         }
         if (error) fail("cannot read the folder %s or one in it: %s", name.c_str(), error.message().c_str());
         std::sort(found.begin(), found.end());
@@ -193,6 +195,9 @@ static std::vector<Input> find_inputs(const std::vector<std::string>& names) {
         if (skipped.size() > kNamed) fprintf(stderr, "  and %zu more\n", skipped.size() - kNamed);
     }
     if (hidden > 0) fprintf(stderr, "skipped %zu hidden files or folders\n", hidden);
+    if (links > 0)
+        fprintf(stderr, "skipped %zu link%s to folders: name such a folder to have it read\n", links,
+                links == 1 ? "" : "s");
     return inputs;
 }
 
@@ -504,6 +509,15 @@ static std::string shard_name(const Options& o, const char* kind, int64_t number
     return format("%s_%s_%06lld.bin", o.output.c_str(), kind, static_cast<long long>(number));
 }
 
+// The number in the name of a shard of this set; -1: it is another file.
+static int64_t shard_number(const Options& o, const char* kind, const fs::path& file) {
+    const std::string name = file.filename().string();
+    const size_t digits = (fs::path(o.output).filename().string() + "_" + kind + "_").size();
+    int64_t number = -1;
+    if (digits < name.size()) std::from_chars(name.data() + digits, name.data() + name.size(), number);
+    return number >= 0 && fs::path(shard_name(o, kind, number)).filename() == name ? number : -1;
+}
+
 struct Shard {
     std::string path;
     int64_t tokens;
@@ -532,15 +546,20 @@ static std::vector<Shard> write_shards(TokenFile& tokens, int64_t first, int64_t
 
 // Gives them their names.
 static void publish_shards(const std::vector<Shard>& shards, const Options& o, const char* kind) {
-    for (const Shard& shard : shards) {
-        shard.writer->finish();
+    for (const Shard& shard : shards) shard.writer->finish();
+    // An earlier run with the same prefix and more shards would otherwise add its last ones to this set.
+    // There may be gaps in what is left of it, where somebody removed some.
+    size_t removed = 0;
+    std::error_code error, ignored;
+    for (fs::directory_iterator it(folder_of(o.output), error), end; !error && it != end; it.increment(error))
+        if (shard_number(o, kind, it->path()) >= static_cast<int64_t>(shards.size()))
+            removed += fs::remove(it->path(), ignored);
+    for (const Shard& shard : shards)
         printf("%-12s%s, %lld tokens\n", &shard == &shards[0] ? kind : "", shard.path.c_str(),
                static_cast<long long>(shard.tokens));
-    }
-    // An earlier run with the same prefix and more shards would otherwise add its last ones to this set.
-    for (auto next = static_cast<int64_t>(shards.size()); unlink(shard_name(o, kind, next).c_str()) == 0;
-         next++)
-        printf("removed     %s, left by an earlier run\n", shard_name(o, kind, next).c_str());
+    if (removed > 0)
+        printf("removed     %zu shard%s behind them that an earlier run left\n", removed,
+               removed == 1 ? "" : "s");
 }
 
 static std::string default_gpt2_dir() {
@@ -603,13 +622,12 @@ int main(int argc, char** argv) {
     };
     sigaction(SIGINT, &on_signal, nullptr);
     sigaction(SIGTERM, &on_signal, nullptr);
-    try {
-        run(parse_options(argc, argv));
-    } catch (const std::bad_alloc&) {
-        fprintf(stderr, "tokenize: out of memory: a document without white space must fit into it\n");
-        return 1;
-    } catch (const std::exception& error) {
-        fprintf(stderr, "tokenize: %s\n", error.what());
-        return 1;
-    }
+    signal(SIGPIPE, SIG_IGN);  // whoever reads what is printed: the set is written whole
+    return run_program("tokenize", [&] {
+        try {
+            run(parse_options(argc, argv));
+        } catch (const std::bad_alloc&) {
+            fail("out of memory: a document without white space must fit into it");
+        }
+    });
 }

@@ -1,5 +1,12 @@
-// Where this program lies: what belongs to it is found from there, wherever it is called from.
+// A program's surroundings: the frame of its main(), and where it lies, for what belongs to it is found from
+// there, wherever it is called from.
 #pragma once
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
 #include <filesystem>
 #include <string>
 
@@ -10,4 +17,43 @@ inline std::filesystem::path program_path() {
 }
 inline std::string program_folder() {
     return program_path().parent_path().string();
+}
+
+// Standard input, output and error where they were closed: to nowhere. Otherwise the next file that is opened
+// would be the standard output, and get what is printed.
+inline void open_standard_streams() {
+    for (int fd = 0; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);  // takes the lowest number that is free
+}
+
+// A mapped file that somebody makes shorter, by copying another one over it, say, ends a program that reads
+// it. Set as the handler of SIGBUS, this says so.
+inline void on_bus_error(int) {
+    constexpr char kText[] =
+        "\nerror: a file that is being read (token shards, weights) was cut short, or its disk fails\n";
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
+    _exit(1);
+}
+
+// What befalls open files is reported, rather than that it kills the program without a word.
+inline void report_file_faults() {
+    signal(SIGBUS, on_bus_error);
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
+}
+
+// A program's main(): what `body` throws is one sentence on stderr behind `prefix`, and exit status 1. So is
+// output that could not be written.
+template <class Body>
+int run_program(const char* prefix, Body body) {
+    open_standard_streams();
+    report_file_faults();
+    try {
+        body();
+        if (fflush(stdout) == 0 && !ferror(stdout)) return 0;
+        fprintf(stderr, "%s: the standard output could not be written\n", prefix);
+    } catch (const std::exception& e) {
+        fflush(stdout);
+        fprintf(stderr, "%s: %s\n", prefix, e.what());
+    }
+    return 1;
 }

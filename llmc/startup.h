@@ -20,48 +20,12 @@
 #include "tokenizer.h"
 #include "vocabulary.h"
 
-// Standard input, output and error where they were closed: to nowhere. Otherwise the next file that is opened
-// would be the standard output, and get what is printed.
-inline void open_standard_streams() {
-    for (int fd = 0; fd <= STDERR_FILENO; fd++)
-        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);  // takes the lowest number that is free
-}
-
-// A mapped file that somebody makes shorter, by copying another one over it, say, ends a program that reads
-// it. Set as the handler of SIGBUS, this says so.
-inline void on_bus_error(int) {
-    constexpr char kText[] =
-        "\nerror: a file that is being read (token shards, weights) was cut short, or its disk fails\n";
-    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
-    _exit(1);
-}
-
-// What befalls open files is reported, rather than that it kills the program without a word.
-inline void report_file_faults() {
-    signal(SIGBUS, on_bus_error);
-    signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
-}
-
-// A program's main(): what `body` throws is one sentence on stderr, and exit status 1.
-template <class Body>
-int run_program(Body body) {
-    open_standard_streams();
-    report_file_faults();
-    try {
-        body();
-        return 0;
-    } catch (const std::exception& e) {
-        fflush(stdout);
-        fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
-}
-
 // Ctrl-C, for programs that finish what they are at: set as the handler of a signal.
 inline volatile sig_atomic_t g_interrupted = 0;
 inline void on_interrupt(int sig) {
     g_interrupted = 1;
-    signal(sig, SIG_DFL);  // a second Ctrl-C ends the program at once
+    signal(sig, SIG_DFL);      // a second Ctrl-C ends the program at once
+    signal(SIGPIPE, SIG_IGN);  // who read the output may be gone, too: what is to be saved is saved
 }
 
 // ---------------------------------------------------------------------------------------------------------

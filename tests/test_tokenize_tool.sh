@@ -187,6 +187,11 @@ same "shards have their size" "$(for f in s_train_0000{00,01}.bin s_val_000000.b
 check "a second run" bytes --shard-tokens 50 -o s docs
 same "shards of an earlier run are gone" "$(text s_train_*.bin s_val_*.bin)" "$(text docs__train_000000.bin docs__val_000000.bin)"
 check "a second run says what it removed" grep -q '^removed ' stdout
+cp s_train_000000.bin s_train_000003.bin && cp s_train_000000.bin s_train_000005.bin && touch s_train_x.bin s_train_000007.txt s_train_7.bin
+check "left shards with a gap before them" bytes --shard-tokens 50 -o s docs
+same "they are gone as well, and no other file" "$(echo s_train_*)" "s_train_000000.bin s_train_000001.bin s_train_000002.bin s_train_000007.txt s_train_7.bin s_train_x.bin"
+check "how many they were is said" grep -q '^removed     2 shards' stdout
+rm s_train_x.bin s_train_000007.txt s_train_7.bin
 refuses "tokens as text" "s_train_000000.bin is a token shard already" "$tokenize" --tokenizer bytes -o s s_train_000000.bin
 before=$(cat s_*.bin | md5sum)
 mkdir s_train_000003.bin
@@ -196,6 +201,25 @@ rmdir s_train_000003.bin
 same "a set that cannot be written whole: the one that was there stays" "$(cat s_*.bin | md5sum)" "$before"
 check "--shard-tokens with a unit" bytes --shard-tokens 1K -o unit many.txt
 same "1K is 1000" "$(header unit_train_000000.bin 2)" 1000
+
+# --- output that nobody reads, or that is closed
+yes 'a line of text' | head -n 1000000 >long.txt
+"$tokenize" --tokenizer bytes --threads 1 -o closed long.txt >/dev/null 2>&- &
+while kill -0 $! 2>/dev/null; do place=$(readlink /proc/$!/fd/2) && last=$place; done
+same "a closed standard error: what is printed goes nowhere, and into no shard" "${last:-}" /dev/null
+wait
+bytes --shard-tokens 500 -o piped many.txt
+before=$(text piped_train_*.bin piped_val_*.bin | md5sum)
+{ "$tokenize" --tokenizer bytes --shard-tokens 400 -o piped many.txt; echo $? >status; } 2>/dev/null | true
+same "a reader that is gone: the set is whole, and nothing else is left" "$(text piped_train_*.bin piped_val_*.bin | md5sum) $(ls | grep -c tmp)" "$before 0"
+rm -f long.txt closed_* piped_*
+check "a full disk below standard output is an error" bash -c '! "$0" --tokenizer bytes -o full one.txt digits.txt >/dev/full 2>stderr' "$tokenize"
+rm -f full_*
+mkdir -p linked && ln -s ../docs linked/docs && echo text >linked/a.txt
+check "a linked folder is not followed" bytes -o linked_out --val-fraction 0 linked
+check "a linked folder: that is said" grep -q 'skipped 1 link to folders' stderr
+rm -rf linked linked_out_*
+refuses "the standard input" "the standard input is not read" "$tokenize" --tokenizer bytes -o x -
 
 # --- the same whatever the threads and wherever a long text is cut on its way (batches are of about 1 MB)
 for i in 1 2 3; do awk -v i=$i 'BEGIN {srand(i); for (n = 0; n < 300000; n++) printf "%s%s", substr("thequickbrownfoxjumps1984!?", 1 + int(rand() * 20), 1 + int(rand() * 7)), substr(" \n\t  \n\n", 1 + int(rand() * 6), 1 + int(rand() * 2))}' >big$i.txt; done

@@ -120,7 +120,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
     return {
         {'e', "from", "WHAT", "the newest run in log/",
          "the model: a run or checkpoint of ours, OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
-         [&c](auto&, auto& v) { c.from = v; }},
+         [&c](auto& flag, auto& v) { c.from = parse_name(flag, v); }},
         {'p', "prompt", "TEXT", "",
          "what the text begins with; without one the model begins a text of its own",
          [&c](auto&, auto& v) {
@@ -176,7 +176,10 @@ std::vector<Flag> infer_flags(InferConfig& c) {
         {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and --report",
          [&c](auto& flag, auto& v) {
              c.cuts.clear();
-             for (const std::string& k : split_list(v)) c.cuts.push_back((int)parse_int(flag, k, 1, 65536));
+             for (const std::string& part : split_list(v)) {
+                 const int k = (int)parse_int(flag, part, 1, 65536);
+                 if (std::find(c.cuts.begin(), c.cuts.end(), k) == c.cuts.end()) c.cuts.push_back(k);
+             }
          }},
         {0, "cut-kinds", "KIND[,KIND...]", "topk,random,recent,first_recent,raw",
          "which keys the rows of --eval keep; raw: also without renormalizing",
@@ -192,7 +195,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& flag, auto& v) { c.report = parse_name(flag, v); }},
         {0, "no-page", "", "", "--report writes its JSON only", [&c](auto&, auto&) { c.page = false; }},
         {'j', "data", "WHAT", "what make prepared", "token shards or a text file for --report and --probes",
-         [&c](auto&, auto& v) { c.data = v; }},
+         [&c](auto& flag, auto& v) { c.data = parse_name(flag, v); }},
         {'b', "batch", "N", "4 on a CPU, 16 on a GPU", "sequences at a time, of what is measured",
          [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "N", "the model's", "tokens of a sequence of what is measured",
@@ -1093,29 +1096,40 @@ Json run_hellaswag(const Bench<Float>& bench, const InferConfig& c, const std::v
 }
 
 // Probes of random tokens, of those that the model's text has; sizes that fit its context.
-template <class Float>
-Json run_probes(const Bench<Float>& bench, const InferConfig& c, const Windows& w, int eot) {
+struct Probes {
+    int repeated, pairs, candidates;
+    std::vector<Scored> induction, recall, needle;
+};
+Probes make_probes(const InferConfig& c, const Windows& w, int T, int eot) {
     const Tokens text = w.text();
     const Tokens alphabet = occurring_tokens(text, eot);
-    const int T = bench.T, questions = c.limit > 0 ? (int)c.limit : 100;
-    const int repeated = std::min((T + 1) / 2, 256);
-    const int pairs = std::max(2, std::min({16, (T - 1) / 2, (int)alphabet.size() / 2}));
-    const int key = 3, candidates = std::max(2, std::min(10, (int)alphabet.size() - key));
-    const std::vector<Scored> induction =
-        induction_probe(alphabet, T, repeated, std::max(1, questions / 4), c.sampling.seed);
-    const std::vector<Scored> recall = recall_probe(alphabet, T, pairs, questions, c.sampling.seed);
-    const std::vector<Scored> needle =
-        needle_probe(alphabet, text, T, key, candidates, std::max(1, questions / 4), c.sampling.seed);
+    const int questions = c.limit > 0 ? (int)c.limit : 100, some = std::max(1, questions / 4);
+    const uint64_t seed = c.sampling.seed;
+    const int key = 3;
+    Probes p;
+    p.repeated = std::min((T + 1) / 2, 256);
+    p.pairs = std::max(2, std::min({16, (T - 1) / 2, (int)alphabet.size() / 2}));
+    p.candidates = std::max(2, std::min(10, (int)alphabet.size() - key));
+    // The needle first: what it says of a context that is too short holds for the others.
+    p.needle = needle_probe(alphabet, text, T, key, p.candidates, some, seed);
+    p.induction = induction_probe(alphabet, T, p.repeated, some, seed);
+    p.recall = recall_probe(alphabet, T, p.pairs, questions, seed);
+    return p;
+}
+
+template <class Float>
+Json run_probes(const Bench<Float>& bench, const InferConfig& c, const Probes& p) {
     Json json = {{"k", c.topk}};
-    printf("\nprobes (context %d)\n", T);
+    printf("\nprobes (context %d)\n", bench.T);
     for (const auto& [name, how] : task_attentions(c.topk)) {
         const std::string label = attention_label(name, c.topk);
-        const InductionSummary i = induction_summary(induction, score(bench, induction, how, "induction"));
-        const ChoiceSummary r = choice_summary(recall, score(bench, recall, how, "recall"));
-        const auto depths = needle_summary(needle, score(bench, needle, how, "needle"));
+        const InductionSummary i =
+            induction_summary(p.induction, score(bench, p.induction, how, "induction"));
+        const ChoiceSummary r = choice_summary(p.recall, score(bench, p.recall, how, "recall"));
+        const auto depths = needle_summary(p.needle, score(bench, p.needle, how, "needle"));
         printf("%8s  induction: loss %.3f, then %.3f when %d tokens repeat (accuracy %.3f)\n", label.c_str(),
-               i.first_loss, i.second_loss, repeated, i.second_accuracy);
-        printf("%8s  recall of %d pairs: accuracy %.3f (chance %.3f)\n", "", pairs, r.accuracy, r.chance);
+               i.first_loss, i.second_loss, p.repeated, i.second_accuracy);
+        printf("%8s  recall of %d pairs: accuracy %.3f (chance %.3f)\n", "", p.pairs, r.accuracy, r.chance);
         printf("%8s  needle by depth:", "");
         for (const ChoiceSummary& s : depths) printf(" %.2f", s.accuracy);
         printf(" (chance %.2f)\n", depths[0].chance);
@@ -1126,10 +1140,10 @@ Json run_probes(const Bench<Float>& bench, const InferConfig& c, const Windows& 
         json["recall"][name] = choice_json(r);
         for (const ChoiceSummary& s : depths) json["needle"][name].push_back(s.accuracy);
     }
-    json["induction"]["tokens"] = repeated;
-    json["recall"]["pairs"] = pairs;
+    json["induction"]["tokens"] = p.repeated;
+    json["recall"]["pairs"] = p.pairs;
     for (int d = 0; d < kNeedleDepths; d++) json["needle"]["depths"].push_back(d / (double)kNeedleDepths);
-    json["needle"]["candidates"] = candidates;
+    json["needle"]["candidates"] = p.candidates;
     return json;
 }
 
@@ -1420,7 +1434,8 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
     if (!tokenizer) fail_without_vocabulary("--interactive", config);
     Tokens text;
     signal(SIGINT, SIG_DFL);  // at the prompt, Ctrl-C ends the program
-    for (std::string line; fputs("> ", stderr), next_line(std::cin, line);) {
+    const bool asked = isatty(STDIN_FILENO);
+    for (std::string line; fputs(asked ? "> " : "", stderr), next_line(std::cin, line);) {
         if (line.empty()) {
             text.clear();
             continue;
@@ -1442,7 +1457,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         text.insert(text.end(), g.made[0].begin(), g.made[0].end());
         report(g);
     }
-    fputs("\n", stderr);
+    if (asked) fputs("\n", stderr);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1498,6 +1513,8 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
         const char* tokens = config.vocab_size == kByteVocab ? "bytes" : "gpt2";
         text = windows(c.data.empty() ? default_data(tokens, "val") : c.data);
     }
+    std::optional<Probes> probes;
+    if (c.probes) probes = make_probes(c, *text, T, end_of_text(tokenizer, config));
     const Bench<Float> bench(ctx, m, B, T);
     Json json = {{"model", c.from},
                  {"layers", config.num_layers},
@@ -1516,7 +1533,7 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
     }
     if (!c.lambada.empty()) json["lambada"] = run_lambada(bench, c, lambada);
     if (!c.hellaswag.empty()) json["hellaswag"] = run_hellaswag(bench, c, hellaswag);
-    if (c.probes) json["probes"] = run_probes(bench, c, *text, end_of_text(tokenizer, config));
+    if (probes) json["probes"] = run_probes(bench, c, *probes);
     if (!c.report.empty())
         json["report"] = run_report(bench, c, *text, tokenizer, json, c.probes ? json["probes"] : Json());
     if (!c.json.empty()) {

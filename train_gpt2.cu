@@ -119,12 +119,12 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "lambda adjusts itself, from -l on, so that the training loss stays within MARGIN nats of that plain run's (folder or metrics.jsonl)",
          [&c](auto&, auto& v) { c.target_loss = parse_target_loss(v); }},
         {'i', "train-data", "GLOB", "what make prepared", "token shards to train on",
-         [&c](auto&, auto& v) { c.train_data = v; }},
+         [&c](auto& flag, auto& v) { c.train_data = parse_name(flag, v); }},
         {'j', "val-data", "GLOB", "what make prepared", "token shards to validate on",
-         [&c](auto&, auto& v) { c.val_data = v; }},
+         [&c](auto& flag, auto& v) { c.val_data = parse_name(flag, v); }},
         {'e', "from", "WHAT", "tiny on a CPU, GPT-2 124M on a GPU",
          "start from scratch (tiny, d6 ... d48: the depth), from OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), or from a folder or file: a checkpoint or run of ours, Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
-         [&c](auto&, auto& v) { c.from = v; }},
+         [&c](auto& flag, auto& v) { c.from = parse_name(flag, v); }},
         {'o', "out", "DIR", "log/run1, log/run2, ...", "run folder: metrics.jsonl and checkpoints",
          [&c](auto& flag, auto& v) { c.out = parse_name(flag, v); }},
         {'n', "checkpoint-every", "N", std::to_string(c.checkpoint_every),
@@ -1015,7 +1015,15 @@ Start find_start(TrainConfig& c) {
     if (c.from.empty()) c.from = kOnCpu ? "tiny" : is_folder(public_weights("124M")) ? "124M" : "d12";
     Start start{{}, true, {}};
     if (preset_config(c.from, start.config)) return start;
-    start.weights = find_named_model(c.from, "tiny, d6 ... d48, 124M ... 1558M, or a model's folder or file");
+    try {
+        start.weights =
+            find_named_model(c.from, "tiny, d6 ... d48, 124M ... 1558M, or a model's folder or file");
+    } catch (const Error&) {
+        // What a run began with may be gone: its checkpoint has all that it needs.
+        const std::string checkpoint = c.resume ? latest_checkpoint(c.out) : "";
+        if (checkpoint.empty()) throw;
+        start.weights = find_model(checkpoint);
+    }
     start.config = config_for_weights(start.weights);
     start.from_scratch = false;
     return start;
@@ -1183,8 +1191,13 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
     if constexpr (kUseCudnn)
         cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
     const std::string rise = c.lambda > 0 ? lambda_rise(c).table : "";
-    const char* idle =
-        c.lambda > 0 && c.topk >= c.T ? ": no row has more, so there is nothing to regularize" : "";
+    const char* idle = c.lambda == 0   ? ""
+                       : c.topk >= c.T ? ": no row has more, so there is nothing to regularize"
+                       : c.lambda_start_updates >= c.updates
+                           ? ": lambda begins to rise behind the end of the run, so nothing is regularized"
+                       : *std::max_element(c.layer_lambda.begin(), c.layer_lambda.end()) == 0
+                           ? ": all --lambda-layers are 0, so nothing is regularized"
+                           : "";
     std::string limit;
     if (!c.target_loss.path.empty())
         limit = format(" (to begin with; loss within %g of %s)", c.target_loss.margin,
@@ -1366,13 +1379,15 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
 }
 
 // What the machine decided where no flag did (files, free memory), as if it had been given: with -y it must
-// be the same.
+// be the same. And names that mean the same in another folder.
 void keep_decisions(TrainConfig& c) {
-    c.given.insert({{"from", c.from},
-                    {"train-data", c.train_data},
-                    {"batch", std::to_string(c.B)},
-                    {"tokens-per-update", std::to_string(c.tokens_per_update)}});
-    if (!c.val_data.empty()) c.given.insert({"val-data", c.val_data});
+    c.given.insert(
+        {{"batch", std::to_string(c.B)}, {"tokens-per-update", std::to_string(c.tokens_per_update)}});
+    c.given["from"] = absolute_path(c.from);
+    c.given["train-data"] = absolute_pattern(c.train_data);
+    if (!c.val_data.empty()) c.given["val-data"] = absolute_pattern(c.val_data);
+    if (!c.target_loss.path.empty())
+        c.given["target-loss"] = absolute_path(c.target_loss.path) + ":" + setting_text(c.target_loss.margin);
 }
 
 template <class Float>
@@ -1435,7 +1450,22 @@ void train(TrainConfig c) {
 // have changed is for check_settings() to say.
 void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
     if (c.out.empty()) c.out = default_run_folder(true);
-    for (const auto& [name, value] : flags_of_run(c.out))
+    const GivenFlags then = flags_of_run(c.out);
+    const bool none_given = std::all_of(c.given.begin(), c.given.end(), [](const auto& flag) {
+        return flag.first == "out" || flag.first == "resume";
+    });
+    if (then.empty() && !latest_checkpoint(c.out).empty())
+        printf(
+            "note: %s/metrics.jsonl, which has the flags of the run, is missing or damaged: those that are not given again have their defaults\n",
+            c.out.c_str());
+    else if (then.empty() && none_given && !is_file(c.out + "/metrics.jsonl"))
+        fail("there is no run in %s to go on with: name its folder with -o, or give the flags of a new one",
+             c.out.c_str());
+    if (c.given.contains("from") && then.contains("from") &&
+        absolute_path(c.from) != absolute_path(then.at("from")))
+        fail("the run in %s began with -e %s, and goes on from its own checkpoint: leave -e %s out",
+             c.out.c_str(), then.at("from").c_str(), c.from.c_str());
+    for (const auto& [name, value] : then)
         if (c.given.emplace(name, value).second) set_flag(flags, name, value);
 }
 
@@ -1454,7 +1484,14 @@ int main(int argc, char** argv) {
                 "-y goes on with a run, and --export and --debug-state take what -e names: give the run's folder as -e instead");
         if (config.resume) take_flags_of_run(config, flags);
         for (const char* name : {"out", "resume"}) config.given.erase(name);  // not of the run itself
-        if (!config.export_to.empty()) return export_weights(config);
+        if (!config.export_to.empty()) {
+            for (const auto& [name, value] : config.given)
+                if (name != "export" && name != "from" && name != "device")
+                    fail("--%s is for training, and --export writes what -e names as it is: leave it out",
+                         name.c_str());
+            if (config.from.empty()) fail("--export writes the model that -e names: give it");
+            return export_weights(config);
+        }
         choose_device(config.device, "train_gpt2", argv);
         if (wants_bf16(config.precision))
             train<__nv_bfloat16>(config);

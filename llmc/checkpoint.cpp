@@ -304,6 +304,19 @@ std::map<std::string, std::string> flags_of_run(const std::string& run_folder) {
                             : std::map<std::string, std::string>();
 }
 
+// The last update in a metrics.jsonl; 0: there is none.
+static int64_t last_update(const std::string& path) {
+    const MappedFile file(path);
+    std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    text = text.substr(0, text.rfind('\n') + 1);  // a line that is not complete is none
+    const size_t at = text.rfind("\"loss\":");
+    if (at == text.npos) return 0;
+    const size_t begin = text.rfind('\n', at) + 1;
+    const nlohmann::json line = parse_json(text.substr(begin, text.find('\n', at) - begin));
+    return line.is_object() && line.contains("step") && line["step"].is_number() ? line["step"].get<int64_t>()
+                                                                                 : 0;
+}
+
 std::string open_run_folder(const std::string& run_folder, bool resume,
                             std::map<std::string, std::string> settings, const std::string& from, FILE* say) {
     make_folder(run_folder, "run folder");
@@ -320,10 +333,16 @@ std::string open_run_folder(const std::string& run_folder, bool resume,
             fprintf(say, "there is no run in %s: it begins here\n", run_folder.c_str());
             return "";
         }
-        const auto was = settings_of_line(first_line(metrics));
-        if (was.empty()) fail("%s has no first line with the configuration of the run", metrics.c_str());
-        settings["from"] = from;
+        auto was = settings_of_line(first_line(metrics));
+        if (was.empty())
+            fail("%s has no first line with the configuration of the run: remove it, to begin anew",
+                 metrics.c_str());
+        was["from"] = absolute_path(was["from"]);
+        settings["from"] = absolute_path(from);
         check_settings(run_folder, was, settings);
+        if (settings.contains("updates") && last_update(metrics) >= std::stoll(settings.at("updates")))
+            fail("the run in %s is done, and has no checkpoint to go on from: choose another folder with -o",
+                 run_folder.c_str());
         fprintf(say, "%s has no checkpoint to go on from: the run begins anew\n", run_folder.c_str());
         return "";
     }

@@ -141,6 +141,16 @@ std::string glob_of(const std::string& name) {
     return glob;
 }
 
+std::string absolute_pattern(const std::string& pattern) {
+    if (is_file(pattern)) return absolute_path(pattern);
+    std::error_code error;
+    const std::string here = glob_of(std::filesystem::current_path(error).string() + "/");
+    std::string all;
+    for (const std::string& one : split_list(pattern))
+        all += (all.empty() ? "" : ",") + (one.starts_with('/') || one.starts_with('~') ? "" : here) + one;
+    return error ? pattern : all;
+}
+
 std::vector<std::string> find_shards(const std::string& pattern) {
     if (is_file(pattern)) return {pattern};  // also one whose name has commas
     std::vector<std::string> files;

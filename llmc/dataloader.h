@@ -95,6 +95,9 @@ class Permutation {
 // there, is matched by any character.
 std::string glob_of(const std::string& name);
 
+// A pattern of find_shards() that means the same in another folder.
+std::string absolute_pattern(const std::string& pattern);
+
 // The files that a comma list of globs names: sorted, each once, whatever its names. Every glob must match
 // something.
 std::vector<std::string> find_shards(const std::string& pattern);

@@ -66,6 +66,13 @@ MappedFile::~MappedFile() {
     if (data_) munmap(const_cast<unsigned char*>(data_), size_);
 }
 
+std::string absolute_path(const std::string& name) {
+    std::error_code error;
+    if (!is_file(name) && !is_folder(name)) return name;
+    const std::filesystem::path path = std::filesystem::absolute(name, error).lexically_normal();
+    return error ? name : path.string();
+}
+
 std::string temporary_name(const std::string& path) {
     return path + ".tmp-XXXXXX";
 }
@@ -85,6 +92,7 @@ OutputTarget output_target(const std::string& path) {
     } else {
         if (S_ISDIR(info.st_mode)) fail("cannot write %s: there is a folder of that name", path.c_str());
         target.is_file = S_ISREG(info.st_mode);
+        target.mode = info.st_mode & 07777;
         for (int fd : {STDOUT_FILENO, STDERR_FILENO})
             if (target.is_file && fstat(fd, &printed) == 0 && printed.st_dev == info.st_dev &&
                 printed.st_ino == info.st_ino)
@@ -103,8 +111,11 @@ OutputFile::OutputFile(const std::string& path) : path_(path), target_(output_ta
     fd_ = target_.is_file ? mkostemp(name.data(), O_CLOEXEC) : open(path.c_str(), O_WRONLY | O_CLOEXEC);
     if (fd_ < 0) fail("cannot create %s: %s", path.c_str(), strerror(errno));
     if (!target_.is_file) return;
-    set_usual_mode(name, 0666);
     temporary_ = name;
+    set_usual_mode(name, 0666);
+    if (target_.mode) {
+        [[maybe_unused]] const int result = chmod(name.c_str(), target_.mode);
+    }
 }
 
 OutputFile::~OutputFile() {

@@ -21,6 +21,10 @@ bool is_folder(const std::string& path);
 // "a/b/c" -> "a/b", "c" -> ".", "/c" -> "/".
 std::string folder_of(const std::string& path);
 
+// The absolute path of a file or folder that is there, so that it means the same elsewhere; another name
+// stays.
+std::string absolute_path(const std::string& name);
+
 // A whole file, mapped for reading.
 class MappedFile {
   public:
@@ -45,6 +49,7 @@ class MappedFile {
 struct OutputTarget {
     std::string path;  // the file; behind a link, what it points to
     bool is_file;      // false: a device or a pipe, which is written to as it is
+    mode_t mode = 0;   // permissions of the file that is there; 0: there is none
 };
 
 // The name under which a file or a folder is made: mkstemp() and mkdtemp() end it so that it is new, and

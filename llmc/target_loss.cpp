@@ -54,7 +54,7 @@ std::vector<float> read_plain_losses(std::string path, const std::string& from,
                         "--target-loss: %s is of a run whose %s is %s, and here it is %s: give them the same",
                         path.c_str(), name.c_str(), printable(theirs).c_str(), printable(ours).c_str());
             };
-            compare("start (-e)", recorded("from"), from);
+            compare("start (-e)", absolute_path(recorded("from")), absolute_path(from));
             for (const auto& [name, value] : settings)
                 if (name != "lambda" && name != "topk" && name != "reg" && name != "lambda-warmup" &&
                     name != "lambda-layers" && name != kValDigest &&

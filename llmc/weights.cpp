@@ -486,7 +486,8 @@ void export_model(const std::string& to, const GPT2Config& config, const float* 
     std::string folder = to;
     while (folder.size() > 1 && folder.ends_with('/')) folder.pop_back();
     std::error_code error;
-    if (std::filesystem::exists(folder) && !std::filesystem::is_empty(folder, error))
+    const bool there = std::filesystem::exists(std::filesystem::symlink_status(folder, error));
+    if (there && !(is_folder(folder) && std::filesystem::is_empty(folder, error)))
         fail("%s is there already: --export writes a new folder", folder.c_str());
     make_folder(folder_of(folder));
     std::string temporary = temporary_name(folder);

@@ -76,9 +76,11 @@ run "${model[@]}" -p "Good lord " -n 60 --temperature 2 --greedy
 check "--greedy is greedy whatever else is said" 'cmp -s "$work/out" "$work/greedy"'
 
 # ---- what is measured
-run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128 --json "$work/eval.json"
+touch "$work/eval.json" && chmod 600 "$work/eval.json"
+run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128,8 --json "$work/eval.json"
 check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first_recent" "$work/out" &&
     [ "$(json "$work/eval.json" "len(d[\"eval\"][\"cuts\"])")" = 24 ]'
+check "a file that was there keeps its permissions" '[ "$(stat -c %a "$work/eval.json")" = 600 ]'
 check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/eval.json" "all(abs(c[\"loss\"] - d[\"eval\"][\"dense\"][\"loss\"]) < 1e-5 for c in d[\"eval\"][\"cuts\"] if c[\"k\"] == 128)")" = True ]'
 # By definition; that they also lose less is no more than likely of a model that has hardly been trained.
 check "the top k keep more of the mass than any other k keys" '[ "$(json "$work/eval.json" "all(max(c, key=lambda x: x[\"kept\"])[\"cut\"] == \"topk\" for c in [[x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == k and x[\"renormalized\"]] for k in (2, 8)])")" = True ]'
@@ -177,6 +179,10 @@ refuse "--json is for what --eval" "${model[@]}" -p x --json "$work/text.json"
 refuse "--batch is for what --eval" "${model[@]}" -b 2
 refuse "--attention is for generating text" "${model[@]}" --eval "$val" --attention pages
 refuse "--tokens is for generating text" "${model[@]}" --probes -n 5
+refuse "needs a context of 17 or more" "${model[@]}" --eval "$val" --probes -t 8
+check "refused before anything was measured" '[ ! -s "$work/out" ]'
+refuse "-e (--from) takes a name" -e "" -p x
+check "text that cannot be written is an error" '! "$infer" "${model[@]}" -p x -n 3 >/dev/full 2>"$work/err" && grep -q "^error: the standard output could not be written" "$work/err"'
 refuse "--epsilon is for --attention pages" "${model[@]}" -p x --epsilon 0.1
 refuse "no such" "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --limit 1 --hellaswag "$work/no such.jsonl"
 check "refused before the other task was measured" '[ ! -s "$work/out" ]'

@@ -120,10 +120,37 @@ check "and with the same data it is not" '[ $? = 0 ] && ! grep -q "^note" "$work
 on one -x 1 -n 0 -k 64 -j "$work/one_*.bin" -o "$work/shared"
 check "what is both trained and validated on is named, and a k that leaves nothing to regularize" '[ $? = 0 ] &&
     grep -q "^note: $work/one_train_000000.bin is trained on as well" "$work/log" && grep -q "top 64 keys: no row has more" "$work/log"'
+on one -x 1 -n 0 --lambda-start 7 --lambda-warmup 10 -o "$work/never"
+check "so is a lambda that never begins to rise" '[ $? = 0 ] && grep -q "so nothing is regularized" "$work/log"'
+on one -x 1 -n 0 --lambda-layers 0 -o "$work/no_layer"
+check "and one for no layer" '[ $? = 0 ] && grep -q "all --lambda-layers are 0" "$work/log"'
 run "${quick[@]}" -x 3 -n 0 -l 0 -o "$work/plain_only"
 run "${quick[@]}" -x 3 -n 0 -l 0.5 -y -o "$work/plain_only"
 check "-y does not take the place of a run that has no checkpoint" '[ $? = 1 ] && grep -q "lambda was 0 and is now 0.5" "$work/log" &&
     [ "$(updates_in "$work/plain_only")" = 3 ]'
+cp "$work/plain_only/metrics.jsonl" "$work/before"
+run -y -o "$work/plain_only"
+check "nor of one that is done" '[ $? = 1 ] && grep -q "is done, and has no checkpoint" "$work/log" && cmp -s "$work/before" "$work/plain_only/metrics.jsonl"'
+run -y -o "$work"
+check "-y alone where there is no run is refused, and nothing begins" '[ $? = 1 ] && grep -q "there is no run in $work to go on with" "$work/log" && [ ! -e "$work/metrics.jsonl" ]'
+# What a run began with by names of its own folder, resumed from another one when the weights are gone.
+mkdir "$work/place1" "$work/place2" && cp -r "$work/straight" "$work/place1/began" && cp "$work"/text_*.bin "$work/place1/"
+(cd "$work/place1" && run -e began -i 'text_train_*.bin' -j 'text_val_*.bin' -b 2 -t 64 -x 4 -n 2 -v 2 -s 0 -o run)
+rm -r "$work/place1/run/step_00000004" "$work/place1/began"
+(cd "$work/place2" && run -y -o ../place1/run)
+check "-y from another folder, without the weights that the run began with" '[ $? = 0 ] && grep -q "resumed after 2 updates" "$work/log" &&
+    [ "$(updates_in "$work/place1/run")" = 4 ]'
+run -y -e tiny -o "$work/place1/run"
+check "-y with another -e is refused" '[ $? = 1 ] && grep -q "goes on from its own checkpoint: leave -e tiny out" "$work/log"'
+cp -r "$work/straight" "$work/gap" && rm -r "$work/gap/step_00000030" && sed -i 9,12d "$work/gap/metrics.jsonl"
+run -y -o "$work/gap"
+check "updates that are missing from the metrics are named" '[ $? = 0 ] && grep -q "^note: $work/gap/metrics.jsonl lacks updates 7 to 10" "$work/log"'
+rm -r "$work/gap/step_00000030" "$work/gap/metrics.jsonl"
+run -y -o "$work/gap"
+check "so is a metrics.jsonl, with the flags of the run" 'grep -q "^note: $work/gap/metrics.jsonl, which has the flags of the run, is missing" "$work/log"'
+{ "$train" "${quick[@]}" -x 3000 -n 1000 -o "$work/unread"; echo $? >"$work/status"; } 2>/dev/null | head -n 1 >/dev/null
+check "when nobody reads its output any more it saves and ends" '[ -f "$work/unread/step_$(printf %08d "$(last "$work/unread" step)")/model.safetensors" ] &&
+    less "$(updates_in "$work/unread")" 1000'
 run --lr 1e-5 -y -o "$work/straight"
 check "resuming with another setting is refused by name, and no other" '[ $? = 1 ] && grep -q "(lr was [0-9.]* and is now 1e-05)" "$work/log"'
 cp -r "$work/straight" "$work/again" && rm -r "$work/again/step_00000030"
@@ -227,7 +254,7 @@ check "--debug-state writes its file, exits with 0 and leaves no run" '[ $? = 0 
 refuse() { # words that the sentence must hold, then arguments
     local words=$1
     shift
-    timeout 60 "$train" -o "$work/refused" "$@" >"$work/log" 2>&1
+    case " $* " in *" --export "*) timeout 60 "$train" "$@" ;; *) timeout 60 "$train" -o "$work/refused" "$@" ;; esac >"$work/log" 2>&1
     check "refused: $*" '[ $? = 1 ] && [ "$(grep -c "^error: " "$work/log")" = 1 ] && grep -qF -- "$words" "$work/log" && [ ! -e "$work/refused/metrics.jsonl" ]'
 }
 refuse "--schedule" -k cosine
@@ -258,6 +285,12 @@ refuse "takes tiny, d6" -e nothing
 refuse "d6 to d48" -e d5
 refuse "belongs to no flag" stray
 refuse "there is no flag" --unknown
+refuse "--lambda is for training" -e "$work/straight" -l 0.3 --export "$work/exported"
+refuse "-e names: give it" --export "$work/exported"
+touch "$work/a_file"
+refuse "$work/a_file is there already" -e "$work/straight" --export "$work/a_file"
+refuse "-e (--from) takes a name" -e ""
+refuse "-i (--train-data) takes a name" -i ""
 refuse "give the run's folder as -e" -y --export "$work/exported"
 refuse "give the run's folder as -e" -y --debug-state "$work/state"
 refuse "--device cuda goes with train_gpt2cu" --device cuda

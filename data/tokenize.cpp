@@ -103,7 +103,7 @@ static std::vector<Flag> tokenize_flags(Options& o) {
                  "Writes the text of the files, and of the text files in the folders, as token shards\n"
                  "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag below\n"
                  "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
-                 "and so is what is hidden in folders (.git, say); hidden files and folders that are named are read.\n"
+                 "and so are hidden files and folders (.git, say) and linked folders in those given; what is named is read.\n"
                  "\n",
                  stdout);
              Options defaults;

@@ -68,7 +68,7 @@ MappedFile::~MappedFile() {
 
 std::string absolute_path(const std::string& name) {
     std::error_code error;
-    if (!is_file(name) && !is_folder(name)) return name;
+    if (name.find('/') == name.npos && !is_file(name) && !is_folder(name)) return name;
     const std::filesystem::path path = std::filesystem::absolute(name, error).lexically_normal();
     return error ? name : path.string();
 }

@@ -21,8 +21,8 @@ bool is_folder(const std::string& path);
 // "a/b/c" -> "a/b", "c" -> ".", "/c" -> "/".
 std::string folder_of(const std::string& path);
 
-// The absolute path of a file or folder that is there, so that it means the same elsewhere; another name
-// stays.
+// The absolute path, which means the same in another folder, of what is there or has a slash in its name;
+// another name (124M, tiny) stays.
 std::string absolute_path(const std::string& name);
 
 // A whole file, mapped for reading.

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../llmc/params.h"

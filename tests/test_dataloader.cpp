@@ -512,3 +512,20 @@ TEST_CASE("a shard of more than 2 GiB") {
     DataLoader shuffled(path, 4, 1024, true, 1);
     for (int i = 0; i < 50; i++) shuffled.next_batch();
 }
+
+TEST_CASE("a pattern that means the same in another folder") {
+    const Folder folder;
+    const std::filesystem::path before = std::filesystem::current_path();
+    std::filesystem::create_directory(folder / "a [1]* folder");
+    std::filesystem::current_path(folder / "a [1]* folder");
+    write_shard("a_0.bin", {1, 2, 3}, 257);
+    write_shard("a_1.bin", {1, 2, 3}, 257);
+    write_shard("b.bin", {1, 2, 3}, 257);
+    const std::string list = absolute_pattern("a_*.bin,b.bin"), one = absolute_pattern("b.bin");
+    const std::string absolute = absolute_pattern(folder / "a*"), home = absolute_pattern("~/x*");
+    std::filesystem::current_path(before);
+    CHECK(find_shards(list).size() == 3);
+    CHECK(find_shards(one).size() == 1);
+    CHECK(absolute == folder / "a*");
+    CHECK(home == "~/x*");
+}

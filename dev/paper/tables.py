@@ -579,7 +579,7 @@ are between runs of the same seed, which have seen the same tokens in the same o
 
 def repeats_parts(results):
     """Of the tables, those of a plan with --seeds."""
-    return ["Made by `dev/paper/run.sh` with `--seeds`: what is compared was named before the runs.\n", REPEATS_NOTE,
+    return ["Made by `dev/paper/run.sh` with `--seeds`: the models are those that `--cells` named.\n", REPEATS_NOTE,
             repeats_table(results), "Between the models:\n", pairs_table(results),
             "Loss when every row keeps k keys, mean over the seeds:\n", matrix_table(results, "scratch", mean_of)]
 

@@ -1435,6 +1435,8 @@ void train(TrainConfig c) {
                                                       {"val_data", c.val_data}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
                        checkpoint.empty() ? -1 : run.step);
+    if (!metrics.gap().empty())
+        printf("note: %s/metrics.jsonl lacks %s, which are done\n", c.out.c_str(), metrics.gap().c_str());
 
     signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
     signal(SIGTERM, on_interrupt);
@@ -1456,7 +1458,7 @@ void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
     });
     if (then.empty() && !latest_checkpoint(c.out).empty())
         printf(
-            "note: %s/metrics.jsonl, which has the flags of the run, is missing or damaged: those that are not given again have their defaults\n",
+            "note: %s/metrics.jsonl does not have the flags of the run (it is missing, damaged or old): those that are not given again have their defaults\n",
             c.out.c_str());
     else if (then.empty() && none_given && !is_file(c.out + "/metrics.jsonl"))
         fail("there is no run in %s to go on with: name its folder with -o, or give the flags of a new one",

@@ -76,9 +76,13 @@ void MetricsLog::lock(const std::string& run_folder) {
 std::string MetricsLog::kept_lines(int64_t step) {
     const MappedFile file(path_);
     const std::string text(reinterpret_cast<const char*>(file.data()), file.size());
-    std::string kept, gap;
+    std::string kept;
     size_t begin = 0;
-    int64_t last = 0;
+    int64_t last = 0;  // update
+    const auto missing = [&](int64_t until) {
+        if (until > last && gap_.empty())
+            gap_ = format("updates %lld to %lld", (long long)last + 1, (long long)until);
+    };
     for (int number = 1; begin < text.size(); number++) {
         const size_t end = text.find('\n', begin);
         if (end == std::string::npos) break;
@@ -92,14 +96,12 @@ std::string MetricsLog::kept_lines(int64_t step) {
                  path_.c_str(), number);
         if (!is_config && object["step"].get<uint64_t>() > static_cast<uint64_t>(step)) continue;
         kept += line;
-        if (!object.contains("loss")) continue;
+        if (is_config || !object.contains("loss")) continue;
         const auto update = object["step"].get<int64_t>();
-        if (update != last + 1 && gap.empty())
-            gap = format("%lld to %lld", (long long)last + 1, (long long)update - 1);
+        missing(update - 1);
         last = update;
     }
-    if (last < step && gap.empty()) gap = format("%lld to %lld", (long long)last + 1, (long long)step);
-    if (!gap.empty()) printf("note: %s lacks updates %s, which are done\n", path_.c_str(), gap.c_str());
+    missing(step);
     if (kept.empty()) fail("%s has no first line with the configuration of the run", path_.c_str());
     return kept;
 }

@@ -48,6 +48,9 @@ class MetricsLog {
     MetricsLog& operator=(const MetricsLog&) = delete;
     ~MetricsLog();
 
+    // The first updates, of those before resume_step, that the file lacks ("updates 7 to 10"); "": none.
+    const std::string& gap() const { return gap_; }
+
     void update(const UpdateMetrics& m);
 
     void validation(int64_t step, float val_ce, float val_mass, float val_mass_nosink);
@@ -64,7 +67,7 @@ class MetricsLog {
 
     void append(const std::string& line);
 
-    std::string path_;
+    std::string path_, gap_;
     int fd_ = -1, lock_ = -1;
 };
 

@@ -208,9 +208,9 @@ yes 'a line of text' | head -n 1000000 >long.txt
 while kill -0 $! 2>/dev/null; do place=$(readlink /proc/$!/fd/2) && last=$place; done
 same "a closed standard error: what is printed goes nowhere, and into no shard" "${last:-}" /dev/null
 wait
-bytes --shard-tokens 500 -o piped many.txt
+bytes --shard-tokens 5K -o piped many.txt
 before=$(text piped_train_*.bin piped_val_*.bin | md5sum)
-{ "$tokenize" --tokenizer bytes --shard-tokens 400 -o piped many.txt; echo $? >status; } 2>/dev/null | true
+{ "$tokenize" --tokenizer bytes --shard-tokens 4K -o piped many.txt; echo $? >status; } 2>/dev/null | true
 same "a reader that is gone: the set is whole, and nothing else is left" "$(text piped_train_*.bin piped_val_*.bin | md5sum) $(ls | grep -c tmp)" "$before 0"
 rm -f long.txt closed_* piped_*
 check "a full disk below standard output is an error" bash -c '! "$0" --tokenizer bytes -o full one.txt digits.txt >/dev/full 2>stderr' "$tokenize"

@@ -147,7 +147,7 @@ run -y -o "$work/gap"
 check "updates that are missing from the metrics are named" '[ $? = 0 ] && grep -q "^note: $work/gap/metrics.jsonl lacks updates 7 to 10" "$work/log"'
 rm -r "$work/gap/step_00000030" "$work/gap/metrics.jsonl"
 run -y -o "$work/gap"
-check "so is a metrics.jsonl, with the flags of the run" 'grep -q "^note: $work/gap/metrics.jsonl, which has the flags of the run, is missing" "$work/log"'
+check "so is a metrics.jsonl, with the flags of the run" 'grep -q "^note: $work/gap/metrics.jsonl does not have the flags of the run" "$work/log"'
 { "$train" "${quick[@]}" -x 3000 -n 1000 -o "$work/unread"; echo $? >"$work/status"; } 2>/dev/null | head -n 1 >/dev/null
 check "when nobody reads its output any more it saves and ends" '[ -f "$work/unread/step_$(printf %08d "$(last "$work/unread" step)")/model.safetensors" ] &&
     less "$(updates_in "$work/unread")" 1000'

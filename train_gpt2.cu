@@ -1430,7 +1430,7 @@ void train(TrainConfig c) {
     fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
                                                       {"device", ctx.device_name},
-                                                      {"from", c.from},
+                                                      {"from", absolute_path(c.from)},
                                                       {"train_data", c.train_data},
                                                       {"val_data", c.val_data}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),

@@ -62,9 +62,12 @@ static int64_t parse_count(const std::string& flag, const std::string& text, int
     const char* end = text.data() + text.size();
     const auto [stop, error] = std::from_chars(text.data(), end, value);
     const std::string unit(stop, end);
-    const int64_t times = unit.empty() ? 1 : unit == "K" ? 1'000 : unit == "M" ? 1'000'000 : 1'000'000'000;
-    if (error != std::errc() || value < 0 || (times == 1'000'000'000 && unit != "G") ||
-        value > most / times || value * times < least)
+    const int64_t times = unit.empty()  ? 1
+                          : unit == "K" ? 1'000
+                          : unit == "M" ? 1'000'000
+                          : unit == "G" ? 1'000'000'000
+                                        : 0;
+    if (error != std::errc() || times == 0 || value < 0 || value > most / times || value * times < least)
         fail("%s takes a whole number from %lld to %lld, not '%s'", flag.c_str(), (long long)least,
              (long long)most, text.c_str());
     return value * times;

@@ -112,9 +112,10 @@ OutputFile::OutputFile(const std::string& path) : path_(path), target_(output_ta
     if (fd_ < 0) fail("cannot create %s: %s", path.c_str(), strerror(errno));
     if (!target_.is_file) return;
     temporary_ = name;
-    set_usual_mode(name, 0666);
     if (target_.mode) {
         [[maybe_unused]] const int result = chmod(name.c_str(), target_.mode);
+    } else {
+        set_usual_mode(name, 0666);
     }
 }
 

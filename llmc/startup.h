@@ -2,7 +2,6 @@
 // named together with its vocabulary. Data and the CPU program are beside the program.
 #pragma once
 #include <cuda_runtime.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 

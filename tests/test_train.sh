@@ -136,6 +136,10 @@ check "-y alone where there is no run is refused, and nothing begins" '[ $? = 1 
 # What a run began with by names of its own folder, resumed from another one when the weights are gone.
 mkdir "$work/place1" "$work/place2" && cp -r "$work/straight" "$work/place1/began" && cp "$work"/text_*.bin "$work/place1/"
 (cd "$work/place1" && run -e began -i 'text_train_*.bin' -j 'text_val_*.bin' -b 2 -t 64 -x 4 -n 2 -v 2 -s 0 -o run)
+cp -r "$work/place1/run" "$work/place1/young" && rm -r "$work/place1/young"/step_*
+sed -i 4,\$d "$work/place1/young/metrics.jsonl" # killed before its first checkpoint
+(cd "$work/place2" && run -y -o ../place1/young)
+check "-y from another folder, where there was no checkpoint yet: the same run" '[ $? = 0 ] && [ "$(updates_in "$work/place1/young")" = 4 ]'
 rm -r "$work/place1/run/step_00000004" "$work/place1/began"
 (cd "$work/place2" && run -y -o ../place1/run)
 check "-y from another folder, without the weights that the run began with" '[ $? = 0 ] && grep -q "resumed after 2 updates" "$work/log" &&

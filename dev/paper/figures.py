@@ -46,6 +46,12 @@ def shade(lam):
     return pictures.LAYERS(1 - place / len(LAMBDAS))
 
 
+def logarithmic_x(axis):
+    axis.set_xscale("log")
+    for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")  # 0.2, not 2 x 10^-1
+
+
 def pareto(results, out):
     """Dense loss, and loss cut to the top k, against the mass outside the top k: a panel for each k."""
     plain = tables.done(results, family="scratch", group="plain", seed=SEEDS[0])
@@ -78,9 +84,7 @@ def pareto(results, out):
             axis.plot([x], [tables.cut_loss(plain[0], k) - base], "*", color="black", markersize=8,
                       markerfacecolor="white")
             beyond.append((axis, x, tables.cut_loss(plain[0], k) - base))
-        axis.set_xscale("log")
-        for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")  # 0.2, not 2 x 10^-1
+        logarithmic_x(axis)
         axis.set_title(f"k = {k}", loc="left")
     # What a cut costs the plain run may be many times all else: the other points set the scale.
     every = [(k, c) for k, found in panels.items() for cells in found.values() for c in cells]
@@ -168,9 +172,7 @@ def repeats(results, out):
                           elinewidth=1, label=label if fill == colour else None)
     axis.axhline(tables.LOSS_BAR, color=pictures.GREY, linewidth=0.8, linestyle=":")
     axis.axvline(tables.NOSINK_BAR, color=pictures.GREY, linewidth=0.8, linestyle=":")
-    axis.set_xscale("log")
-    for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")
+    logarithmic_x(axis)
     axis.set_xlabel(f"mass outside the top {K}, without position 0")
     axis.set_ylabel("loss above plain dense, nats a token")
     axis.set_title(f"Filled: dense; open: cut to the top {K}. Means over the seeds, 95% intervals; dotted: the bars",
@@ -273,8 +275,8 @@ def mass_in_training(results, out):
     return figure
 
 
-FIGURES = {"pareto": pareto, "repeats": repeats, "cuts": cuts, "mass_by_head": mass_by_head, "mass_in_training": mass_in_training,
-           "maps": maps}
+FIGURES = {"pareto": pareto, "repeats": repeats, "cuts": cuts, "mass_by_head": mass_by_head,
+           "mass_in_training": mass_in_training, "maps": maps}
 
 
 def main():

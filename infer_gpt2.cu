@@ -57,6 +57,8 @@ using Json = nlohmann::ordered_json;
 // ---------------------------------------------------------------------------------------------------------
 // configuration
 
+constexpr const char* kContextFullWords[] = {"stop", "slide"};
+
 struct InferConfig {
     std::string from;  // -e
 
@@ -64,13 +66,12 @@ struct InferConfig {
     std::string prompt, prompt_file;
     bool prompt_given = false, interactive = false;
     int64_t tokens = 128;
-    std::string attention;  // dense, topk or pages; "" until resolved
+    DecodeMode attention = DecodeMode::dense;
     int topk = 8;
-    bool topk_given = false;
     float epsilon = 0.01f;
     Sampling sampling = {.temperature = 1.0f, .top_k = 0, .top_p = 0.95f, .seed = 1337};
     bool greedy = false;
-    bool slide = true;
+    bool slide = true;  // when the context is full; false: stop
     bool stats = false;
 
     // measuring
@@ -86,28 +87,20 @@ struct InferConfig {
     Device device = Device::automatic;
     Precision precision = Precision::automatic;
 
-    DecodeHow how() const {
-        const DecodeMode mode = attention == "topk"    ? DecodeMode::topk
-                                : attention == "pages" ? DecodeMode::pages
-                                                       : DecodeMode::dense;
-        return {mode, topk, epsilon};
-    }
+    DecodeHow how() const { return {attention, topk, epsilon}; }
     bool measures() const {
         return !eval.empty() || !lambada.empty() || !hellaswag.empty() || !report.empty() || probes;
     }
 };
 
-constexpr const char* kCutNames[] = {"dense", "topk", "random", "recent", "first_recent"};
-
 void parse_cut_kinds(InferConfig& c, const std::string& text) {
-    const std::vector<std::string> kinds(std::begin(kCutNames) + 1, std::end(kCutNames));
-    std::vector<std::string> words = kinds;
+    std::vector<const char*> words(std::begin(kCutWords) + 1, std::end(kCutWords));
     words.push_back("raw");
     c.cut_kinds.clear();
     c.cut_as_they_are = false;
     for (const std::string& part : split_list(text)) {
         const int word = parse_choice("--cut-kinds", part, words);
-        if (word == (int)kinds.size())
+        if (word + 1 == (int)words.size())
             c.cut_as_they_are = true;
         else
             c.cut_kinds.push_back((Cut)(1 + word));
@@ -137,16 +130,10 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& flag, auto& v) { c.tokens = parse_int(flag, v, 1, 1 << 24); }},
         {'k', "topk", "K", std::to_string(c.topk),
          "keys that an attention row keeps; for generation it implies --attention topk",
-         [&c](auto& flag, auto& v) {
-             c.topk = (int)parse_int(flag, v, 1, 65536);
-             c.topk_given = true;
-         }},
-        {0, "attention", "dense|topk|pages", "dense",
-         "how the cache is read: all of it; all keys, and the values of the k best; pages of 16 keys, best first, until what is unread provably holds less than epsilon of the mass",
-         [&c](auto& flag, auto& v) {
-             parse_choice(flag, v, {"dense", "topk", "pages"});
-             c.attention = v;
-         }},
+         [&c](auto& flag, auto& v) { c.topk = (int)parse_int(flag, v, 1, 65536); }},
+        choice_flag(
+            "attention", kDecodeWords, c.attention,
+            "how the cache is read: all of it; all keys, and the values of the k best; pages of 16 keys, best first, until what is unread provably holds less than epsilon of the mass"),
         {0, "epsilon", "X", setting_text(c.epsilon),
          "with --attention pages: the mass of a row that may stay unread",
          [&c](auto& flag, auto& v) { c.epsilon = parse_float(flag, v, 0, 1); }},
@@ -163,11 +150,8 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto&, auto&) { c.greedy = true; }},
         {0, "seed", "N", std::to_string(c.sampling.seed), "for samples and probes",
          [&c](auto& flag, auto& v) { c.sampling.seed = (uint64_t)parse_int(flag, v, 0, INT64_MAX); }},
-        {0, "context-full", "slide|stop", "slide",
-         "at the end of the context: go on with its second half, or stop",
-         [&c](auto& flag, auto& v) {
-             c.slide = parse_choice(flag, v, {"slide", "stop"}) == 0;
-         }},
+        choice_flag("context-full", kContextFullWords, c.slide,
+                    "at the end of the context: stop, or go on with its second half"),
         {0, "stats", "", "", "after generating, show what each layer and head has read",
          [&c](auto&, auto&) { c.stats = true; }},
         {0, "eval", "WHAT", "",
@@ -207,14 +191,9 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& flag, auto& v) { c.limit = parse_int(flag, v, 0, INT32_MAX); }},
         {0, "json", "FILE", "", "write everything that was measured here as well",
          [&c](auto& flag, auto& v) { c.json = parse_name(flag, v); }},
-        {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
-         [&c](auto& flag, auto& v) {
-             c.device = (Device)parse_choice(flag, v, {"auto", "cpu", "cuda"});
-         }},
-        {0, "precision", "auto|bf16|fp32", "auto", "auto is bf16 on a GPU, fp32 on a CPU",
-         [&c](auto& flag, auto& v) {
-             c.precision = (Precision)parse_choice(flag, v, {"auto", "bf16", "fp32"});
-         }},
+        choice_flag("device", kDeviceWords, c.device, "auto is cuda where there is an NVIDIA GPU, else cpu"),
+        choice_flag("precision", Words(kPrecisionWords).first(3), c.precision,
+                    "auto is bf16 on a GPU, fp32 on a CPU"),
         {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
          [&c](auto&, auto&) {
              fputs(
@@ -947,7 +926,7 @@ Json cut_losses_json(const Windows& w, const std::vector<CutLoss>& all) {
                  {"context", w.T},
                  {"dense", {{"loss", all[0].loss}, {"perplexity", std::exp(all[0].loss)}}}};
     for (size_t v = 1; v < all.size(); v++)
-        json["cuts"].push_back({{"cut", kCutNames[(int)all[v].how.cut]},
+        json["cuts"].push_back({{"cut", kCutWords[(int)all[v].how.cut]},
                                 {"renormalized", all[v].how.renormalize},
                                 {"k", all[v].how.k},
                                 {"loss", all[v].loss},
@@ -966,8 +945,8 @@ void print_cut_losses(const Windows& w, const std::vector<CutLoss>& all, const I
         if (column == 0 && row == 0) {
             printf("\nloss if every row of every layer keeps k keys, %s\n%6s",
                    how.renormalize ? "renormalized" : "as they are", "k");
-            for (const Cut cut : c.cut_kinds) printf(" %12s", kCutNames[(int)cut]);
-            printf(" %18s\n", format("mass kept (%s)", kCutNames[(int)c.cut_kinds[0]]).c_str());
+            for (const Cut cut : c.cut_kinds) printf(" %12s", kCutWords[(int)cut]);
+            printf(" %18s\n", format("mass kept (%s)", kCutWords[(int)c.cut_kinds[0]]).c_str());
         }
         if (column == 0) printf("%6d", how.k);
         printf(" %12.4f", all[v].loss);
@@ -1560,11 +1539,13 @@ void check_flags(InferConfig& c, const GivenFlags& given) {
             fail(
                 "--%s is for what --eval, --lambada, --hellaswag, --probes and --report measure: give one of them, or leave it out",
                 name);
-    if (given.contains("epsilon") && c.attention != "pages")
+    if (given.contains("epsilon") && c.attention != DecodeMode::pages)
         fail("--epsilon is for --attention pages: give both");
-    if (c.topk_given && !c.measures() && !c.attention.empty() && c.attention != "topk")
-        fail("-k goes with --attention topk, not %s", c.attention.c_str());
-    if (c.attention.empty()) c.attention = c.topk_given && !c.measures() ? "topk" : "dense";
+    if (given.contains("topk") && !c.measures()) {
+        if (!given.contains("attention")) c.attention = DecodeMode::topk;
+        if (c.attention != DecodeMode::topk)
+            fail("-k goes with --attention topk, not %s", kDecodeWords[(int)c.attention]);
+    }
     if (c.greedy) c.sampling.temperature = 0;
 }
 

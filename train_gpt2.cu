@@ -94,18 +94,16 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {'k', "topk", "K", std::to_string(c.topk),
          "keys that each attention row should put its mass on; 0 (with -l 0): do not even measure",
          [&c](auto& flag, auto& v) {
-             for (const char* word : {"cosine", "linear", "constant", "wsd"})
+             for (const char* word : kScheduleWords)
                  if (v == word)
                      fail(
                          "-k takes the number of keys, not '%s': the learning-rate schedule, which is -k in llm.c, is --schedule here",
                          word);
              c.topk = (int)parse_int(flag, v, 0, 65536);
          }},
-        {0, "reg", "tail|kl|entropy", "tail",
-         "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass; or, as a baseline, the row's entropy",
-         [&c](auto& flag, auto& v) {
-             c.reg = (Reg)parse_choice(flag, v, {"tail", "kl", "entropy"});
-         }},
+        choice_flag(
+            "reg", kRegWords, c.reg,
+            "the regularizer: 1 - M (tail mass) or -log M, M being a row's top-k mass; or, as a baseline, the row's entropy"),
         {0, "lambda-start", "N|P%", c.lambda_start,
          "updates, or share of the run, before lambda begins to rise",
          [&c](auto& flag, auto& v) { parse_updates(flag, c.lambda_start = v, 1); }},
@@ -146,11 +144,8 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& flag, auto& v) { c.updates = parse_int(flag, v, 1, int64_t{1} << 40); }},
         {0, "lr", "X", "2e-3 for tiny, 6e-4 from scratch, 5e-5 from weights", "peak learning rate",
          [&c](auto& flag, auto& v) { c.lr = parse_float(flag, v, 0, 100); }},
-        {0, "schedule", "NAME", "cosine",
-         "cosine, linear, constant or wsd (stable, then down over the last fifth)",
-         [&c](auto& flag, auto& v) {
-             c.schedule = (Schedule)parse_choice(flag, v, {"cosine", "linear", "constant", "wsd"});
-         }},
+        choice_flag("schedule", kScheduleWords, c.schedule,
+                    "shape of the learning rate; wsd: stable, then down over the last fifth"),
         {'u', "warmup", "N|P%", c.warmup, "updates, or share of the run, over which the learning rate rises",
          [&c](auto& flag, auto& v) { parse_updates(flag, c.warmup = v, 1); }},
         {'q', "final-lr", "X", setting_text(c.final_lr),
@@ -178,15 +173,10 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& flag, auto& v) { c.recompute = (int)parse_int(flag, v, 0, 2); }},
         {0, "seed", "N", std::to_string(c.seed), "for initialization, data order and samples",
          [&c](auto& flag, auto& v) { c.seed = (uint64_t)parse_int(flag, v, 0, INT64_MAX); }},
-        {0, "device", "auto|cpu|cuda", "auto", "auto is cuda where there is an NVIDIA GPU, else cpu",
-         [&c](auto& flag, auto& v) {
-             c.device = (Device)parse_choice(flag, v, {"auto", "cpu", "cuda"});
-         }},
-        {0, "precision", "auto|bf16|fp32|fp8", "auto",
-         "auto is bf16 on a GPU (sums, moments and master weights in fp32), fp32 on a CPU; fp8 is bf16 with the layers' matrix products in 8 bits",
-         [&c](auto& flag, auto& v) {
-             c.precision = (Precision)parse_choice(flag, v, {"auto", "bf16", "fp32", "fp8"});
-         }},
+        choice_flag("device", kDeviceWords, c.device, "auto is cuda where there is an NVIDIA GPU, else cpu"),
+        choice_flag(
+            "precision", kPrecisionWords, c.precision,
+            "auto is bf16 on a GPU (sums, moments and master weights in fp32), fp32 on a CPU; fp8 is bf16 with the layers' matrix products in 8 bits"),
         {0, "debug-state", "FILE", "",
          "write the first micro-step's tensors and gradients as safetensors, then exit",
          [&c](auto& flag, auto& v) { c.debug_state = parse_name(flag, v); }},
@@ -216,16 +206,18 @@ bool preset_config(const std::string& name, GPT2Config& config) {
         name.find_first_not_of("0123456789", 1) != name.npos)
         return false;
     const int depth = std::stoi(name.substr(1));
-    if (depth < 6 || depth > 48) fail("-e (--from) takes depths from d6 to d48, not '%s'", name.c_str());
-    constexpr int known[][2] = {{6, 6}, {12, 12}, {24, 16}, {36, 20}, {48, 25}};  // depth, heads
-    int i = 0;
-    while (known[i + 1][0] < depth) i++;
-    const auto [d0, h0] = known[i];
-    const auto [d1, h1] = known[i + 1];
-    config.num_layers = depth;
-    config.num_heads = h0 + ((h1 - h0) * (depth - d0) + (d1 - d0) / 2) / (d1 - d0);
-    config.channels = 64 * config.num_heads;
-    return true;
+    PublishedSize below = {"d6", 6, 6};
+    for (const PublishedSize& size : kPublishedSizes) {
+        if (depth >= below.layers && depth <= size.layers) {
+            const int layers = size.layers - below.layers, heads = size.heads - below.heads;
+            config.num_layers = depth;
+            config.num_heads = below.heads + (heads * (depth - below.layers) + layers / 2) / layers;
+            config.channels = 64 * config.num_heads;
+            return true;
+        }
+        below = size;
+    }
+    fail("-e (--from) takes depths from d6 to d48, not '%s'", name.c_str());
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -43,9 +43,12 @@ static volatile std::sig_atomic_t interrupted = 0;
 
 static constexpr const char* kDefaultGpt2Dir = "data/gpt2";  // where data/fetch puts it
 
+enum class TokenizerKind { bytes, gpt2 };
+constexpr const char* kTokenizerWords[] = {"bytes", "gpt2"};
+
 struct Options {
     std::vector<std::string> inputs;
-    std::string tokenizer = "gpt2";
+    TokenizerKind tokenizer = TokenizerKind::gpt2;
     std::optional<std::string> gpt2_dir;  // without it: default_gpt2_dir()
     std::string output;
     double val_fraction = 0.1;
@@ -78,11 +81,7 @@ static std::vector<Flag> tokenize_flags(Options& o) {
     return {
         {'o', "output", "PREFIX", "", "required: where the shards go, in a folder that is created if need be",
          [&o](auto& flag, auto& v) { o.output = parse_name(flag, v); }},
-        {0, "tokenizer", "bytes|gpt2", o.tokenizer, "what a token is",
-         [&o](auto& flag, auto& v) {
-             parse_choice(flag, v, {"bytes", "gpt2"});
-             o.tokenizer = v;
-         }},
+        choice_flag("tokenizer", kTokenizerWords, o.tokenizer, "what a token is"),
         {0, "gpt2-dir", "FOLDER", std::string(kDefaultGpt2Dir) + " beside the program's folder, or here",
          "GPT-2's encoder.json and vocab.bpe are in it", [&o](auto&, auto& v) { o.gpt2_dir = v; }},
         {0, "val-fraction", "F", format("%g", o.val_fraction),
@@ -578,7 +577,7 @@ static std::string default_gpt2_dir() {
 
 static void run(const Options& o) {
     if (o.threads > 0) omp_set_num_threads(o.threads);
-    const Tokenizer tokenizer = o.tokenizer == "bytes"
+    const Tokenizer tokenizer = o.tokenizer == TokenizerKind::bytes
                                     ? Tokenizer::bytes()
                                     : Tokenizer::gpt2(o.gpt2_dir ? *o.gpt2_dir : default_gpt2_dir());
     const std::vector<Input> inputs = find_inputs(o.inputs);

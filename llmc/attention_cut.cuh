@@ -21,6 +21,7 @@
 // uniformly without replacement. `recent`: the last k, the query's own included. `first_recent`: key 0 and
 // the last k - 1.
 enum class Cut { dense, topk, random, recent, first_recent };
+inline constexpr const char* kCutWords[] = {"dense", "topk", "random", "recent", "first_recent"};
 
 inline constexpr int kCutRows = 8;  // of a block
 inline constexpr int kMaxCutHeadSize = 128;

@@ -700,6 +700,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
 // launchers
 
 enum class DecodeMode { dense, topk, pages };
+inline constexpr const char* kDecodeWords[] = {"dense", "topk", "pages"};
 
 // How the cache is read: k for topk, epsilon for pages.
 struct DecodeHow {

@@ -65,13 +65,23 @@ std::string parse_name(const std::string& flag, const std::string& text) {
     return text;
 }
 
-int parse_choice(const std::string& flag, const std::string& text, const std::vector<std::string>& choices) {
+int parse_choice(const std::string& flag, const std::string& text, Words words) {
     std::string all;
-    for (size_t i = 0; i < choices.size(); i++) {
-        if (text == choices[i]) return static_cast<int>(i);
-        all += (i == 0 ? "" : i + 1 == choices.size() ? " or " : ", ") + choices[i];
+    for (size_t i = 0; i < words.size(); i++) {
+        if (text == words[i]) return static_cast<int>(i);
+        all += std::string(i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
     }
     fail("%s takes %s, not '%s'", flag.c_str(), all.c_str(), text.c_str());
+}
+
+Flag choice_flag(const std::string& name, Words words, const std::string& default_word,
+                 const std::string& help, const std::function<void(int)>& set) {
+    std::string all;
+    for (const char* word : words) all += (all.empty() ? "" : "|") + std::string(word);
+    return {0,    name,
+            all,  default_word,
+            help, [words, set](auto& flag, auto& value) {
+                set(parse_choice(flag, value, words)); }};
 }
 
 std::vector<std::string> split_list(const std::string& text) {

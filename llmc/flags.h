@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,8 +39,20 @@ std::string setting_text(float x);
 // The name of a file or folder; an empty one (a shell variable that is not set, say) is an error.
 std::string parse_name(const std::string& flag, const std::string& text);
 
+// The words that an enum's values have on the command line, in files and in tables, in the enum's order.
+using Words = std::span<const char* const>;
+
 // One of a few words; returns its index.
-int parse_choice(const std::string& flag, const std::string& text, const std::vector<std::string>& choices);
+int parse_choice(const std::string& flag, const std::string& text, Words words);
+
+// A flag that takes one of an enum's words. What it sets has its default already.
+Flag choice_flag(const std::string& name, Words words, const std::string& default_word,
+                 const std::string& help, const std::function<void(int)>& set);
+template <class Enum>
+Flag choice_flag(const std::string& name, Words words, Enum& value, const std::string& help) {
+    return choice_flag(name, words, words[static_cast<size_t>(value)], help,
+                       [&value](int index) { value = static_cast<Enum>(index); });
+}
 
 // The parts of a list with commas; an empty text has one, which is empty.
 std::vector<std::string> split_list(const std::string& text);

@@ -4,10 +4,10 @@
 #include <cstdint>
 
 enum class Schedule { cosine, linear, constant, wsd };
+inline constexpr const char* kScheduleWords[] = {"cosine", "linear", "constant", "wsd"};
 
 inline const char* schedule_name(Schedule s) {
-    constexpr const char* names[] = {"cosine", "linear", "constant", "wsd"};
-    return names[static_cast<int>(s)];
+    return kScheduleWords[static_cast<int>(s)];
 }
 
 // step: from 0, of `updates`. The warm-up reaches peak at its last update; the decay reaches final_fraction *

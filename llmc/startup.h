@@ -31,7 +31,10 @@ inline void on_interrupt(int sig) {
 // device
 
 enum class Device { automatic, cpu, cuda };
+inline constexpr const char* kDeviceWords[] = {"auto", "cpu", "cuda"};
+
 enum class Precision { automatic, bf16, fp32, fp8 };
+inline constexpr const char* kPrecisionWords[] = {"auto", "bf16", "fp32", "fp8"};
 
 // bf16 where the hardware has it; it is also what FP8 products come from and go to.
 inline bool wants_bf16(Precision precision) {
@@ -99,11 +102,10 @@ inline void choose_device(Device wanted, const std::string& program, char** argv
 // ---------------------------------------------------------------------------------------------------------
 // the model that -e names
 
-// Where data/fetch puts the weights that OpenAI published as "124M", "355M", "774M" and "1558M"; "" for other
-// names.
+// Where data/fetch puts the weights of one of kPublishedSizes; "" for other names.
 inline std::string public_weights(const std::string& name) {
-    for (const char* size : {"124M", "355M", "774M", "1558M"})
-        if (name == size) return program_folder() + "/data/gpt2-" + name;
+    for (const PublishedSize& size : kPublishedSizes)
+        if (name == size.name) return program_folder() + "/data/gpt2-" + name;
     return "";
 }
 

@@ -28,9 +28,10 @@
 #endif
 
 enum class Reg { tail, kl, entropy };
+inline constexpr const char* kRegWords[] = {"tail", "kl", "entropy"};
 
 inline const char* reg_name(Reg reg) {
-    return reg == Reg::tail ? "tail" : reg == Reg::kl ? "kl" : "entropy";
+    return kRegWords[static_cast<int>(reg)];
 }
 
 // f and f' of tail and kl.

@@ -147,11 +147,10 @@ GPT2Config config_from_shapes(const std::string& path, const ShapeOf& shape_of) 
     const std::vector<int64_t> wte = shape_of("wte.weight"), wpe = shape_of("wpe.weight");
     int layers = 0;
     while (layers <= 256 && !shape_of("h." + std::to_string(layers) + ".ln_1.weight").empty()) layers++;
-    constexpr int known[][2] = {{12, 768}, {24, 1024}, {36, 1280}, {48, 1600}};
     if (wte.size() == 2 && wpe.size() == 2)
-        for (const auto& [depth, channels] : known)
-            if (layers == depth && wte[1] == channels && wpe[1] == channels) {
-                GPT2Config c{.num_layers = depth, .num_heads = channels / 64, .channels = channels};
+        for (const PublishedSize& size : kPublishedSizes)
+            if (layers == size.layers && wte[1] == size.channels() && wpe[1] == size.channels()) {
+                GPT2Config c{.num_layers = size.layers, .num_heads = size.heads, .channels = size.channels()};
                 c.max_seq_len = static_cast<int>(std::min<int64_t>(wpe[0], INT32_MAX));
                 c.vocab_size = static_cast<int>(std::min<int64_t>(wte[0], INT32_MAX));
                 return checked_config(c, path);

@@ -130,10 +130,14 @@ TEST_CASE("the table of parameters: each element belongs to one tensor, shapes o
     CHECK(shapes["h.0.ln_1.bias"] == std::vector<int64_t>{8});
 }
 
+enum class Kind { one, two };
+static constexpr const char* kKindWords[] = {"one", "two"};
+
 struct Parsed {
     int64_t number = 3;
     float real = 0;
     bool on = false;
+    Kind kind = Kind::one;
     GivenFlags given = {};
 };
 static std::vector<Flag> some_flags(Parsed& p) {
@@ -141,10 +145,7 @@ static std::vector<Flag> some_flags(Parsed& p) {
         {'b', "batch", "N", "3", "rows", [&p](auto& flag, auto& v) { p.number = parse_int(flag, v, 1, 64); }},
         {0, "lr", "X", "0", "rate", [&p](auto& flag, auto& v) { p.real = parse_float(flag, v, 0, 10); }},
         {'a', "all", "", "", "a switch", [&p](auto&, auto&) { p.on = true; }},
-        {0, "kind", "one|two", "one", "a choice",
-         [](auto& flag, auto& v) {
-             parse_choice(flag, v, {"one", "two"});
-         }},
+        choice_flag("kind", kKindWords, p.kind, "a choice"),
         {0, "kindness", "X", "", "is as long a name", [](auto&, auto&) {}}};
 }
 static std::string parse(std::vector<std::string> words, Parsed& p) {
@@ -166,6 +167,7 @@ TEST_CASE("flags: what is taken") {
     CHECK(p.number == 8);
     CHECK(p.real == 1e-3f);
     CHECK(p.on);
+    CHECK(p.kind == Kind::two);
     CHECK(parse({"-b9", "--lr=2"}, p) == "");
     CHECK(p.number == 9);
     CHECK(p.real == 2.0f);
@@ -232,5 +234,7 @@ TEST_CASE("flags: help and Markdown come from the table") {
     CHECK(help.find("  -b, --batch N") != std::string::npos);
     CHECK(help.find("rows [3]") != std::string::npos);
     CHECK(markdown.find("| `-b, --batch N` | 3 | rows |") != std::string::npos);
+    CHECK(flags_markdown(some_flags(p = {.kind = Kind::two})).find("| two | a choice |") !=
+          std::string::npos);
     CHECK(markdown.find("| `--kind one\\|two` | one | a choice |") != std::string::npos);
 }

@@ -286,9 +286,9 @@ TEST_CASE("greedy generation, alone and side by side, through full contexts and 
     c.sampling.temperature = 0;
     c.tokens = 75;  // a context of 40 is full several times
     for (const bool slide : {true, false})
-        for (const char* attention : {"dense", "topk", "pages"}) {
+        for (const DecodeMode attention : {DecodeMode::dense, DecodeMode::topk, DecodeMode::pages}) {
             CAPTURE(slide);
-            CAPTURE(attention);
+            CAPTURE(kDecodeWords[(int)attention]);
             c.slide = slide;
             c.attention = attention;
             c.topk = 3;
@@ -316,7 +316,7 @@ TEST_CASE(
     const Context ctx = make_context();
     Model<float> m = make_model<float>(kSmall);
     InferConfig c;
-    c.attention = "dense";
+    c.attention = DecodeMode::dense;
     c.tokens = 20;
     const auto sample = [&](const std::vector<Tokens>& prompts, uint64_t seed) {
         c.sampling.seed = seed;
@@ -336,7 +336,7 @@ TEST_CASE("every token is drawn with a random number of its own, also behind a f
     m.memory->zero();
     const std::vector<float> equal(kSmall.vocab_size, 0.0f);
     InferConfig c;
-    c.attention = "dense";
+    c.attention = DecodeMode::dense;
     c.tokens = 90;  // a context of 40 is full three times
     c.sampling.top_p = 1;
     c.sampling.seed = 3;
@@ -357,7 +357,7 @@ TEST_CASE("what is counted and read is a sequence's own, not what goes on after 
     Model<float> m = make_model<float>(kSmall);
     InferConfig c;
     c.stats = true;
-    c.attention = "topk";
+    c.attention = DecodeMode::topk;
     c.topk = 2;
     c.slide = false;
     c.tokens = 20;
@@ -384,7 +384,7 @@ TEST_CASE("statistics of decoding: what was read of what there was") {
     c.stats = true;
     c.tokens = 20;
     c.sampling.temperature = 0;
-    for (const char* attention : {"dense", "topk", "pages"}) {
+    for (const DecodeMode attention : {DecodeMode::dense, DecodeMode::topk, DecodeMode::pages}) {
         c.attention = attention;
         c.topk = 2;
         c.epsilon = 0.05f;

@@ -17,7 +17,8 @@ using bf16 = __nv_bfloat16;
 // ---------------------------------------------------------------------------------------------------------
 // settings
 
-enum class Only { everything, kernels, steps, attention };
+enum class Only { everything, kernels, attention, steps };
+constexpr const char* kOnlyWords[] = {"everything", "kernels", "attention", "steps"};
 
 struct BenchConfig {
     std::string size = kOnCpu ? "tiny" : "124M";
@@ -42,10 +43,7 @@ std::vector<Flag> bench_flags(BenchConfig& c) {
          [&c](auto&, auto& v) { c.out = v; }},
         {0, "budget", "SECONDS", "none", "skip what would not end within this time, and say so",
          [&c](auto& flag, auto& v) { c.budget = parse_float(flag, v, 1, 1e6); }},
-        {0, "only", "PART", "everything", "kernels, attention or steps alone",
-         [&c](auto& flag, auto& v) {
-             c.only = (Only)(1 + parse_choice(flag, v, {"kernels", "steps", "attention"}));
-         }},
+        choice_flag("only", kOnlyWords, c.only, "the part that is measured"),
         {0, "quick", "", "", "fewer repetitions; attention with k = 0 and 8, steps of one size and one T",
          [&c](auto&, auto&) { c.quick = true; }},
         {'h', "help", "", "", "show this table and exit",

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 
-from report import Bad, cuts, grid, mass_at_k, mass_of_all, mean, read, readable, visible
+from report import Bad, cuts, find_matplotlib, grid, mass_at_k, mass_of_all, mean, read, readable, visible
 
 NOT_MEASURED = "not measured"
 
@@ -333,18 +333,6 @@ def make_page(reports, path):
             f'<div class="pictures">\n{"".join(page.parts)}</div>\n</body>\n</html>\n')
 
 
-def find_matplotlib():
-    """The distribution's packages are those of the distribution's Python, which need not be the first in PATH."""
-    try:
-        import matplotlib, numpy  # noqa: F401
-    except ImportError as error:
-        other = "/usr/bin/python3"
-        if os.path.exists(other) and os.path.realpath(sys.executable) != os.path.realpath(other):
-            os.execv(other, [other, os.path.abspath(__file__), *sys.argv[1:]])
-        raise Bad(f"the pictures need {error.name}: install python3-matplotlib and python3-numpy "
-                  "(apt-get install python3-matplotlib python3-numpy)") from None
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", metavar="DIR", nargs="+", help="a folder with a report.json; two are compared")
@@ -370,7 +358,7 @@ def main():
         for r, label in zip(reports, labels):
             r["label"] = label
         path = args.page or os.path.join(args.folders[0], "page.html" if n == 1 else "compare.html")
-        find_matplotlib()
+        find_matplotlib(__file__)
         page = make_page(reports, path)
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)

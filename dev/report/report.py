@@ -8,6 +8,7 @@ but Python itself, so that a bad file is named before matplotlib is looked for.
 import json
 import math
 import os
+import sys
 import unicodedata
 
 NAN = float("nan")
@@ -18,6 +19,19 @@ MOST_TOKENS = 64
 
 class Bad(Exception):
     pass
+
+
+def find_matplotlib(program):
+    """The distribution's packages are those of the distribution's Python, which need not be the first in PATH: where
+    this one lacks matplotlib, that one starts `program`, the file that runs, in this one's place."""
+    try:
+        import matplotlib, numpy  # noqa: F401
+    except ImportError as error:
+        other = "/usr/bin/python3"
+        if os.path.exists(other) and os.path.realpath(sys.executable) != os.path.realpath(other):
+            os.execv(other, [other, os.path.abspath(program), *sys.argv[1:]])
+        raise Bad(f"the pictures need {error.name}: install python3-matplotlib and python3-numpy "
+                  "(apt-get install python3-matplotlib python3-numpy)") from None
 
 
 # ---- what a value may be: each takes the value and its place in the file, and returns what the rest works with ----

@@ -48,8 +48,7 @@ def shade(lam):
 
 def logarithmic_x(axis):
     axis.set_xscale("log")
-    for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")  # 0.2, not 2 x 10^-1
+    pictures.plain_numbers(axis.xaxis)
 
 
 def pareto(results, out):

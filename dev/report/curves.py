@@ -134,6 +134,7 @@ def draw(runs):
             pictures.say_empty(axis)
         elif panel is NORM and min(drawn) > 0:
             axis.set_yscale("log")
+            pictures.plain_numbers(axis.yaxis)
         elif panel is LOSS:
             leave_out_the_fall(axis)
         axis.set_title(title, loc="left")

@@ -113,6 +113,12 @@ def powers_of_two(axis, ks):
     axis.minorticks_off()
 
 
+def plain_numbers(axis):
+    """Of a logarithmic x or y axis: 1, 2 and 5 times powers of ten, and 0.2, not 2 x 10^-1."""
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "125" else "")
+
+
 def layer_ticks(axis, n, most=12):
     """Whole numbers only: every layer, or every second, fourth ... where they are many."""
     step = 1

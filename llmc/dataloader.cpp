@@ -30,6 +30,8 @@ int64_t find_bad_token(std::span<const uint16_t> tokens, int vocab_size) {
     return -1;
 }
 
+static constexpr const char* kMakeShards = "make shards of text with build/tokenize -o PREFIX FILE";
+
 bool is_shard(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     int32_t magic = 0;
@@ -39,8 +41,8 @@ bool is_shard(const std::string& path) {
 TokenShard::TokenShard(const std::string& path) : file_(path) {
     const auto size = static_cast<int64_t>(file_.size());
     if (size < kShardHeaderBytes) {
-        fail("%s has %lld bytes, fewer than the header of a token shard (%lld)", path.c_str(),
-             static_cast<long long>(size), static_cast<long long>(kShardHeaderBytes));
+        fail("%s has %lld bytes, fewer than the header of a token shard (%lld): %s", path.c_str(),
+             static_cast<long long>(size), static_cast<long long>(kShardHeaderBytes), kMakeShards);
     }
     check_header(size);
 }
@@ -60,8 +62,8 @@ void TokenShard::check_header(int64_t size) {
     int32_t header[4];
     std::memcpy(header, file_.data(), sizeof(header));
     if (header[0] != kShardMagic) {
-        fail("%s is not a token shard: it begins with %d instead of %d", path().c_str(), header[0],
-             kShardMagic);
+        fail("%s is not a token shard, for it begins with %d instead of %d: %s", path().c_str(), header[0],
+             kShardMagic, kMakeShards);
     }
     if (header[1] != kShardVersion) {
         fail("%s is a token shard of version %d; this program reads version %d", path().c_str(), header[1],

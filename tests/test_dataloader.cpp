@@ -124,7 +124,8 @@ TEST_CASE("bad shards are refused by name") {
     };
     std::string what;
     SUBCASE("magic") {
-        patch(0, 20240521), what = "begins with 20240521";
+        patch(0, 20240521),
+            what = "begins with 20240521 instead of 20240520: make shards of text with build/tokenize";
     }
     SUBCASE("version") {
         patch(4, 2), what = "version 2";
@@ -157,7 +158,8 @@ TEST_CASE("bad shards are refused by name") {
         fs::resize_file(path, 1023), what = "1023 bytes";
     }
     SUBCASE("empty") {
-        fs::resize_file(path, 0), what = "0 bytes";
+        fs::resize_file(path, 0),
+            what = "0 bytes, fewer than the header of a token shard (1024): make shards";
     }
     SUBCASE("missing") {
         fs::remove(path), what = "No such file";

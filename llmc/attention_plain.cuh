@@ -38,10 +38,13 @@ __device__ void load_tile_turned(float* tile, const Float* x, size_t stride, int
     constexpr int N = Pack<Float>::size, ROWS = kTurnedRows, GROUPS = TILE / ROWS;
     for (int i = threadIdx.x; i < GROUPS * (HS / N); i += kAttentionThreads) {
         const int row = i % GROUPS * ROWS, d = i / GROUPS * N;
-        Pack<Float> p[ROWS] = {};
+        Pack<Float> p[ROWS] = {};  // in registers, if g++ is told to unroll what is around it
+#pragma unroll 4
         for (int r = 0; r < ROWS; r++)
             if (row + r < valid && d < hs) p[r] = load_pack(x + (row + r) * stride + d);
+#pragma unroll 8
         for (int k = 0; k < N; k++)
+#pragma unroll 4
             for (int r = 0; r < ROWS; r++) tile[(d + k) * TILE + row + r] = (float)p[r][k];
     }
 }

@@ -111,7 +111,7 @@ void parse_cut_kinds(InferConfig& c, const std::string& text) {
 // The one table of flags.
 std::vector<Flag> infer_flags(InferConfig& c) {
     return {
-        {'e', "from", "WHAT", "the newest run in log/",
+        {'e', "from", "WHAT", "the last of log/run1, log/run2, ...",
          "the model: a run or checkpoint of ours, OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
          [&c](auto& flag, auto& v) { c.from = parse_name(flag, v); }},
         {'p', "prompt", "TEXT", "",
@@ -157,7 +157,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
         {0, "eval", "WHAT", "",
          "loss on token shards (a glob) or a text file, dense and with every row cut to k keys",
          [&c](auto& flag, auto& v) { c.eval = parse_name(flag, v); }},
-        {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and --report",
+        {0, "cuts", "K[,K...]", "1,2,4,8,16,32,64", "the k of --eval and of --report's losses",
          [&c](auto& flag, auto& v) {
              c.cuts.clear();
              for (const std::string& part : split_list(v)) {
@@ -1442,14 +1442,15 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
 // ---------------------------------------------------------------------------------------------------------
 // main
 
-// The newest run in log/ that has a checkpoint.
+// The last of log/run1, log/run2, ... that has a checkpoint.
 std::string newest_run() {
     std::vector<int64_t> runs = numbered_runs("log");
     for (; !runs.empty(); runs.pop_back())
         if (const std::string run = "log/" + run_folder_name(runs.back());
             !latest_checkpoint(run, false).empty())
             return run;
-    fail("there is no run in log/ yet: train one with ./train_gpt2cu, or name a model with -e");
+    fail(
+        "no log/run1, log/run2, ... has a checkpoint yet: train one with ./train_gpt2cu, or name a model with -e");
 }
 
 std::string today() {

@@ -129,7 +129,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "updates between checkpoints, one more at the end; 0 = never",
          [&c](auto& flag, auto& v) { c.checkpoint_every = parse_int(flag, v, 0, INT64_MAX); }},
         {'y', "resume", "", "",
-         "go on from the latest checkpoint in the run folder (-o, or the newest in log/), with the flags that the run had",
+         "go on from the latest checkpoint in the run folder (-o, or the last of log/run1, log/run2, ...), with the flags that the run had; a run that was stopped before its first checkpoint begins anew",
          [&c](auto&, auto&) { c.resume = true; }},
         {'b', "batch", "N", "12 on a CPU, what fits (up to 64) on a GPU",
          "micro-batch: rows of a forward and backward pass",
@@ -839,12 +839,17 @@ LambdaRise lambda_rise(const TrainConfig& c) {
             end + " updates"};
 }
 
+// The layers' factors on lambda: "0,1,1,1".
+std::string factors_text(const TrainConfig& c) {
+    std::string text;
+    for (float factor : c.layer_lambda) text += (text.empty() ? "" : ",") + setting_text(factor);
+    return text;
+}
+
 // The settings that change the mathematics of a run: a resumed run must have the same ones.
 std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2Config& config,
                                                 const DataLoader& train, const DataLoader* val,
                                                 const char* precision) {
-    std::string layers;
-    for (float f : c.layer_lambda) layers += (layers.empty() ? "" : ",") + setting_text(f);
     std::map<std::string, std::string> settings = {
         {"model", format("%d layers, %d heads, %d channels, %d tokens", config.num_layers, config.num_heads,
                          config.channels, config.vocab_size)},
@@ -855,7 +860,7 @@ std::map<std::string, std::string> run_settings(const TrainConfig& c, const GPT2
         {"topk", std::to_string(c.topk)},
         {"reg", reg_name(c.reg)},
         {"lambda-warmup", lambda_rise(c).setting},
-        {"lambda-layers", layers},
+        {"lambda-layers", factors_text(c)},
         {"batch", std::to_string(c.B)},
         {"context", std::to_string(c.T)},
         {"tokens-per-update", std::to_string(c.tokens_per_update)},
@@ -977,7 +982,7 @@ void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& 
 std::string default_run_folder(bool resume) {
     const std::vector<int64_t> runs = numbered_runs("log");
     if (!resume) return "log/" + run_folder_name(runs.empty() ? 1 : runs.back() + 1);
-    if (runs.empty()) fail("there is no run to resume in log/: name the run folder with -o");
+    if (runs.empty()) fail("there is no log/run1, log/run2, ... to resume: name the run folder with -o");
     return "log/" + run_folder_name(runs.back());
 }
 
@@ -1183,6 +1188,9 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
     if constexpr (kUseCudnn)
         cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
     const std::string rise = c.lambda > 0 ? lambda_rise(c).table : "";
+    const bool all_one = std::count(c.layer_lambda.begin(), c.layer_lambda.end(), 1.0f) == config.num_layers;
+    const std::string factors =
+        c.lambda == 0 || all_one ? "" : " times " + factors_text(c) + " in the layers";
     const char* idle = c.lambda == 0   ? ""
                        : c.topk >= c.T ? ": no row has more, so there is nothing to regularize"
                        : c.lambda_start_updates >= c.updates
@@ -1202,7 +1210,7 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
                          pretty_count((double)num_weights(config)).c_str())},
         {"regularizer", c.topk == 0 ? "off, and not measured"
                                     : format("%s, lambda %g%s%s, top %d keys%s", reg_name(c.reg), c.lambda,
-                                             rise.c_str(), limit.c_str(), c.topk, idle)},
+                                             factors.c_str(), (rise + limit).c_str(), c.topk, idle)},
         {"data", format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train_tokens).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
                           (long long)accumulate, accumulate == 1 ? "" : "es", micro.c_str())},

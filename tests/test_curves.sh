@@ -37,10 +37,11 @@ refuses() { # $1: words; the other arguments: curves.py's. One line, and no pict
 make_run log/run2 60 0 1000
 make_run log/run10 45 0.125 1000
 make_run other 60 0.5 4000
+make_run begun 3 3 1000
 
 
 # ---- bad input, read before matplotlib is looked for
-mkdir empty_folder && (cd empty_folder && refuses "there is no run in log/") && ok "no run in log/" || bad "no run in log/"
+mkdir empty_folder && (cd empty_folder && refuses "there is no log/run1, log/run2, ... here") && ok "no run in log/" || bad "no run in log/"
 check "no such folder" refuses "nowhere cannot be read: No such file" nowhere
 check "a folder without metrics" refuses "empty_folder/metrics.jsonl cannot be read" empty_folder
 check "a label too few" refuses "--labels has 1 names for 2 runs" log/run2 log/run10 --labels one
@@ -80,6 +81,10 @@ check "nothing was measured" 'quiet nothing.jsonl -o nothing.png && is_png nothi
 printf '%s\n' '{"settings":[]}' '{"step":1,"ce":1e999,"mass":true,"lambda":"x","norm":0,"tok_s":'"$(printf '9%.0s' {1..400})"'}' >odd.jsonl
 check "values that cannot be drawn" 'quiet odd.jsonl -o odd.png && is_png odd.png'
 check "names that would be mathematics" 'quiet log/run2 log/run10 --labels "a \$x" "<b>" -o names.png && is_png names.png'
+check "no PNG" 'draw log/run2 -o x.pdf; [ $? = 1 ] && grep -q "so name it .png" err && [ ! -e x.pdf ]'
+check "runs with other tokens: said" 'quiet log/run2 other -o apart.png &&
+    grep -qx "note: other is not compared with log/run2: its tokens-per-update is 4000, not 1000" out'
+check "equal labels: numbered" 'quiet log/run2 log/run10 --labels a a -o names.png && grep -q "^a (1): 60" out && grep -q "^a (2): 45" out'
 check "a folder that is not there" '! draw log/run2 -o no/x.png && [ ! -s out ] && grep -qx "curves.py: cannot write no/x.png: No such file or directory" err'
 
 # What is drawn, from the figure before it becomes a picture.
@@ -95,7 +100,8 @@ def drawn(*names):
     runs = [curves.read_run(name) for name in names]
     for run, name in zip(runs, names):
         run["label"] = name
-    curves.draw(runs)
+    _, notes = curves.draw(runs)
+    assert len(notes) == sum("other" in name for name in names), notes
     return {axis.get_title(loc="left"): ([(line.get_xydata().tolist(), line.get_color()) for line in axis.get_lines()], axis)
             for axis in figures.pop().axes}
 
@@ -114,14 +120,23 @@ assert low < 4.4 and 5.05 < high < 5.25  # the validation before the first updat
 two = drawn("log/run2", "log/run10")
 above, axis = two["cross-entropy above the first run's"]
 lines = [(points, colour) for points, colour in above if points]
-assert len(lines) == 2 and {colour for _, colour in lines} == {two["lambda"][0][2][1]} != {blue}
+assert len(lines) == 2 and {colour for _, colour in lines} == {two["lambda"][0][1][1]} != {blue}
 close(lines[0][0], [[step, 0.125] for step in range(1, 46)])
 close(lines[1][0], [[step, 0.125] for step in (0, 20, 40)])
 assert axis.get_shared_x_axes().joined(axis, two["tokens a second"][1]) and two["tokens a second"][1].get_xlabel() == "updates"
 
 apart = drawn("log/run2", "other")  # updates of 1000 tokens and of 4000
 assert "learning rate" in apart and apart["tokens a second"][1].get_xlabel() == "million tokens"
-close(apart["lambda"][0][2][0], [[step * 0.004, 0.1] for step in range(1, 61)])
+close(apart["lambda"][0][1][0], [[step * 0.004, 0.1] for step in range(1, 61)])
+
+# Of a run that has just begun what there is of it is seen, beside one that is done.
+low, high = drawn("log/run2", "begun")["cross-entropy (marks: validation)"][1].get_ylim()
+assert low < 4.4 and high > 7.9
+
+assert curves.tell_apart(["a/b/log/x", "a/b/y", "a/b/y"]) == ["log/x", "y (1)", "y (2)"]
+assert curves.tell_apart(["a/b/log/x"]) == ["a/b/log/x"]
+sevens = drawn(*["log/run2"] * 8)["lambda"][1].get_lines()
+assert sevens[7].get_color() == sevens[0].get_color() and sevens[7].get_linestyle() != sevens[0].get_linestyle()
 
 many = [{"step": step, "ce": float(step % 2)} for step in range(2000)]
 steps, values = curves.points(many, "ce", 200)

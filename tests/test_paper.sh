@@ -38,6 +38,9 @@ for minutes in (5, 10, 20, 50, 100, 200, 400, 800, 1600, 3200):
     assert updates >= last[0] and wave1 >= last[1], (minutes, updates, wave1, last)
     last = (updates, wave1)
 print(last[0] == limits[2] and fit == len(cells))")" = True ]'
+check "the least budget that is named is enough, and nine tenths of it are not" '[ "$(planner "
+least = least_seconds(cells[:2], limits[0], measured, 2)
+print(choose_updates(cells, limits, measured, least, 2)[1] >= 2, choose_updates(cells, limits, measured, 0.9 * least, 2)[1] < 2)")" = "True True" ]'
 check "the rule: the smallest dense loss of those that lose little when cut, else the smallest loss when cut" '[ "$(planner "
 a, b, c = (cell(\"column\", 1, lam) for lam in (0.1, 0.3, 1))
 print(choose([(a, 2.0, 2.1), (b, 2.2, 2.205), (c, 2.1, 2.109)])[\"tail\"][\"lambda\"], choose([(a, 2.0, 2.2), (b, 2.1, 2.15)])[\"tail\"][\"lambda\"], choose([]))")" = "1 0.3 {}" ]'

@@ -2,6 +2,7 @@
 """The paper's runs: plans them to fit the time, trains and measures what is not done yet, and writes tables and
 figures. Killed at any time, it goes on when it is called again with the same --out."""
 import argparse
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import sys
 
 import tables
 from common import ROOT, Bad, duration, from_root, read_json, write_file, write_json
-from plan import RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, repeats, select
+from plan import RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, least_seconds, repeats, select
 from runner import Programs, Runner, calibrate, lock
 from shapes import PLAN, RESULTS
 from tables import MOST_SEEDS
@@ -124,10 +125,12 @@ def make_plan(args, out, programs, gpu):
     budget = seconds_of(args.budget or DEFAULT_BUDGET["gpu" if gpu else "cpu"])
     limits = (args.updates,) * 3 if args.updates else facts["updates"]
     updates, fit = choose_updates(cells, limits, plan["measured"], budget, plan["workers"])
-    if fit < min(2, len(cells)):
-        raise Bad(f"{duration(budget)} is too short for {min(2, len(cells))} cells of {updates} updates, "
+    least = cells[:2]
+    if fit < len(least):
+        seconds = least_seconds(least, updates, plan["measured"], plan["workers"])
+        raise Bad(f"{duration(budget)} is too short for {len(least)} cells of {updates} updates, "
                   f"{duration(cell_seconds(cells[0], updates, plan['measured']))} each, and what is measured of them: "
-                  "give a longer --budget")
+                  f"give a --budget of {math.ceil(seconds / 60)}m or more")
     if fit < len(cells):
         left_out.append(f"{len(cells) - fit} of {len(cells)} cells do not fit into {duration(budget)}: "
                         + ", ".join(c["name"] for c in cells[fit:]))

@@ -5,20 +5,24 @@
     dev/report/curves.py log/run1 log/run2 -o both.png
     dev/report/curves.py log/plain log/condensed --labels plain condensed
 
-RUN is a run folder or its metrics.jsonl; the run may still be under way. Updates are drawn as means over neighbours,
-about 200 points a line (a single batch is noise), validations as they are, with a mark each. Where several runs are
+RUN is a run folder or its metrics.jsonl; the run may still be under way. Updates are drawn as means over neighbours, at
+most 100 points a line (a single batch is noise), validations as they are, with a mark each. Where several runs are
 drawn, their loss above the first one's takes the learning rate's place: runs with the same data in the same order have
-their noise in common, and differ by less than it. Exit status 1 and one sentence if a run cannot be read.
+their noise in common, and differ by less than it. Others are not compared so, and a note says why. Exit status 1 and
+one sentence if a run cannot be read.
 """
 import argparse
 import glob
 import json
+import math
 import os
 import sys
 
 from report import Bad, find_matplotlib
 
-POINTS = 200
+POINTS = 100
+# What gives two runs the same tokens at the same update, by the trainer's settings.
+SAME_TOKENS = ("training data", "data-digest", "seed", "tokens-per-update", "batch", "context", "overfit")
 
 
 def is_number(value):
@@ -31,7 +35,7 @@ def newest_run():
     runs = [(int(path[len("log/run"):]), path) for path in glob.glob("log/run*")
             if path[len("log/run"):].isdigit() and os.path.exists(os.path.join(path, "metrics.jsonl"))]
     if not runs:
-        raise Bad("there is no run in log/ here: name a run's folder")
+        raise Bad("there is no log/run1, log/run2, ... here: name a run's folder (before --labels)")
     return max(runs)[1]
 
 
@@ -71,9 +75,9 @@ def setting(run, name):
 
 
 def points(lines, key, most=None):
-    """(steps, values) of what was measured; with `most`, means over so many neighbours that about as many remain."""
+    """(steps, values) of what was measured; with `most`, means over so many neighbours that no more remain."""
     known = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
-    width = max(1, len(known) // most) if most else 1
+    width = math.ceil(len(known) / most) if most and known else 1
     groups = [known[i:i + width] for i in range(0, len(known), width)]
     return [[sum(pair[i] for pair in group) / len(group) for group in groups] for i in (0, 1)]
 
@@ -83,30 +87,51 @@ LOSS = ("ce", "val_ce", "cross-entropy (marks: validation)", POINTS)
 RATE = ("lr", None, "learning rate", POINTS)
 NORM = ("norm", None, "norm of the gradient, before clipping", POINTS)
 MASS = ("mass", "val_mass", "top-k mass (marks: validation)", POINTS)
+ABOVE = ("above", "val_above", "cross-entropy above the first run's", POINTS // 2)
 OTHERS = [("lambda", None, "lambda", POINTS), NORM, ("tok_s", None, "tokens a second", POINTS)]
 
 
 def compare_with_first(runs):
-    """Adds to the lines of all runs but the first how much their cross-entropy exceeds the first one's at the same
-    step, and returns the panel that shows it."""
-    for lines, name, above in (("updates", "ce", "above"), ("validations", "val_ce", "val_above")):
-        first = {line["step"]: line[name] for line in runs[0][lines] if is_number(line.get(name))}
-        for run in runs[1:]:
+    """Adds to the lines of the runs that saw the first one's tokens how much their cross-entropy exceeds its at the same
+    step. Returns whether there is such a run, and a sentence about each other."""
+    notes, first = [], runs[0]
+    for run in runs[1:]:
+        name = next((name for name in SAME_TOKENS if run["settings"].get(name) != first["settings"].get(name)), None)
+        if name:
+            theirs, ours = (r["settings"].get(name, "not recorded") for r in (run, first))
+            notes.append(f"note: {run['label']} is not compared with {first['label']}: its {name} is {theirs}, not {ours}")
+            continue
+        for lines, key, above in (("updates", "ce", "above"), ("validations", "val_ce", "val_above")):
+            known = {line["step"]: line[key] for line in first[lines] if is_number(line.get(key))}
             for line in run[lines]:
-                if line["step"] in first and is_number(line.get(name)):
-                    line[above] = line[name] - first[line["step"]]
-    return ("above", "val_above", "cross-entropy above the first run's", POINTS // 4)
+                if line["step"] in known and is_number(line.get(key)):
+                    line[above] = line[key] - known[line["step"]]
+    return len(notes) < len(runs) - 1, notes
 
 
 def leave_out_the_fall(axis):
     """A loss falls so far in the first tenth of a run that of the rest, which is what runs differ in, nothing would be
-    seen: the scale is the rest's."""
-    lines = [line.get_xydata() for line in axis.get_lines()]
-    last = max((x for line in lines for x, _ in line), default=0)
-    rest = [y for line in lines for x, y in line if x >= last / 10]
-    if len(rest) >= POINTS / 4 and max(rest) > min(rest):
+    seen: the scale is the rest's. The tenth is of what there is of each run: none is left out altogether."""
+    rest = []
+    for line in axis.get_lines():
+        known = line.get_xydata()
+        rest += [y for x, y in known if x >= known[-1][0] / 10]
+    if rest and max(rest) > min(rest):
         margin = 0.05 * (max(rest) - min(rest))
         axis.set_ylim(min(rest) - margin, max(rest) + margin)
+
+
+def tell_apart(names):
+    """Labels for runs: their paths without the folders that all have in common; equal ones are numbered."""
+    folders = [os.path.dirname(os.path.abspath(name)) for name in names]
+    common = os.path.commonpath(folders)
+    labels = [os.path.relpath(os.path.abspath(name), common) for name in names] if len(names) > 1 else names
+    return numbered(labels)
+
+
+def numbered(labels):
+    return [label if labels.count(label) == 1 else f"{label} ({labels[:i + 1].count(label)})"
+            for i, label in enumerate(labels)]
 
 
 def draw(runs):
@@ -114,11 +139,13 @@ def draw(runs):
     pictures.set_style()
     colours = (pictures.BLUE, pictures.VERMILION, pictures.GREEN, pictures.PURPLE, pictures.ORANGE, pictures.SKY, "black")
     for i, run in enumerate(runs):
-        run["colour"] = colours[i % len(colours)]
+        run["style"] = {"color": colours[i % len(colours)], "linestyle": ("-", "--", ":")[i // len(colours) % 3]}
     # Runs with updates of different size are compared by the tokens that they have seen.
     sizes = [setting(run, "tokens-per-update") for run in runs]
     by_tokens = len(set(sizes)) > 1 and all(sizes)
-    second = compare_with_first(runs) if len(runs) > 1 and not by_tokens else RATE
+    compared, notes = compare_with_first(runs)
+    second = ABOVE if compared else RATE
+    ks = {setting(run, "topk") for run in runs}
     figure, axes = pictures.panels(pictures.FULL, 8.6, 3, 2, sharex=True)
     for axis, panel in zip(axes.flat, (LOSS, second, MASS, *OTHERS)):
         of_updates, of_validations, title, most = panel
@@ -126,24 +153,27 @@ def draw(runs):
             scale = size / 1e6 if by_tokens else 1
             steps, values = points(run["updates"], of_updates, most)
             if values:
-                axis.plot([s * scale for s in steps], values, color=run["colour"], marker=pictures.dot(values))
+                axis.plot([s * scale for s in steps], values, marker=pictures.dot(values), **run["style"])
             steps, values = points(run["validations"], of_validations)
-            axis.plot([s * scale for s in steps], values, "o", color=run["colour"])
+            if values:
+                axis.plot([s * scale for s in steps], values, "o", color=run["style"]["color"])
         drawn = [y for line in axis.get_lines() for y in line.get_ydata()]
         if not drawn:
             pictures.say_empty(axis)
         elif panel is NORM and min(drawn) > 0:
             axis.set_yscale("log")
             pictures.plain_numbers(axis.yaxis)
-        elif panel is LOSS:
+        elif panel in (LOSS, ABOVE):
             leave_out_the_fall(axis)
+        elif panel is MASS and len(ks) > 1:
+            title = "top-k mass, each run's of its own k (marks: validation)"
         axis.set_title(title, loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("million tokens" if by_tokens else "updates")
     if len(runs) > 1:
-        handles = [pictures.Line2D([], [], color=run["colour"], label=pictures.shown(run["label"])) for run in runs]
+        handles = [pictures.Line2D([], [], label=pictures.shown(run["label"]), **run["style"]) for run in runs]
         axes[0, 0].legend(handles=handles, loc="upper right")  # where a falling loss leaves room
-    return pictures.png(figure)
+    return pictures.png(figure), notes
 
 
 def summary(run):
@@ -169,13 +199,15 @@ def main():
     try:
         names = args.runs or [newest_run()]
         if args.labels and len(args.labels) != len(names):
-            raise Bad(f"--labels has {len(args.labels)} names for {len(names)} runs: give each its own")
+            raise Bad(f"--labels has {len(args.labels)} names for {len(names)} runs: give each its own, behind the runs")
         runs = [read_run(name) for name in names]
-        for run, label in zip(runs, args.labels or names):
+        for run, label in zip(runs, numbered(args.labels) if args.labels else tell_apart(names)):
             run["label"] = label
         find_matplotlib(__file__)
         path = args.picture or os.path.join(os.path.dirname(runs[0]["path"]), "curves.png")
-        picture = draw(runs)
+        if not path.endswith(".png"):
+            raise Bad(f"-o {path}: the picture is a PNG, so name it .png")
+        picture, notes = draw(runs)
         with open(path, "wb") as file:
             file.write(picture)
     except Bad as error:
@@ -184,7 +216,7 @@ def main():
         sys.exit(f"curves.py: cannot write {error.filename}: {error.strerror}")
     for run in runs:
         print(summary(run))
-    print(path)
+    print(*notes, path, sep="\n")
 
 
 if __name__ == "__main__":

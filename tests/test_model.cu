@@ -284,6 +284,91 @@ TEST_CASE("accumulated micro-steps are one large step") {
     compare_tensors(kSmall, got, to_double(want), 1e-5);
 }
 
+// A shard of random tokens: `windows` windows of T tokens, and one more for the last target.
+static std::string random_shard(const TempFolder& folder, int windows, int T, uint64_t seed) {
+    const std::string path = folder / "random.bin";
+    const std::vector<int> drawn = random_ints(windows * T + 1, kSmall.vocab_size, seed);
+    ShardWriter shard(path, (int64_t)drawn.size(), kSmall.vocab_size);
+    shard.append(std::vector<uint16_t>(drawn.begin(), drawn.end()));
+    shard.finish();
+    return path;
+}
+
+// Two updates, as the training loop makes them, in micro-batches of B rows.
+struct TwoUpdates {
+    std::vector<float> before, first_m, first_v, first, m, v, second;  // parameters, moments
+    StepStats first_stats, second_stats;
+    TwoUpdates(const Context& ctx, int B, float lambda, float lr) {
+        const TempFolder folder;
+        const int T = 24, rows = 4;
+        TrainConfig c = small_run(B, T, 4, Reg::tail);
+        c.tokens_per_update = rows * T;
+        c.clip = 0;
+        c.weight_decay = 0.5f;
+        GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
+        DataLoader data(random_shard(folder, 3 * rows, T, 3), B, T, true, 5);
+        const auto get = [&](const float* from) { return to_host(ctx, from, model.num_params); };
+        before = get(model.master);
+        train_step(ctx, model, data, c, lr, lambda, 0);
+        first_stats = to_host(ctx, model.acts.stats, 1)[0];
+        first = get(model.master), first_m = get(model.m), first_v = get(model.v);
+        train_step(ctx, model, data, c, lr, lambda, 1);
+        second_stats = to_host(ctx, model.acts.stats, 1)[0];
+        second = get(model.master), m = get(model.m), v = get(model.v);
+    }
+};
+
+TEST_CASE("an update's tokens give the same update in micro-batches of any size") {
+    const Context ctx = make_context();
+    const TwoUpdates want(ctx, 4, 2.0f, 1e-3f);
+    for (int B : {1, 2}) {
+        CAPTURE(B);
+        const TwoUpdates got(ctx, B, 2.0f, 1e-3f);
+        CHECK(relative_error(got.first_m, to_double(want.first_m)) < 1e-5);
+        CHECK(relative_error(got.m, to_double(want.m)) < 1e-4);
+        CHECK(relative_error(got.v, to_double(want.v)) < 1e-4);
+        for (const auto& [a, b] :
+             {std::pair(got.first_stats, want.first_stats), {got.second_stats, want.second_stats}}) {
+            CHECK(a.ce == doctest::Approx(b.ce).epsilon(1e-5));
+            CHECK(a.reg == doctest::Approx(b.reg).epsilon(1e-4));
+            CHECK(a.mass == doctest::Approx(b.mass).epsilon(1e-4));
+            CHECK(a.norm.norm == doctest::Approx(b.norm.norm).epsilon(1e-4));
+        }
+    }
+    CHECK(want.first_stats.ce != doctest::Approx(want.second_stats.ce).epsilon(1e-5));  // other tokens
+    // Plain GPT-2 measures its mass on an update's first micro-batch: here it is all of it, there a part.
+    const TwoUpdates whole(ctx, 4, 0, 1e-3f), part(ctx, 1, 0, 1e-3f);
+    CHECK(part.first_stats.ce == doctest::Approx(whole.first_stats.ce).epsilon(1e-5));
+    CHECK(part.first_stats.mass == doctest::Approx(whole.first_stats.mass).epsilon(0.1));
+    CHECK(part.first_stats.mass != doctest::Approx(whole.first_stats.mass).epsilon(1e-5));
+}
+
+TEST_CASE("an update is AdamW's, with the betas of GPT-3 and the correction of its number") {
+    const Context ctx = make_context();
+    const float lr = 1e-3f;
+    const TwoUpdates u(ctx, 2, 2.0f, lr);
+    std::vector<double> v, first, second;
+    for (const ParamTensor& p : gpt2_params(kSmall))
+        for (size_t i = p.offset; i < p.offset + p.size(); i++) {
+            const double g = u.first_m[i] / 0.1, decay = p.is_vector ? 0.0 : 0.5;
+            v.push_back(0.05 * g * g);
+            const auto step = [&](double from, double m, double v, int t) {
+                const double mean = m / (1 - std::pow(0.9, t)), square = v / (1 - std::pow(0.95, t));
+                return -lr * (mean / (std::sqrt(square) + 1e-8) + decay * from);
+            };
+            first.push_back(step(u.before[i], u.first_m[i], u.first_v[i], 1));
+            second.push_back(step(u.first[i], u.m[i], u.v[i], 2));
+        }
+    std::vector<float> moved_first, moved_second;
+    for (size_t i = 0; i < u.before.size(); i++) {
+        moved_first.push_back(u.first[i] - u.before[i]);
+        moved_second.push_back(u.second[i] - u.first[i]);
+    }
+    CHECK(relative_error(u.first_v, v) < 1e-5);
+    CHECK(relative_error(moved_first, first) < 1e-3);  // differences of floats near 1
+    CHECK(relative_error(moved_second, second) < 1e-3);
+}
+
 TEST_CASE("a shorter batch than the activations have room for") {
     const Context ctx = make_context();
     const std::vector<float> params = busy_params<float>(kSmall);
@@ -355,6 +440,42 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
         CHECK(v.self == doctest::Approx(want.self).epsilon(1e-6));
     }
     CHECK(one_by_one.ce != doctest::Approx(first.ce).epsilon(1e-6));
+}
+
+TEST_CASE("what a validation measures: the loss and the mass of the reference, and where rows look") {
+    const Context ctx = make_context();
+    const TempFolder folder;
+    const int B = 3, T = 24, k = 4, C = kSmall.channels, NH = kSmall.num_heads, hs = C / NH;
+    TrainConfig c = small_run(B, T, k, Reg::tail);
+    c.layer_lambda = {1.0f, 1.0f, 1.0f};
+    const std::vector<float> params = busy_params<float>(kSmall);
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, params);
+    DataLoader data(random_shard(folder, B, T, 4), B, T, false, 0);
+    const Validation got = validate(ctx, model, data, c);
+
+    const std::vector<int> x(data.inputs(), data.inputs() + B * T), y(data.targets(), data.targets() + B * T);
+    const ref::Loss loss = ref::gpt2(kSmall, to_double(params), x, y, B, T, k, Reg::tail, {1, 1, 1}, nullptr);
+    CHECK(got.ce == doctest::Approx(loss.ce).epsilon(1e-6));
+    CHECK(got.mass == doctest::Approx(loss.mass).epsilon(1e-6));
+
+    double rows = 0, first = 0, self = 0, kept = 0, all = 0;  // the last two without position 0
+    for (const LayerActs<float>& layer : model.acts.layers) {
+        const std::vector<double> qkv = to_double(to_host(ctx, layer.qkv, (size_t)B * T * 3 * C));
+        for (int b = 0; b < B; b++)
+            for (int h = 0; h < NH; h++)
+                for (int i = k; i < T; i++) {
+                    const ref::AttentionRow row =
+                        ref::attention_row(qkv.data() + (size_t)b * T * 3 * C, i, h, C, hs, k);
+                    rows++;
+                    first += row.p[0];
+                    self += row.p[i];
+                    kept += row.mass - row.member[0] * row.p[0];
+                    all += 1 - row.p[0];
+                }
+    }
+    CHECK(got.sink == doctest::Approx(first / rows).epsilon(1e-5));
+    CHECK(got.self == doctest::Approx(self / rows).epsilon(1e-5));
+    CHECK(got.mass_nosink == doctest::Approx(kept / all).epsilon(1e-5));
 }
 
 TEST_CASE(

@@ -49,6 +49,34 @@ check "every line of the metrics is an object with the keys it should have" '
     [ "$(grep -c "^{\"step\":[0-9]*,\"loss\":[^,]*,\"ce\":[^,]*,\"reg\":[^,]*,\"mass\":[^,]*,\"lambda\":[^,]*,\"lr\":[^,]*,\"norm\":[^,]*,\"tok_s\":[^,]*,\"ms\":[^,]*}$" "$work/reg/metrics.jsonl")" = 100 ] &&
     [ "$(grep -c "^{\"step\":[0-9]*,\"val_ce\":[^,]*,\"val_mass\":[^,]*,\"val_mass_nosink\":[^,]*}$" "$work/reg/metrics.jsonl")" = 2 ] &&
     [ "$(wc -l <"$work/reg/metrics.jsonl")" = 103 ]'
+check "what is printed of a validation is what is logged" 'grep "validation after 100" "$work/log" | grep -qF "loss $(printf %.4f "$reg_ce"), top-8 mass $(printf %.4f "$reg_mass") ($(printf %.4f "$(last "$work/reg" val_mass_nosink)") without position 0)"'
+check "a sample goes on with the validation text" 'python3 - "$work/log" "$text" <<END
+import re, sys
+log, text = (open(path, encoding="utf-8", errors="replace").read() for path in sys.argv[1:])
+prompt = re.search(r"sample after 100 updates[^\n]*\n\[(.*?)\]", log, re.S).group(1)
+sys.exit(not (len(prompt) > 10 and prompt in text))
+END'
+# Each update's line, by the formulas: 2 micro-batches, all that moves the rates, a gradient that is clipped.
+run "${quick[@]}" -x 20 -d 256 -u 5 --schedule linear --lr 0.01 -q 0.5 -l 0.3 --lambda-start 3 --lambda-warmup 10 --clip 0.01 -v 2 -n 0 -o "$work/rates"
+check "each line of the metrics has the rates of its update, and numbers that go together" 'python3 - "$work/rates/metrics.jsonl" <<END
+import json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+updates = [line for line in lines[1:] if "loss" in line]
+assert [line["step"] for line in updates] == list(range(1, 21))
+close = lambda a, b, bound=1e-5: abs(a - b) <= bound * max(abs(a), abs(b))
+for line in updates:
+    step = line["step"] - 1
+    lr = 0.01 * (step + 1) / 5 if step < 5 else 0.01 * (1 - 0.5 * (step - 4) / 15)
+    rise = 0 if step < 3 else 0.3 * (step - 2) / 8 if step < 10 else 0.3
+    assert close(line["lr"], lr) and close(line["lambda"], rise), (line, lr, rise)
+    assert close(line["loss"], line["ce"] + line["lambda"] * line["reg"]), line
+    assert close(line["tok_s"] * line["ms"], 256e3, 1e-3), line
+    assert line["norm"] > 0.1, line
+    assert close(line["reg"], 1 - line["mass"], 1e-4), line
+END'
+run "${quick[@]}" -x 5 -n 2 -v 2 -o "$work/odd"
+check "the last update is saved and validated, whatever -n and -v divide" '[ $? = 0 ] && [ -f "$work/odd/step_00000005/model.safetensors" ] &&
+    [ "$(grep -c val_ce "$work/odd/metrics.jsonl")" = 4 ] && tail -n 1 "$work/odd/metrics.jsonl" | grep -q "\"step\":5,\"val_ce\""'
 run "${quick[@]}" -x 40 -n 0 -l 0.3 --lambda-warmup 0 --reg entropy -o "$work/entropy"
 check "--reg entropy: a row's entropy falls, and its top-8 mass rises" '[ $? = 0 ] &&
     less "$(last "$work/entropy" reg)" "$(first "$work/entropy" reg)" &&
@@ -86,6 +114,10 @@ same_when_killed() {
 for moment in 3 8 14; do
     check "killed after about $moment of 30 updates and resumed: the same bits" 'same_when_killed $moment "$work/straight" "${common[@]}"'
 done
+head -c 5000 "$text" >"$work/short.txt" && "$root/build/tokenize" --tokenizer bytes -o "$work/short" "$work/short.txt" >"$work/log" 2>&1
+epochs=(-e tiny -b 2 -t 64 -i "$work/short_train_*.bin" -v 0 -s 0 -x 30 -n 10 -d 256 --precision bf16)
+run "${epochs[@]}" -o "$work/epochs" || bad "a straight run in bf16"
+check "killed and resumed in bf16, over a text that 30 updates read twice: the same bits" 'same_when_killed 24 "$work/epochs" "${epochs[@]}"'
 rm -rf "$work/interrupted"
 "$train" "${common[@]}" -x 3000 -o "$work/interrupted" >"$work/log" 2>&1 &
 pid=$!
@@ -111,6 +143,28 @@ head -c 50000 "$text" >"$work/one.txt" && tail -c 50000 "$text" >"$work/other.tx
 for half in one other; do "$root/build/tokenize" --tokenizer bytes -o "$work/$half" "$work/$half.txt" >"$work/log" 2>&1; done
 on() { run -e tiny -b 2 -t 64 -s 0 -v 0 -x 4 -n 2 -i "$work/$1_train_*.bin" -j "$work/$1_val_*.bin" "${@:2}"; }
 on one -o "$work/same_size" && rm -r "$work/same_size/step_00000004"
+while read -r name flags; do
+    on one -y -o "$work/same_size" $flags
+    check "resuming with $flags is refused by name" '[ $? = 1 ] && grep -q "$name was" "$work/log"'
+done <<'END'
+clip --clip 0.5
+weight-decay -c 0.2
+final-lr -q 0.3
+warmup -u 3
+schedule --schedule linear
+lr --lr 1e-3
+seed --seed 5
+topk -k 4
+reg --reg kl
+lambda -l 0.2
+lambda-warmup --lambda-warmup 1
+lambda-layers --lambda-layers 2
+context -t 32 -d 128
+batch -b 1 -d 128
+tokens-per-update -d 256
+updates -x 6
+precision --precision bf16
+END
 on other -y -o "$work/same_size"
 check "resuming with other data of the same size is refused" '[ $? = 1 ] && grep -q "data-digest was" "$work/log"'
 on one -y -o "$work/same_size" -j "$work/other_val_*.bin"
@@ -185,7 +239,7 @@ check "a checkpoint that may not get so large: one sentence, and nothing half" '
 run "${common[@]}" -o "$work/straight"
 check "a run folder is not overwritten" '[ $? = 1 ] && grep -q -- "-y" "$work/log"'
 run "${quick[@]}" -x 2 -n 0 -e "$work/straight" -o "$work/from_run"
-check "-e takes a run folder" '[ $? = 0 ]'
+check "-e takes a run folder, and trains on with the rate for that" '[ $? = 0 ] && grep -q "learning rate *5e-05" "$work/log"'
 
 # ---- --target-loss
 constrained=("${common[@]}" --lambda-warmup 0)

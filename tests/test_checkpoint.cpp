@@ -585,6 +585,9 @@ TEST_CASE("a resume with other settings names each one that differs") {
     now["--lr"] = "0.333333343,2";  // and numbers have more digits now
     saved.settings["--lr"] = "0.333333,2";
     CHECK(error_of([&] { check_settings("run", saved.settings, now); }) == "");
+    saved.settings["data-digest"] = "1";  // a run of today recorded them all
+    check_mentions(error_of([&] { check_settings("run", saved.settings, now); }),
+                   "--lr was 0.333333,2 and is now 0.333333343,2");
     saved.settings["--lr"] = now["--lr"];
     saved.settings["data-digest"] = "2";
     check_mentions(error_of([&] { check_settings("run", saved.settings, now); }),

@@ -176,6 +176,26 @@ TEST_CASE("bad shards are refused by name") {
     CHECK_HAS(error_of([&] { DataLoader loader(path, 1, 1, true, 1); }), what);
 }
 
+TEST_CASE("of data that is too large to be looked through at the start, each window is, to its last target") {
+    const Folder folder;
+    const std::string path = folder / "large.bin";
+    const int T = 8;
+    write_shard(path, {}, 257);
+    {
+        std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+        const int32_t num_tokens = kCheckAtOpenBytes / 2 + 1;
+        file.seekp(8);
+        file.write(reinterpret_cast<const char*>(&num_tokens), 4);
+        const uint16_t bad = 257;
+        file.seekp(1024 + 2 * T);
+        file.write(reinterpret_cast<const char*>(&bad), 2);
+        file.close();
+        fs::resize_file(path, 1024 + 2 * static_cast<uintmax_t>(num_tokens));  // zeros that take no room
+    }
+    DataLoader loader(path, 1, T, false, 0);
+    CHECK_HAS(error_of([&] { loader.next_batch(); }), "token 8 of");
+}
+
 TEST_CASE("vocabulary 0 in the header is GPT-2's, and an empty shard is a shard") {
     const Folder folder;
     write_shard(folder / "a.bin", {}, 0);

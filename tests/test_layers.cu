@@ -365,6 +365,18 @@ TEST_CASE_TEMPLATE("AdamW: five updates of all tensors, with clipping and decay"
     }
 }
 
+TEST_CASE("gradient norm of more numbers than there are blocks for") {
+    const size_t n = (size_t)kGradNormBlocks * 256 * 32 * 4 + 40000;
+    const Context ctx = make_context();
+    DeviceArray<float> grad(std::vector<float>(n, 0.5f)),
+        scratch(std::vector<float>(kGradNormBlocks + 64, 7.0f));
+    DeviceArray<GradNorm> result(1);
+    grad_norm(ctx, result, scratch, grad, n, 0);
+    CHECK(result.get()[0].norm == doctest::Approx(0.5 * std::sqrt((double)n)).epsilon(1e-6));
+    const auto after = scratch.get();
+    CHECK(std::count(after.end() - 64, after.end(), 7.0f) == 64);  // nothing behind what it may use
+}
+
 TEST_CASE("gradient norm, and what is to be clipped") {
     for (const Context& ctx : both_lane_counts()) {
         CAPTURE(ctx.row_lanes);

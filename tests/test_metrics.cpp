@@ -166,6 +166,24 @@ TEST_CASE("a run that is killed and resumed logs what a straight run logs") {
     }
 }
 
+TEST_CASE("updates that a resumed log lacks are named") {
+    const auto gap = [](const std::vector<int>& there, int64_t step) {
+        TempFolder run;
+        std::string text = "{}\n";
+        for (int update : there) text += "{\"step\":" + std::to_string(update) + ",\"loss\":1}\n";
+        write_text(run / "metrics.jsonl", text);
+        return MetricsLog(run.path, "{}", step).gap();
+    };
+    CHECK(gap({1, 2, 3, 4}, 4) == "");
+    CHECK(gap({1, 2, 3, 4, 5, 6}, 4) == "");
+    CHECK(gap({}, 0) == "");
+    CHECK(gap({3, 4}, 4) == "updates 1 to 2");
+    CHECK(gap({1, 4}, 4) == "updates 2 to 3");
+    CHECK(gap({1, 2}, 4) == "updates 3 to 4");
+    CHECK(gap({}, 4) == "updates 1 to 4");
+    CHECK(gap({2, 4}, 4) == "updates 1 to 1");  // the first gap
+}
+
 TEST_CASE("a resumed file keeps its first line, a new run's is new") {
     TempFolder run;
     run_updates(run.path, 0, 4);

@@ -149,6 +149,24 @@ TEST_CASE("the plain run's losses, and what is refused by name") {
     std::map<std::string, std::string> digest = settings;
     digest["data-digest"] = "1";  // which older runs did not record
     CHECK(read_plain_losses(folder.path, "tiny", digest, 3).size() == 3);
+    const auto with_digests = [&](const char* data, const char* val) {
+        write_text(folder / "metrics.jsonl",
+                   format(R"({"from":"tiny","settings":{"lambda":"0","batch":"12","updates":"3","seed":"1",)"
+                          R"("lambda-layers":"1,1","data-digest":"%s","val-digest":"%s"}})",
+                          data, val) +
+                       "\n" + three);
+        std::map<std::string, std::string> ours = settings;
+        ours["data-digest"] = "1", ours["val-digest"] = "1";
+        try {
+            read_plain_losses(folder.path, "tiny", ours, 3);
+        } catch (const Error& e) {
+            return std::string(e.what());
+        }
+        return std::string();
+    };
+    CHECK(with_digests("1", "1") == "");
+    CHECK(with_digests("1", "2") == "");  // what it was validated on does not matter
+    says(with_digests("2", "1"), "data-digest is 2, and here it is 1");
     file("0", "12", two + "{\"step\":3,\"ce\":1e300}\n");
     says(message(), "line 5 of");
     file("0", "12", two);

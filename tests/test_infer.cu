@@ -402,6 +402,148 @@ TEST_CASE("statistics of decoding: what was read of what there was") {
     }
 }
 
+TEST_CASE("random cuts: every layer and every batch has keys of its own") {
+    const Context ctx = make_context();
+    Model<float> m = make_model<float>(kSmall);
+    const int T = 29;
+    const Bench<float> bench(ctx, m, 1, T);
+    const std::vector<int> x = random_ints(T, kEot, 1), y = random_ints(T, kEot, 2);
+    const SequenceAttention how{Cut::random, 3, true, 5};
+    to_device(bench.a.inputs, x.data(), T);
+    const auto kept_of = [&](int layer) {  // of the same queries and keys, whichever layer they stand for
+        attend_sequences(ctx, m, bench.a, layer, 1, T, how);
+        return to_host(ctx, bench.a.kept, (size_t)kSmall.num_heads * T);
+    };
+    forward(ctx, m, bench.a, 1, T, nullptr, [&](int l) {
+        const std::vector<float> kept = kept_of(l);
+        CHECK(kept == kept_of(l));
+        CHECK(kept != kept_of(l + 1));
+    });
+
+    Windows once{"test", 1, T};
+    once.add(x.data(), y.data());
+    Windows twice = once;
+    twice.add(x.data(), y.data());
+    REQUIRE(twice.inputs.size() == 2);
+    InferConfig c;
+    c.cuts = {3};
+    c.cut_kinds = {Cut::topk, Cut::random};
+    c.cut_as_they_are = false;
+    const std::vector<CutLoss> a = cut_losses(bench, once, c), b = cut_losses(bench, twice, c);
+    for (const size_t same : {0, 1}) CHECK(b[same].loss == doctest::Approx(a[same].loss).epsilon(1e-9));
+    CHECK(std::abs(b[2].loss - a[2].loss) > 1e-6);
+    CHECK(std::abs(b[2].kept - a[2].kept) > 1e-6);
+}
+
+TEST_CASE("a prompt may hold <|endoftext|>, and a text out of nothing begins with it") {
+    const Tokenizer bytes = Tokenizer::bytes();
+    const GPT2Config config{.max_seq_len = 8, .vocab_size = kByteVocab};
+    const auto eot = (uint16_t)bytes.eot();
+    CHECK(prompt_tokens(&bytes, "a<|endoftext|>", config, true) == Tokens{'a', eot});
+    CHECK(prompt_tokens(&bytes, "<|endoftext|>b", config, true) == Tokens{eot, 'b'});
+    CHECK(prompt_tokens(&bytes, "", config, true) == Tokens{eot});
+}
+
+TEST_CASE("logits that are no numbers are found in every sequence, and not behind the vocabulary") {
+    const Context ctx = make_context();
+    Model<float> m = make_model<float>(kSmall);
+    const int B = 3, V = kSmall.vocab_size, Vp = kSmall.padded_vocab_size;
+    Decoding<float> d;
+    const DeviceMemory memory(
+        ctx, "test", "", [&](Arena& arena) { d = lay_out_decoding<float>(arena, kSmall, B, 48, 40, false); });
+    memory.zero();
+    const auto with = [&](int b, int token, float logit) {
+        std::vector<float> logits((size_t)B * Vp, 0.5f);
+        logits[(size_t)b * Vp + token] = logit;
+        to_device(d.logits, logits.data(), logits.size());
+    };
+    for (int b = 0; b < B; b++) {
+        CAPTURE(b);
+        for (const float bad : {NAN, INFINITY, -INFINITY})
+            for (const int token : {0, V - 1}) {
+                with(b, token, bad);
+                CHECK_THROWS_AS(check_logits(ctx, m, d), Error);
+            }
+        with(b, V, NAN);
+        CHECK_NOTHROW(check_logits(ctx, m, d));
+    }
+}
+
+TEST_CASE("a token's label: its text, or its bytes where that is no whole character") {
+    const Tokenizer bytes = Tokenizer::bytes();
+    CHECK(token_label(&bytes, 'x') == "x");
+    CHECK(token_label(&bytes, 0xC3) == "<c3>");
+    CHECK(token_label(&bytes, 0x80) == "<80>");
+    CHECK(token_label(nullptr, 0xC3) == "195");
+}
+
+TEST_CASE("the speed is of the tokens behind the first ones") {
+    Generation g;
+    g.drawn = 33;
+    g.drawn_first = 3;
+    g.first_seconds = 1;
+    g.seconds = 4;
+    InferConfig c;
+    c.attention = DecodeMode::dense;
+    CHECK(speed_line(g, c) == "33 tokens, dense attention: the first after 1.000 s, then 10.0 tokens/s");
+    g.drawn = 3;  // there are none
+    CHECK(speed_line(g, c) == "3 tokens, dense attention: the first after 1.000 s");
+}
+
+TEST_CASE("probes: sizes that fit the context and the alphabet, tokens that the text has, the seed's") {
+    const int eot = 256, T = 40;
+    const auto windows = [&](int tokens) {  // a text of so many tokens, from 'A' on, again and again
+        Windows w{"test", 4, T};
+        std::vector<uint16_t> x;
+        for (int i = 0; i < 4 * T + 1; i++) x.push_back((uint16_t)('A' + i * i % tokens));
+        for (int i = 0; i < 4; i++) w.add(x.data() + i * T, x.data() + i * T + 1);
+        return w;
+    };
+    const auto groups = [](const std::vector<Scored>& items) { return items.back().group + 1; };
+    InferConfig c;
+    c.limit = 12;
+    const Windows w = windows(53);
+    const Probes p = make_probes(c, w, T, eot);
+    CHECK(groups(p.recall) == 12);
+    CHECK(groups(p.induction) == 3);
+    CHECK(groups(p.needle) == 3 * kNeedleDepths);
+    CHECK(p.repeated == 20);
+    CHECK(p.candidates == 10);
+    c.limit = 0;
+    CHECK(groups(make_probes(c, w, T, eot).recall) == 100);
+    CHECK(groups(make_probes(c, w, T, eot).induction) == 25);
+    c.limit = 1;
+    CHECK(groups(make_probes(c, w, T, eot).induction) == 1);
+    c.limit = 12;
+
+    const Tokens text = w.text();
+    const Tokens alphabet = occurring_tokens(text, eot);
+    CHECK(p.pairs == std::min(16, (int)alphabet.size() / 2));
+    for (const auto* items : {&p.induction, &p.recall, &p.needle})
+        for (const Scored& item : *items)
+            for (const uint16_t token : item.tokens)
+                REQUIRE(std::find(alphabet.begin(), alphabet.end(), token) != alphabet.end());
+    const ChoiceSummary recall =
+        choice_summary(p.recall, std::vector<Result>(p.recall.size(), {-1.0, false, 0}));
+    CHECK(recall.questions == 12);
+    CHECK(recall.chance == doctest::Approx(1.0 / p.pairs));
+    CHECK(make_probes(c, w, 21, eot).pairs == 10);  // as many as fit the context
+
+    const auto same = [](const std::vector<Scored>& a, const std::vector<Scored>& b) {
+        return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                          [](const Scored& x, const Scored& y) { return x.tokens == y.tokens; });
+    };
+    const Probes again = make_probes(c, w, T, eot);
+    c.sampling.seed = 5;
+    const Probes other = make_probes(c, w, T, eot);
+    for (const auto& [a, b, o] : {std::tuple(&p.induction, &again.induction, &other.induction),
+                                  std::tuple(&p.recall, &again.recall, &other.recall),
+                                  std::tuple(&p.needle, &again.needle, &other.needle)}) {
+        CHECK(same(*a, *b));
+        CHECK_FALSE(same(*a, *o));
+    }
+}
+
 TEST_CASE("text to measure on is read until there are enough tokens, however long they are") {
     const TempFolder folder;
     // A vocabulary of the 256 bytes and of runs of 2, 4 ... 64 times the letter a.

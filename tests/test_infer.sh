@@ -8,6 +8,14 @@ infer=$root/infer_gpt2cpu
 source tests/script.sh
 run() { "$infer" "$@" >"$work/out" 2>"$work/err"; }
 json() { python3 -c "import json,sys; d = json.load(open(sys.argv[1])); print($2)" "$1"; }
+# holds FILE CONDITION: of the JSON in the file, d, and of what the program has printed, out.
+holds() {
+    python3 -c "
+import json, math, sys
+d, out = json.load(open(sys.argv[1])), open('$work/out').read()
+near = lambda a, b, by=1e-6: abs(a - b) <= by * max(1, abs(b))
+sys.exit(not ($2))" "$1" 2>"$work/err"
+}
 
 text=$root/tests/fixtures/plays.txt
 "$root/build/tokenize" --tokenizer bytes -o "$work/text" "$text" >"$work/out" 2>&1 || bad "tokenizing"
@@ -27,6 +35,9 @@ run "${model[@]}" -p "Good lord " -n 40 --seed 5
 check "another seed: another text" '! cmp -s "$work/out" "$work/first"'
 (cd "$work" && "$infer" -n 5 >"$work/out" 2>"$work/err")
 check "without -e the newest run in log/" '[ $? = 0 ] && grep -q "log/run1" "$work/err"'
+cp -r "$work/log/run1" "$work/log/run9" && cp -r "$work/log/run1" "$work/log/run10" && mkdir "$work/log/run11"
+(cd "$work" && "$infer" -n 5 >"$work/out" 2>"$work/err")
+check "of several the last that has a checkpoint" '[ $? = 0 ] && grep -q "^log/run10: " "$work/err"'
 cp -r "$work/log/run1/step_00000120" "$work/foreign"
 echo '{"model": {"type": "Unigram", "merges": []}}' >"$work/foreign/tokenizer.json"
 run -e "$work/foreign" -p "Good lord " -n 40
@@ -34,6 +45,11 @@ check "a tokenizer of another kind beside the weights is not used, and that is s
     grep -q "tokenizer.json is not used: .*Unigram" "$work/err" && cmp -s "$work/out" "$work/first"'
 run "${model[@]}" -p "Good lord " -n 60 --greedy
 cp "$work/out" "$work/greedy"
+check "the most likely tokens are not those that are drawn" '! cmp -s <(head -c 50 "$work/first") <(head -c 50 "$work/greedy")'
+for flag in "--top-tokens 1" "--top-p 1e-6" "--temperature 0"; do
+    run "${model[@]}" -p "Good lord " -n 60 $flag
+    check "$flag takes the most likely token" 'cmp -s "$work/out" "$work/greedy"'
+done
 run "${model[@]}" -p "Good lord " -n 60 --greedy --attention topk -k 128
 check "top k of all keys is dense attention" 'cmp -s "$work/out" "$work/greedy"'
 run "${model[@]}" -p "Good lord " -n 60 --greedy --attention pages --epsilon 0
@@ -43,6 +59,8 @@ check "-k 8 reads the top 8; --stats shows every head" '[ $? = 0 ] && grep -q "t
     [ "$(grep -cE "^ +[0-3] +[01] " "$work/err")" = 8 ]'
 run "${model[@]}" -p "Good lord " -n 60 --attention pages --epsilon 0.1 --stats
 check "pages say what is certified" '[ $? = 0 ] && grep -q certified "$work/err" && grep -qE "^ +all " "$work/err"'
+check "and what share of the keys they read" 'awk "{ sub(/ all /, \" all all \") } \$5 ~ /%\$/ { rows++; off = \$5 - 100 * \$4 / \$3; if (off > 0.4 || off < -0.4) bad++; if (\$1 == \"all\" && \$4 >= \$3) bad++ }
+    END { exit !(rows == 9 && !bad) }" "$work/err"'
 run "${model[@]}" -p "x" -n 300
 check "a full context slides on, and it is said" '[ $? = 0 ] && grep -q "the context was full" "$work/err"'
 run "${model[@]}" -p "x" -n 300 --context-full stop
@@ -58,11 +76,27 @@ printf 'int\nfloat x\n\nreturn\n' >"$work/prompts"
 run "${model[@]}" -f "$work/prompts" -n 20
 check "prompts from a file, side by side" '[ $? = 0 ] && grep -q "^\[int\]" "$work/out" && grep -q "^\[float x\]" "$work/out" &&
     grep -q "^\[return\]" "$work/out" && grep -q "^60 tokens" "$work/err"'
+run "${model[@]}" -f "$work/prompts" -n 20 --greedy
+cp "$work/out" "$work/beside"
+for prompt in int "float x" return; do
+    run "${model[@]}" -p "$prompt" -n 20 --greedy
+    [ "$prompt" = int ] || echo
+    printf "[%s]" "$prompt"
+    tail -c +$((${#prompt} + 1)) "$work/out"
+done >"$work/alone"
+check "each goes on as it does alone" 'cmp -s "$work/beside" "$work/alone" && [ "$(wc -c <"$work/alone")" -ge 82 ]'
 printf 'a\0b\n' >"$work/zero"
 run "${model[@]}" -f "$work/zero" -n 20
 check "a zero byte is a byte of the text" '[ $? = 0 ] && head -c 5 "$work/out" | cmp -s - <(printf "[a\0b]") && [ "$(wc -c <"$work/out")" -gt 20 ]'
 printf 'int a\nint b\n\nint c\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$work/err"
 check "interactive: a line, and what the model makes of it" '[ $? = 0 ] && [ "$(grep -c "tokens/s" "$work/err")" = 3 ]'
+cp "$work/out" "$work/three"
+printf 'int c\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$work/err"
+check "interactive: behind an empty line a text goes on as it does alone" '[ $? = 0 ] && [ "$(wc -c <"$work/out")" -ge 5 ] &&
+    tail -c "$(wc -c <"$work/out")" "$work/three" | cmp -s - "$work/out"'
+printf 'int b\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$work/err"
+check "interactive: behind another line it does not" '[ $? = 0 ] && [ "$(wc -c <"$work/out")" -ge 5 ] &&
+    ! tail -c +12 "$work/three" | head -c "$(wc -c <"$work/out")" | cmp -s - "$work/out"'
 
 printf 'int a\r\n%0100d\r\n\r\nint b\r\n' 1 | "$infer" "${model[@]}" --interactive -n 60 --context-full stop >"$work/out" 2>"$work/err"
 check "interactive: a text that becomes too long is said to be, and an empty line begins another; CRLF is an end of line" '[ $? = 0 ] &&
@@ -80,6 +114,13 @@ touch "$work/eval.json" && chmod 600 "$work/eval.json"
 run "${model[@]}" --eval "$val" -m 2 -b 2 --cuts 2,8,128,8 --json "$work/eval.json"
 check "--eval: one table of losses, and the same as JSON" '[ $? = 0 ] && grep -q "first_recent" "$work/out" &&
     [ "$(json "$work/eval.json" "len(d[\"eval\"][\"cuts\"])")" = 24 ]'
+check "perplexity is exp(loss), dense and cut" 'holds "$work/eval.json" "all(near(math.log(c[\"perplexity\"]), c[\"loss\"]) for c in d[\"eval\"][\"cuts\"] + [d[\"eval\"][\"dense\"]])"'
+# The lines of both tables; in each, k, a loss of every kind of cut, and the mass that the first kind keeps.
+check "the tables have the numbers of the JSON" 'holds "$work/eval.json" "
+[line.split() for line in out.splitlines() if line.split()[:1] in ([\"2\"], [\"8\"], [\"128\"])] ==
+[[str(k)] + [\"%.4f\" % c[\"loss\"] for c in row] + [\"%.4f\" % row[0][\"kept\"]]
+ for full in (True, False) for k in (2, 8, 128)
+ for row in [[c for c in d[\"eval\"][\"cuts\"] if (c[\"k\"], c[\"renormalized\"]) == (k, full)]]]"'
 check "a file that was there keeps its permissions" '[ "$(stat -c %a "$work/eval.json")" = 600 ]'
 check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/eval.json" "all(abs(c[\"loss\"] - d[\"eval\"][\"dense\"][\"loss\"]) < 1e-5 for c in d[\"eval\"][\"cuts\"] if c[\"k\"] == 128)")" = True ]'
 # By definition; that they also lose less is no more than likely of a model that has hardly been trained.
@@ -89,7 +130,7 @@ check "--cut-kinds keeps to some" '[ "$(json "$work/kinds.json" "[(c[\"cut\"], c
 check "--eval takes text, too" '[ $? = 0 ] && grep -q "dense attention: loss" "$work/out"'
 of_all() { # rows in a batch, JSON: the losses of 7 sequences
     head -c 1000 "$text" >"$work/short.txt"
-    run "${model[@]}" --eval "$work/short.txt" -t 128 -m 8 -b "$1" --cuts 8 --cut-kinds topk,recent --json "$2"
+    run "${model[@]}" --eval "$work/short.txt" -t 128 -m 8 -b "$1" --cuts 8 --cut-kinds topk,recent,raw --json "$2"
 }
 of_all 7 "$work/at_once.json" && of_all 3 "$work/some.json"
 check "all of the data is measured, also what fills no whole batch" '[ "$(json "$work/some.json" "d[\"eval\"][\"tokens\"]")" = 896 ] &&
@@ -99,6 +140,7 @@ a, b = (json.load(open(f))[\"eval\"] for f in sys.argv[1:])
 numbers = lambda e: [e[\"dense\"][\"loss\"]] + [c[x] for c in e[\"cuts\"] for x in (\"loss\", \"kept\")]
 assert a[\"tokens\"] == b[\"tokens\"] and all(abs(x - y) < 1e-5 for x, y in zip(numbers(a), numbers(b)))
 " "$work/at_once.json" "$work/some.json"'
+check "raw among --cut-kinds: renormalized as well as not" '[ "$(json "$work/some.json" "[(c[\"cut\"], c[\"renormalized\"]) for c in d[\"eval\"][\"cuts\"]] == [(cut, full) for full in (True, False) for cut in (\"topk\", \"recent\")]")" = True ]'
 tasks() { run "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --hellaswag tests/fixtures/tasks/hellaswag.jsonl --limit 3 "$@" --json "$work/tasks.json"; }
 # How far the two columns are apart, of one.
 apart='*[abs(t["topk"][x] / t["dense"][x] - 1) for t, x in ((d["lambada"], "perplexity"), (d["hellaswag"], "loss"))]'
@@ -106,7 +148,14 @@ dense='d["lambada"]["dense"], d["hellaswag"]["dense"]'
 tasks -k 1
 check "LAMBADA and HellaSwag, dense and with k keys, which make a difference" '[ $? = 0 ] && grep -q "LAMBADA, 3 texts" "$work/out" &&
     grep -q "HellaSwag, 3 questions" "$work/out" && [ "$(json "$work/tasks.json" "min($apart) > 1e-3")" = True ]'
+check "what is printed of HellaSwag is the JSON" 'holds "$work/tasks.json" "all(
+    \"%s  accuracy %.4f +- %.4f, by length %.4f +- %.4f\" % ((label,) + tuple(d[\"hellaswag\"][name][x] for x in (\"accuracy\", \"stderr\", \"accuracy_norm\", \"stderr_norm\")))
+    in out for name, label in ((\"dense\", \"dense\"), (\"topk\", \"top 1\")))"'
 of_one=$(json "$work/tasks.json" "$dense")
+head -n 3 tests/fixtures/tasks/lambada.jsonl >"$work/lambada3.jsonl"
+head -n 3 tests/fixtures/tasks/hellaswag.jsonl >"$work/hellaswag3.jsonl"
+run "${model[@]}" --lambada "$work/lambada3.jsonl" --hellaswag "$work/hellaswag3.jsonl" -k 1 --json "$work/three.json"
+check "--limit 3 takes the first three" '[ "$(json "$work/three.json" "$dense")" = "$of_one" ]'
 tasks -k 128
 check "but not where there are no more, and never in the dense column" '[ "$(json "$work/tasks.json" "max($apart) < 1e-5")" = True ] &&
     [ "$(json "$work/tasks.json" "$dense")" = "$of_one" ]'
@@ -115,6 +164,14 @@ check "LAMBADA of one text: no standard error" '[ $? = 0 ] && ! grep -q "nan" "$
     [ "$(json "$work/tasks.json" "d[\"lambada\"][\"dense\"][\"stderr\"]")" = None ]'
 run "${model[@]}" --probes --limit 8 -j "$val" --report "$work/report" -m 1 -b 2 --cuts 1,8 -k 4
 check "--report writes every head, maps and probes" '[ $? = 0 ] && [ "$(json "$work/report/report.json" "len(d[\"heads\"]) == 8 and d[\"k\"] == 4 and len(d[\"maps\"]) > 0 and \"needle\" in d[\"probes\"] and len(d[\"maps\"][0][\"rows\"][5]) == 6")" = True ]'
+run "${model[@]}" --probes --limit 200 -t 20 -j "$val" -k 1 --json "$work/probes.json"
+probe() { holds "$work/probes.json" "(lambda induction, recall, needle: $1)(*(d['probes'][x] for x in ('induction', 'recall', 'needle')))"; }
+check "each probe is asked with k keys as well" 'probe "induction[\"dense\"][\"loss\"] != induction[\"topk\"][\"loss\"] and recall[\"dense\"][\"loss\"] != recall[\"topk\"][\"loss\"] and needle[\"dense\"] != needle[\"topk\"]"'
+check "the score of induction is what the repetition takes off the loss" 'probe "all(near(i[\"score\"], i[\"first_loss\"] - i[\"loss\"]) for i in (induction[\"dense\"], induction[\"topk\"]))"'
+check "what is printed of the probes is the JSON" 'probe "all(line in out for x in (\"dense\", \"topk\") for line in (
+    \"induction: loss %.3f, then %.3f when %d tokens repeat (accuracy %.3f)\" % (induction[x][\"first_loss\"], induction[x][\"loss\"], induction[\"tokens\"], induction[x][\"accuracy\"]),
+    \"recall of %d pairs: accuracy %.3f (chance %.3f)\" % (recall[\"pairs\"], recall[x][\"accuracy\"], recall[x][\"chance\"]),
+    \"needle by depth: \" + \" \".join(\"%.2f\" % a for a in needle[x]) + \" (chance %.2f)\" % (1 / needle[\"candidates\"])))"'
 mkdir "$work/few"
 cp "$work"/report/page* "$work/few" 2>"$work/err"
 touch "$work"/few/page.html "$work"/few/page_{probes,map_0,map_1}.png "$work"/few/mine.png
@@ -124,8 +181,21 @@ check "maps have no more tokens than a sequence has" '[ "$(json "$work/few/repor
 check "any k is measured head by head" '[ "$(json "$work/few/report.json" "all(0 < h[\"mass_nosink_k\"] <= 1 and h[\"mass\"][1] < h[\"mass_k\"] < h[\"mass\"][2] for h in d[\"heads\"])")" = True ]'
 check "the JSON has the report as well, and the mass that is printed" '[ "$(json "$work/few.json" "d[\"report\"] == json.load(open(\"$work/few/report.json\"))")" = True ] &&
     grep -q "mean top-3 mass $(json "$work/few.json" "\"%.4f (without position 0: %.4f)\" % (d[\"report\"][\"mass\"][\"mean\"], d[\"report\"][\"mass\"][\"nosink\"])")" "$work/out"'
+run "${model[@]}" -j "$val" --report "$work/one" -t 16 -m 3 -b 1 --cuts 3 -k 3 --no-page --json "$work/one.json"
+check "a report is of all its sequences, whatever the batch" 'python3 -c "
+import json, sys
+a, b = (json.load(open(f))[\"report\"] for f in sys.argv[1:])
+assert a[\"text\"][\"sequences\"] == b[\"text\"][\"sequences\"] == 3
+for x, y in zip(a[\"heads\"], b[\"heads\"]):
+    assert all(abs(p - q) < 1e-5 for p, q in zip(x[\"mass\"][:4] + [x[\"mass_k\"]], y[\"mass\"][:4] + [y[\"mass_k\"]]))
+assert abs(a[\"loss\"][\"dense\"][\"loss\"] - b[\"loss\"][\"dense\"][\"loss\"]) < 1e-5
+" "$work/few.json" "$work/one.json" 2>"$work/err"'
 run "${model[@]}" -j "$val" --report "$work/beyond" -t 16 -m 1 -b 1 --cuts 3 -k 50 --no-page
 check "a k that no row exceeds is not measured" '[ $? = 0 ] && grep -q "mean top-50 mass not measured" "$work/out"'
+# Its statistics and its maps are of the same 16 rows.
+check "a map is of the head that it names" 'holds "$work/beyond/report.json" "len(d[\"maps\"]) == 8 and all(
+    near(sum(max(row) for row in x[\"rows\"][1:]) / 15, h[\"mass\"][0], 1e-5) for x in d[\"maps\"]
+    for h in d[\"heads\"] if (h[\"layer\"], h[\"head\"]) == (x[\"layer\"], x[\"head\"]))"'
 check "and a page, where there is matplotlib" '[ -s "$work/report/page.html" ] || ! python3 -c "import matplotlib" 2>/dev/null'
 
 # ---- bad input: one sentence, exit status 1, no crash

@@ -296,6 +296,283 @@ check "names and tokens that would break a page" quiet weird
 check "names and tokens that would break a page: it is whole" look weird/page.html "<script>alert('x')</script>" \
     "&amp;" '\x00' '\u{d800}' '(empty)' '-->' '<img src=x>$a$\x00\u{d800}' '</style><b>' '"><i>'
 
+# ---- what is drawn and what the tables say, against the file: of a small report whose cuts are in no order, and of it
+# with another
+with_it=python3
+"$with_it" -c 'import matplotlib, numpy' 2>/dev/null || with_it=/usr/bin/python3
+last=
+while read -r verdict what; do
+    check "as in the file: $what" test "$verdict" = same
+    last=$what
+done < <("$with_it" - "$report" 2>err <<'END'
+import json, re, sys, warnings
+sys.path.insert(0, sys.argv[1])
+import page, pictures, report, sample
+import numpy as np
+
+figures = {}  # of the last page, by their names
+add = page.Page.add
+def recorded(self, name, title, how, figure, *rest):
+    figures[name] = figure
+    return add(self, name, title, how, figure, *rest)
+page.Page.add = recorded
+pictures.png = lambda figure: pictures.plt.close(figure) or b""
+warnings.filterwarnings("ignore", "Mean of empty slice")  # what was measured nowhere
+pictures.set_style()
+
+def write(folder, d):
+    json.dump(d, open(folder + "/report.json", "w"))
+    return d
+
+def read(*folders):
+    reports = [report.read(folder) for folder in folders]
+    for r, folder in zip(reports, folders):
+        r["label"] = folder
+    return reports
+
+def close(got, want):
+    np.testing.assert_allclose(np.array(got, dtype=float), np.array(want, dtype=float), rtol=1e-9)
+
+def equal(got, want):
+    assert got == want, (got, want)
+
+files = {}
+for seed, folder, more in ((5, "drawn", []), (6, "beside", ["--condensed"])):
+    sys.argv = ["sample.py", folder, "--seed", str(seed), "--layers", "3", "--heads", "2", "--context", "128",
+                "--rows", "12", *more]
+    sample.main()
+    d = json.load(open(folder + "/report.json"))
+    d["loss"]["cuts"].sort(key=lambda c: (c["k"] * 5) % 7)  # k = 2, 16, 1, 8, 64, 4, 32
+    d["loss"]["cuts"].append({"cut": "topk", "renormalized": False, "k": 4, "loss": 5.5, "perplexity": 244.69, "kept": 0.625})
+    d["loss"]["tokens"] += seed
+    d["text"].update(sequences=seed, rows=1000 + seed)
+    d["probes"]["induction"]["topk"]["score"] = 0.25 + seed / 100
+    files[folder] = write(folder, d)
+pages = {}
+for folders in (("drawn",), ("drawn", "beside")):
+    figures.clear()
+    text = page.make_page(read(*folders), "drawn.html")
+    pages[folders] = folders, [files[f] for f in folders], dict(figures), text
+
+def of_heads(d, value):
+    return [[value(h) for h in d["heads"] if h["layer"] == l] for l in range(d["model"]["layers"])]
+
+def mean(values, axis=1):
+    return np.nanmean(np.array(values, dtype=float), axis)
+
+def same(what, test, *given):
+    try:
+        test(*given)
+        print("same", what)
+    except Exception as error:
+        print("another", what)
+        print(what, repr(error)[:1000], file=sys.stderr)
+
+def of_pages(what, test):
+    """test(names, reports, figures, page) of the page of one and of the page of two."""
+    for given in pages.values():
+        same(f"{what}, {' and '.join(given[0])}", test, *given)
+
+def heatmap(names, reports, figures, _):
+    axes = figures["mass_heatmap"].axes
+    for i, d in enumerate(reports):
+        for j, key in enumerate(("mass", "mass_nosink")):
+            axis = axes[j * len(reports) + i]
+            equal("without position 0" in axis.get_title(loc="left"), key == "mass_nosink")
+            close(axis.images[0].get_array().filled(np.nan), of_heads(d, lambda h: h[key][d["ks"].index(d["k"])]))
+
+def curves(name, values):
+    def test(names, reports, figures, _):
+        axes = figures[name].axes
+        for i, d in enumerate(reports):
+            x, y = values(d)
+            *layers, all_layers = axes[i].get_lines()
+            close([line.get_ydata() for line in layers], y)
+            for line in axes[i].get_lines():
+                close(line.get_xdata(), x)
+            close(all_layers.get_ydata(), mean(y, 0))
+            if len(reports) > 1:
+                close(axes[2].get_lines()[i].get_ydata(), mean(y, 0))
+                equal(axes[2].get_lines()[i].get_label(), names[i])
+    return test
+
+def layers(name, series, log=False):
+    """series: the label of a line, what it has of a head, and what makes a layer's value of its heads."""
+    def test(names, reports, figures, _):
+        axis = figures[name].axes[0]
+        legend = {t.get_text(): h.get_color() for t, h in zip(axis.get_legend().get_texts(), axis.get_legend().get_lines())}
+        at_least = lambda v: np.maximum(np.array(v, dtype=float), 1e-8 if log else 0)
+        for label, value, reduce in series:
+            drawn = [line for line in axis.get_lines() if line.get_color() == legend[label]]
+            dots = drawn.pop(0) if len(reports) == 1 else None
+            equal([line.get_label() for line in drawn], [label] * len(reports))
+            for i, (line, d) in enumerate(zip(drawn, reports)):
+                v = of_heads(d, value)
+                close(line.get_xdata(), range(len(v)))
+                close(line.get_ydata(), at_least(reduce(v)))
+                equal(line.get_linestyle(), "-" if len(reports) == 1 or i else "--")
+            if dots:
+                close(dots.get_xdata(), np.repeat(range(len(v)), len(v[0])))
+                close(dots.get_ydata(), at_least(v).ravel())
+    return test
+
+def quantiles(key):
+    return [("median", lambda h: h[key]["q50"], mean), ("90%", lambda h: h[key]["q90"], mean),
+            ("99%", lambda h: h[key]["q99"], mean),
+            ("largest", lambda h: h[key]["max"], lambda v: np.array(v, dtype=float).max(1))]
+
+def cut_lines(names, reports, figures, _):
+    axes = figures["loss_under_cuts"].axes
+    def wanted(d, cut, renormalized):
+        return sorted((c["k"], c["loss"]) for c in d["loss"]["cuts"] if (c["cut"], c["renormalized"]) == (cut, renormalized))
+    def dense_of(axis):  # a line across, which has no k
+        return [list(line.get_ydata()) for line in axis.get_lines() if list(line.get_xdata()) == [0, 1]]
+    for axis, d in zip(axes, reports):
+        drawn = {line.get_label(): line.get_xydata() for line in axis.get_lines()}
+        for cut, label in (("topk", "top k"), ("first_recent", "position 0 and the most recent"),
+                           ("recent", "the most recent"), ("random", "random")):
+            close(drawn[label], wanted(d, cut, True))
+        close(drawn["top k, not renormalized"], wanted(d, "topk", False))
+        close(dense_of(axis), [[d["loss"]["dense"]["loss"]] * 2])
+    axis = axes[len(reports)]
+    close(dense_of(axis), [[d["loss"]["dense"]["loss"]] * 2 for d in reports])
+    close([line.get_xydata() for line in axis.get_lines() if len(line.get_xdata()) > 2],
+          [wanted(d, "topk", True) for d in reports])
+    if len(reports) > 1:
+        equal([line.get_label() for line in axis.get_lines()],
+              [f"{name}, {what}" for name in names for what in ("top k", "dense")])
+
+def maps(names, reports, figures, _):
+    drawn = set()
+    for name, figure in figures.items():
+        for axis in figure.axes if name.startswith("map_") else []:
+            title = axis.get_title(loc="left")
+            for name, d in zip(names, reports):
+                rows = {f"layer {m['layer']}, head {m['head']}": m["rows"] for m in d["maps"]}
+                of = name + ": " if len(names) > 1 else ""
+                if title.startswith(of) and title[len(of):] in rows:
+                    rows, n = rows[title[len(of):]], axis.images[-1].get_array().shape[0]
+                    equal(n, len(rows))
+                    close(axis.images[-1].get_array().filled(np.nan), [row + [np.nan] * (n - len(row)) for row in rows])
+                    drawn.add(title)
+    equal(len(drawn), sum(len({(m["layer"], m["head"]) for m in d["maps"]}) for d in reports))
+
+def probe_bars(names, reports, figures, _):
+    left, right = figures["probes"].axes
+    equal([c.get_label() for c in left.containers], ["dense", "cut to the top 8"])
+    equal([t.get_text().split("\n") for t in left.get_xticklabels()],
+          [[kind, *([name] if len(names) > 1 else [])] for kind in ("induction", "recall") for name in names])
+    lines = iter(right.get_lines())
+    for way, bars in zip(("dense", "topk"), left.containers):
+        close([bar.get_height() for bar in bars],
+              [d["probes"][kind][way]["accuracy"] for kind in ("induction", "recall") for d in reports])
+        close([round(bar.get_x() + bar.get_width() / 2) for bar in bars], range(2 * len(reports)))
+    legend = right.get_legend()
+    colours = {t.get_text(): h.get_color() for t, h in zip(legend.get_texts(), legend.get_lines())}
+    for d in reports:
+        for way, bars in zip(("dense", "topk"), left.containers):
+            line = next(lines)
+            close(line.get_xydata(), list(zip(d["probes"]["needle"]["depths"], d["probes"]["needle"][way])))
+            equal(line.get_color(), colours[bars.get_label()])
+            equal(pictures.matplotlib.colors.to_hex(bars[0].get_facecolor()).upper(), line.get_color())
+
+def rows_of(text, column):
+    """{the row's name, and with it the cells before `column`: the cells from there on} of the table that has `text`."""
+    found = [t for t in re.findall("<table.*?</table>", text[1], re.S) if text[0] in t]
+    equal(len(found), 1)
+    rows = {}
+    for row in re.findall("<tr>(<th scope=\"row\">.*?)</tr>", found[0], re.S):
+        cells = [c.replace("−", "-") for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        assert tuple(cells[:column]) not in rows
+        rows[tuple(cells[:column])] = cells[column:]
+    return rows
+
+def has(rows, want):
+    for key, cells in want.items():
+        equal((key, rows[key]), (key, cells))
+
+def facts(names, reports, _, text):
+    each = lambda value: [f"{value(d):,}" for d in reports]
+    has(rows_of(("What was measured", text), 1), {
+        ("channels",): each(lambda d: d["model"]["channels"]), ("parameters",): each(lambda d: d["model"]["parameters"]),
+        ("vocabulary",): each(lambda d: d["model"]["vocabulary"]), ("sequences",): each(lambda d: d["text"]["sequences"]),
+        ("context",): each(lambda d: d["text"]["context"]), ("rows a head",): each(lambda d: d["text"]["rows"]),
+        ("tokens of the loss",): each(lambda d: d["loss"]["tokens"])})
+
+def summary(names, reports, _, text):
+    of_all = lambda key, digits: [f"{mean([h[key] for h in d['heads']], 0):.{digits}f}" for d in reports]
+    top = lambda d, k: next(c["loss"] for c in d["loss"]["cuts"] if (c["cut"], c["renormalized"], c["k"]) == ("topk", True, k))
+    dense = lambda d: d["loss"]["dense"]["loss"]
+    has(rows_of(("Summary", text), 1), {
+        ("loss, dense (nats a token)",): [f"{dense(d):.4f}" for d in reports],
+        **{(f"loss, cut to the top {k}",): [f"{top(d, k):.4f} ({top(d, k) - dense(d):+.4f})" for d in reports]
+           for k in reports[0]["ks"]},
+        ("mean top-8 mass",): [f"{mean([h['mass_k'] for h in d['heads']], 0):.4f}" for d in reports],
+        ("mean top-8 mass, without position 0",): of_all("mass_nosink_k", 4),
+        **{(f"mean keys that hold {s}%",): of_all(f"keys{s}", 2) for s in (90, 95, 99)},
+        ("mean entropy (nats)",): of_all("entropy", 3)})
+
+def cut_figures(names, reports, _, text):
+    kinds = {"topk": "top k", "recent": "the most recent", "first_recent": "position 0 and the most recent",
+             "random": "random"}
+    want = {}
+    for d in reports:
+        for c in d["loss"]["cuts"]:
+            key = kinds[c["cut"]] + ", not renormalized" * (not c["renormalized"]), str(c["k"])
+            want.setdefault(key, []).extend([f"{c['loss']:.4f}", f"{c['perplexity']:.2f}", f"{c['kept']:.4f}"])
+    rows = rows_of(("keys kept", text), 2)
+    equal(len(rows), len(want))
+    has(rows, want)
+
+def probe_figures(names, reports, _, text):
+    has(rows_of(("Probes in figures", text), 1), {
+        (f"{kind}, {shown}" + (f", {name}" if len(names) > 1 else ""),):
+            [f"{d['probes'][kind][way][key]:.4f}" if key in d["probes"][kind][way] else ""
+             for key in ("accuracy", "loss", "score")]
+        for name, d in zip(names, reports) for kind in ("induction", "recall")
+        for way, shown in (("dense", "dense"), ("topk", "cut to the top 8"))})
+
+of_pages("the top-k mass of every head", heatmap)
+of_pages("the mass by k", curves("mass_by_k", lambda d: (
+    d["ks"], [mean([h["mass"] for h in d["heads"] if h["layer"] == l], 0) for l in range(3)])))
+of_pages("the mass by position", curves("mass_by_position", lambda d: (
+    d["mass_by_position"]["begin"], d["mass_by_position"]["mass"])))
+of_pages("the losses under cuts", cut_lines)
+of_pages("the quantiles of tau", layers("tau_by_layer", quantiles("tau"), log=True))
+of_pages("the quantiles of the error", layers("error_by_layer", quantiles("error_relative"), log=True))
+of_pages("the keys that hold a share", layers("keys_by_layer", [
+    ("90%", lambda h: h["keys90"], mean), ("95%", lambda h: h["keys95"], mean), ("99%", lambda h: h["keys99"], mean)]))
+of_pages("where attention goes", layers("where_by_layer", [
+    ("position 0", lambda h: h["first"], mean), ("itself", lambda h: h["self"], mean),
+    ("the token before", lambda h: h["previous"], mean)]))
+of_pages("the maps, a row a query", maps)
+of_pages("the probes", probe_bars)
+of_pages("the table of what was measured", facts)
+of_pages("the summary", summary)
+of_pages("the table of cuts", cut_figures)
+of_pages("the table of probes", probe_figures)
+
+# A report of a k whose mass is not among those of ks: heads have it apart, or in older versions only as tau.
+d = files["drawn"]
+d["k"] = 5
+for h in d["heads"]:
+    h["mass_k"], h["mass_nosink_k"] = h["entropy"] / 10, h["first"]
+def drawn():
+    write("drawn", d)
+    return [axis.images[0].get_array().filled(np.nan) for axis in pictures.mass_heatmap(read("drawn")).axes[:2]]
+def apart():
+    close(drawn(), [of_heads(d, lambda h: h["entropy"] / 10), of_heads(d, lambda h: h["first"])])
+def older():
+    for h in d["heads"]:
+        h.pop("mass_k", 0), h.pop("mass_nosink_k", 0)
+    close(drawn(), [of_heads(d, lambda h: 1 - h["tau"]["mean"]), of_heads(d, lambda h: np.nan)])
+same("the mass at a k that is not among the ks", apart)
+same("the mass of an older report at such a k", older)
+print("same all of it was compared")
+END
+)
+check "as in the file: no comparison left out" test "$last" = "all of it was compared"
+
 # ---- where it cannot write
 check "-o in a folder that is not there" refuses "cannot write|nowhere" one -o nowhere/page.html
 finish

@@ -1355,7 +1355,7 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
         step++;
 
         const bool pause = due(c.validate_every) || due(c.sample_every) || due(c.checkpoint_every);
-        reports.report_until(kOnCpu || pause || step == c.updates ? step : step - 1);
+        reports.report_until(kOnCpu || pause ? step : step - 1);
         if (due(c.validate_every)) validate_now();
         if (due(c.sample_every))
             progress.message(sample_text(ctx, run.model, *run.val_data, run.tokenizer.get(), c, step));
@@ -1368,6 +1368,7 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
         }
         if (pause) reports.restart_clock();
     }
+    reports.report_until(step);
     progress.finish();
     if (step == c.updates)
         printf("done: %s; metrics%s are in %s\n", updates_text(step).c_str(),

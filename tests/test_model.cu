@@ -4,6 +4,8 @@
 #include <omp.h>
 #define NO_MAIN
 #include "../train_gpt2.cu"
+
+#include "../llmc/json_file.h"
 #include "check.h"
 #include "reference.h"
 #include "small_model.h"
@@ -369,6 +371,113 @@ TEST_CASE("an update is AdamW's, with the betas of GPT-3 and the correction of i
     CHECK(relative_error(moved_second, second) < 1e-3);
 }
 
+TEST_CASE("reports, one update late, have the rates and the numbers of their own update") {
+    const Context ctx = make_context();
+    const TempFolder folder;
+    TrainConfig c = small_run(1, 24, 4, Reg::tail);
+    std::FILE* const nothing = fopen("/dev/null", "w");
+    DeviceArray<StepStats> stats(1);
+    {
+        MetricsLog metrics(folder.path, "{}");
+        Progress progress(3, 0, terminal_of(nothing));
+        UpdateReports reports(0, c, kSmall, nullptr, metrics, progress);
+        for (int t = 1; t <= 3; t++) {
+            StepStats s{};
+            s.ce = 10 * t, s.reg = 0.25, s.mass = 0.75, s.norm = {0.5 * t, 1.0f, 1};
+            to_device<StepStats>(stats, &s, 1);
+            reports.record(ctx, stats, 0.125f * (float)t, (float)t);
+            reports.report_until(t - 1);
+        }
+        reports.report_until(3);
+    }
+    fclose(nothing);
+    std::ifstream file(folder / "metrics.jsonl");
+    std::string line;
+    std::getline(file, line);
+    for (int t = 1; t <= 3; t++) {
+        CAPTURE(t);
+        REQUIRE(std::getline(file, line));
+        const nlohmann::json m = parse_json(line);
+        CHECK(m["step"] == t);
+        CHECK(m["ce"] == 10.0 * t);
+        CHECK(m["loss"] == 10.0 * t + t * 0.25);
+        CHECK(m["lambda"] == (double)t);
+        CHECK(m["lr"] == 0.125 * t);
+        CHECK(m["norm"] == 0.5 * t);
+    }
+    CHECK_FALSE(std::getline(file, line));
+}
+
+TEST_CASE("a sample: each token is drawn behind the last T, by a number of its own") {
+    const Context ctx = make_context();
+    const int T = 24, V = kSmall.vocab_size, Vp = kSmall.padded_vocab_size;
+    const GPT2<float> model = create_model<float>(ctx, {kSmall, 1, T}, busy_params<float>(kSmall));
+    TrainConfig c = small_run(1, T, 4, Reg::tail);
+    c.sample_tokens = 40;
+    c.seed = 7;
+    const std::vector<uint16_t> prompt = {3, 1, 4, 1, 5};
+    const std::vector<uint16_t> made = generate(ctx, model, prompt, c, 9);
+    REQUIRE(made.size() == 40);
+    std::vector<int> text(prompt.begin(), prompt.end());
+    for (uint64_t i = 0; i < made.size(); i++) {
+        const int n = std::min((int)text.size(), T);
+        to_device(model.acts.inputs, text.data() + text.size() - n, n);
+        forward(ctx, model, 1, n, 0, c.reg);
+        logits_forward(ctx, model, 0, n);
+        const std::vector<float> logits = to_host(ctx, model.acts.logits, (size_t)n * Vp);
+        CHECK(made[i] ==
+              sample_token(logits.data() + (size_t)(n - 1) * Vp, V, 1.0f, random_uniform(7, ~9ull, i)));
+        text.push_back(made[i]);
+    }
+    CHECK(generate(ctx, model, prompt, c, 10) != made);
+}
+
+TEST_CASE("--debug-state: lambda in full, its gradient, and thresholds between the k-th score and the next") {
+    const Context ctx = make_context();
+    const TempFolder folder;
+    const int B = 2, T = 24, k = 4, C = kSmall.channels, NH = kSmall.num_heads, L = kSmall.num_layers;
+    TrainConfig c = small_run(B, T, k, Reg::tail);
+    c.lambda = 3.0f;
+    c.lambda_warmup_updates = 100;
+    c.debug_state = folder / "state.safetensors";
+    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
+    DataLoader data(random_shard(folder, B + 1, T, 4), B, T, false, 0);
+    write_first_step(ctx, model, data, c);
+
+    const SafetensorsReader file(c.debug_state);
+    const auto read = [&](const std::string& name) {
+        std::vector<float> values(file.at(name).elements);
+        file.read_f32(name, file.at(name).shape, values.data());
+        return values;
+    };
+    const float ce = read("loss.ce")[0], reg = read("loss.reg")[0];
+    CHECK(read("loss.total")[0] == doctest::Approx(ce + 3.0f * reg).epsilon(1e-6));
+    const std::vector<float> mass = read("topk.mass"), threshold = read("topk.threshold");
+    size_t at = 0;
+    for (int l = 0; l < L; l++) {
+        const std::vector<double> qkv =
+            to_double(to_host(ctx, model.acts.layers[l].qkv, (size_t)B * T * 3 * C));
+        for (int b = 0; b < B; b++)
+            for (int h = 0; h < NH; h++)
+                for (int i = 0; i < T; i++, at++) {
+                    const ref::AttentionRow row =
+                        ref::attention_row(qkv.data() + (size_t)b * T * 3 * C, i, h, C, C / NH, k);
+                    CHECK(mass[at] == doctest::Approx(row.mass).epsilon(1e-5));
+                    if (i < k) continue;
+                    const double half = (row.kth + row.next) / 2, gap = row.kth - row.next;
+                    CHECK(std::abs(threshold[at] - half) < 0.25 * gap + 1e-5);
+                }
+    }
+    const Batch batch{{data.inputs(), data.inputs() + B * T}, {data.targets(), data.targets() + B * T}};
+    const std::vector<float> want = gradients(ctx, model, batch, c, 3.0f);
+    for (const ParamTensor& p : gpt2_params(kSmall))
+        if (p.is_vector || p.name == "wpe.weight") {  // matrices are turned in the file
+            CAPTURE(p.name);
+            const std::vector<double> part(want.begin() + p.offset, want.begin() + p.offset + p.size());
+            CHECK(relative_error(read("grad." + p.name), part) < 1e-6);
+        }
+}
+
 TEST_CASE("a shorter batch than the activations have room for") {
     const Context ctx = make_context();
     const std::vector<float> params = busy_params<float>(kSmall);
@@ -515,6 +624,10 @@ TEST_CASE("GPT-2's sizes") {
     for (int depth = 6; depth <= 48; depth++) {
         REQUIRE(preset_config("d" + std::to_string(depth), config));
         CHECK(config_problem(config) == "");
+    }
+    for (const auto& [name, heads] : {std::pair("d6", 6), {"d9", 9}, {"d14", 13}, {"d18", 14}, {"d47", 25}}) {
+        preset_config(name, config);
+        CHECK(config.num_heads == heads);  // to the nearest: 12 + 4 * 2 / 12 for d14
     }
     CHECK_THROWS_AS(preset_config("d5", config), Error);
     CHECK_THROWS_AS(preset_config("d49", config), Error);

@@ -73,18 +73,16 @@ check "the newest run: how far it is" grep -qx "log/run10: 45 of 60 updates; val
 check "the newest run: where the picture is" grep -qx log/run10/curves.png out
 cp log/run10/curves.png first.png
 check "again: the same bytes" 'quiet && cmp -s first.png log/run10/curves.png'
-check "a file" 'quiet log/run2/metrics.jsonl -o file.png && is_png file.png'
+check "files, and names that would be mathematics" 'quiet log/run2/metrics.jsonl log/run10/metrics.jsonl --labels "a \$x" "<b>" -o file.png && is_png file.png'
 check "a run that is under way: its last line is not whole" \
     'cp -r log/run2 now && printf "{\"step\":61,\"lo" >>now/metrics.jsonl && quiet now && grep -q "^now: 60 of 60" out'
 printf '%s\n' '{}' '{"step":0,"val_ce":null,"val_mass":null,"val_mass_nosink":null}' >nothing.jsonl
-check "nothing was measured" 'quiet nothing.jsonl -o nothing.png && is_png nothing.png && grep -qx "nothing.jsonl: 0 updates" out'
 printf '%s\n' '{"settings":[]}' '{"step":1,"ce":1e999,"mass":true,"lambda":"x","norm":0,"tok_s":'"$(printf '9%.0s' {1..400})"'}' >odd.jsonl
-check "values that cannot be drawn" 'quiet odd.jsonl -o odd.png && is_png odd.png'
-check "names that would be mathematics" 'quiet log/run2 log/run10 --labels "a \$x" "<b>" -o names.png && is_png names.png'
+check "nothing was measured, and values that cannot be drawn" 'quiet nothing.jsonl odd.jsonl -o odd.png && is_png odd.png && grep -qx "nothing.jsonl: 0 updates" out'
 check "no PNG" 'draw log/run2 -o x.pdf; [ $? = 1 ] && grep -q "so name it .png" err && [ ! -e x.pdf ]'
-check "runs with other tokens: said" 'quiet log/run2 other -o apart.png &&
-    grep -qx "note: other is not compared with log/run2: its tokens-per-update is 4000, not 1000" out'
-check "equal labels: numbered" 'quiet log/run2 log/run10 --labels a a -o names.png && grep -q "^a (1): 60" out && grep -q "^a (2): 45" out'
+check "runs with other tokens: said; equal labels: numbered" 'quiet log/run2 other log/run10 --labels a b a -o apart.png &&
+    grep -qx "note: b is not compared with a (1): its tokens-per-update is 4000, not 1000" out &&
+    grep -q "^a (1): 60" out && grep -q "^a (2): 45" out'
 check "a folder that is not there" '! draw log/run2 -o no/x.png && [ ! -s out ] && grep -qx "curves.py: cannot write no/x.png: No such file or directory" err'
 
 # What is drawn, from the figure before it becomes a picture.

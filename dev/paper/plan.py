@@ -168,9 +168,12 @@ def final_seconds(cells, measured):
     return shown * measured["report_s"] + measured["speed_s"] + measured["figures_s"]
 
 
+PLANNED = 0.95  # of a budget; the rest is left for what no measurement foresees
+
+
 def least_seconds(cells, updates, measured, workers):
-    """The shortest budget into which these cells fit; a twentieth is left for what no measurement foresees."""
-    return (sum(cell_seconds(c, updates, measured) for c in cells) / workers + final_seconds(cells, measured)) / 0.95
+    """The shortest budget into which these cells fit."""
+    return (sum(cell_seconds(c, updates, measured) for c in cells) / workers + final_seconds(cells, measured)) / PLANNED
 
 
 def choose_updates(cells, limits, measured, seconds, workers):
@@ -180,7 +183,7 @@ def choose_updates(cells, limits, measured, seconds, workers):
     first = [c for c in cells if c["wave"] == 1]
 
     def left(some):
-        return (0.95 * seconds - final_seconds(some, measured)) * workers
+        return (PLANNED * seconds - final_seconds(some, measured)) * workers
 
     def updates_for(some):
         fixed = sum(cell_seconds(c, 0, measured) for c in some)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws how training went, of one run or of several on the same axes: curves.py [RUN ...] [-o FILE.png].
 
-    dev/report/curves.py                                     the newest run in log/, into its folder
+    dev/report/curves.py                                     the last of log/run1, log/run2, ..., into its folder
     dev/report/curves.py log/run1 log/run2 -o both.png
     dev/report/curves.py log/plain log/condensed --labels plain condensed
 
@@ -31,7 +31,7 @@ def is_number(value):
 
 
 def newest_run():
-    """By the number in its name, as the trainer counts."""
+    """The last of log/run1, log/run2, ..., by the number in its name, as the trainer counts."""
     runs = [(int(path[len("log/run"):]), path) for path in glob.glob("log/run*")
             if path[len("log/run"):].isdigit() and os.path.exists(os.path.join(path, "metrics.jsonl"))]
     if not runs:
@@ -192,7 +192,8 @@ def summary(run):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="a run folder or its metrics.jsonl (newest in log/)")
+    parser.add_argument("runs", metavar="RUN", nargs="*",
+                        help="a run folder or its metrics.jsonl (the last of log/run1, log/run2, ...)")
     parser.add_argument("-o", dest="picture", metavar="FILE.png", help="the picture (curves.png beside the first metrics)")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="what the runs are called")
     args = parser.parse_args()

@@ -87,7 +87,7 @@ inline void choose_device(Device wanted, const std::string& program, char** argv
         fprintf(say, "running on the CPU: this %s\n",
                 no_toolkit ? "program was built without the CUDA Toolkit" : "is the CPU program");
     setenv(said, "1", 1);
-    if (!getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
+    if (choose_openblas_core() || !getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
 #else
     const std::string why = wanted == Device::cpu ? "" : why_no_gpu();
     if (wanted == Device::cuda && !why.empty())

@@ -1248,6 +1248,18 @@ TEST_CASE("cuBLASLt refuses what makes no sense") {
     CHECK(std::string(cublasLtGetStatusName(CUBLAS_STATUS_INVALID_VALUE)) == "CUBLAS_STATUS_INVALID_VALUE");
 }
 
+#ifdef CUDA_CPU
+TEST_CASE("OpenBLAS's kernels are others than its own choice only where those would leave AVX2 unused") {
+    for (const char* core : {"Prescott", "Barcelona", "Core2", "Nehalem", "Sandybridge"}) {
+        CHECK(better_openblas_core(core, true, true) == "SkylakeX");
+        CHECK(better_openblas_core(core, true, false) == "Haswell");
+        CHECK(better_openblas_core(core, false, false) == "");
+    }
+    for (const char* core : {"Haswell", "Zen", "SkylakeX", "SapphireRapids", "of a later version"})
+        CHECK(better_openblas_core(core, true, true) == "");
+}
+#endif
+
 // ---------------------------------------------------------------- the runtime API
 
 TEST_CASE("memory is allocated, copied, set and freed") {

@@ -35,6 +35,15 @@ check "the CPU program says that it is one, and nothing of what else was built" 
 check "the copy of it that make gives the other's name where there is no nvcc says that" says_device "this program was built without the CUDA Toolkit$" "$work/train_gpt2cu"
 [ ! -e "$root/train_gpt2cu" ] || check "the program for the GPU, where there is none" says_device "(no NVIDIA GPU can be used \(|this program was built without )" "$root/train_gpt2cu"
 
+# ---- OpenBLAS's kernels, which it names where it has a choice
+blas_core() { # the user's choice, or nothing
+    env -u OPENBLAS_CORETYPE OPENBLAS_VERBOSE=2 ${1:+OPENBLAS_CORETYPE=$1} "$train" -i "no/such*.bin" -v 0 -s 0 2>&1 | sed -n 's/^Core: //p' | tail -n 1
+}
+if [ -n "$(blas_core Nehalem)" ]; then
+    check "the user chooses OpenBLAS's kernels" '[ "$(blas_core Nehalem)" = Nehalem ]'
+    ! grep -qw avx2 /proc/cpuinfo || check "otherwise they use the vectors that this processor has" '[[ "$(blas_core)" =~ ^(Haswell|Zen|SkylakeX|Cooperlake|SapphireRapids)$ ]]'
+fi
+
 # ---- the regularizer does what it is for
 run "${data[@]}" -e tiny -b 4 -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
 check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'

@@ -9,10 +9,7 @@
 #include <vector>
 
 #include "../cuda_cpu.h"
-
-// Declared here, not by cblas.h, whose place differs between distributions.
-extern "C" void cblas_sgemm(int order, int transa, int transb, int m, int n, int k, float alpha,
-                            const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc);
+#include "../openblas.h"
 
 enum cublasStatus_t {
     CUBLAS_STATUS_SUCCESS = 0,

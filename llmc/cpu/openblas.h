@@ -1,0 +1,34 @@
+// What the CPU backend uses of OpenBLAS, which multiplies its matrices.
+#pragma once
+#include <cstdlib>
+#include <string>
+
+// Declared here, not by cblas.h, whose place differs between distributions.
+extern "C" void cblas_sgemm(int order, int transa, int transb, int m, int n, int k, float alpha,
+                            const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc);
+extern "C" char* openblas_get_corename();
+
+// Which of its kernels OpenBLAS should take in place of those for `core`; "" where these will do. It knows
+// processors by their numbers, and for one that came out after it takes kernels that use SSE alone, whatever
+// the processor can do.
+inline std::string better_openblas_core(const std::string& core, bool avx2, bool avx512) {
+    for (const char* without_avx2 : {"Prescott", "Core2", "Nehalem", "Barcelona", "Sandybridge"})
+        if (core == without_avx2) return avx512 ? "SkylakeX" : avx2 ? "Haswell" : "";
+    return "";
+}
+
+// Has this program, started again, use OpenBLAS's kernels for the processor at hand. False if it does
+// already, or if the user has chosen: OPENBLAS_CORETYPE is read before main().
+inline bool choose_openblas_core() {
+#ifdef __x86_64__
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    const std::string better = better_openblas_core(openblas_get_corename(), avx2, avx512);
+    return !better.empty() && !getenv("OPENBLAS_CORETYPE") &&
+           setenv("OPENBLAS_CORETYPE", better.c_str(), 0) == 0;
+#else
+    return false;
+#endif
+}

@@ -65,8 +65,9 @@ log, text = (open(path, encoding="utf-8", errors="replace").read() for path in s
 prompt = re.search(r"sample after 100 updates[^\n]*\n\[(.*?)\]", log, re.S).group(1)
 sys.exit(not (len(prompt) > 10 and prompt in text))
 END'
-# Each update's line, by the formulas: 2 micro-batches, all that moves the rates, a gradient that is clipped.
-run "${quick[@]}" -x 20 -d 256 -u 5 --schedule linear --lr 0.01 -q 0.5 -l 0.3 --lambda-start 3 --lambda-warmup 10 --clip 0.01 -v 2 -n 0 -o "$work/rates"
+# Each update's line, by the formulas: 2 micro-batches, all that moves the rates, a gradient that is clipped; and
+# validations that take as long as many updates.
+run "${quick[@]}" -x 20 -d 256 -u 5 --schedule linear --lr 0.01 -q 0.5 -l 0.3 --lambda-start 3 --lambda-warmup 10 --clip 0.01 -v 2 -m 100 -n 0 -o "$work/rates"
 check "each line of the metrics has the rates of its update, and numbers that go together" 'python3 - "$work/rates/metrics.jsonl" <<END
 import json, sys
 lines = [json.loads(line) for line in open(sys.argv[1])]
@@ -82,6 +83,12 @@ for line in updates:
     assert close(line["tok_s"] * line["ms"], 256e3, 1e-3), line
     assert line["norm"] > 0.1, line
     assert close(line["reg"], 1 - line["mass"], 1e-4), line
+END'
+check "an update's time has no validation in it" 'python3 - "$work/rates/metrics.jsonl" <<END
+import json, statistics, sys
+ms = {line["step"]: line["ms"] for line in map(json.loads, open(sys.argv[1])) if "ms" in line}
+behind, others = (statistics.median(ms[step] for step in range(first, 21, 2)) for first in (3, 4))
+assert behind < 3 * others, (behind, others)
 END'
 run "${quick[@]}" -x 5 -n 2 -v 2 -o "$work/odd"
 check "the last update is saved and validated, whatever -n and -v divide" '[ $? = 0 ] && [ -f "$work/odd/step_00000005/model.safetensors" ] &&
@@ -267,6 +274,20 @@ check "resumed, it goes on from the lambda that it had" '[ $? = 0 ] && grep -q "
     cmp -s <(lambdas "$work/over") <(lambdas "$work/over_again") &&
     cmp -s "$work/over/step_00000030/optimizer.safetensors" "$work/over_again/step_00000030/optimizer.safetensors"'
 check "killed and resumed: the same bits" 'same_when_killed 13 "$work/over" "${constrained[@]}" -l 100 --target-loss "$work/limit:0.001"'
+run "${common[@]}" --lambda-warmup 12 -l 0.3 --target-loss "$work/limit:0.1" -o "$work/rising"
+check "while lambda rises and behind that, each update has the lambda of the formulas" 'python3 - "$work/limit/metrics.jsonl" "$work/rising/metrics.jsonl" <<END
+import json, math, sys
+plain, limited = ([line for line in map(json.loads, open(path)) if "loss" in line] for path in sys.argv[1:])
+factors, excess, integral = [1.0, 1.0], 0.0, 0.0  # of an update: as the losses up to the last but one have left it
+for step, (line, beside) in enumerate(zip(limited, plain, strict=True), 1):
+    want = 0.3 * min(1, step / 13) * factors[step - 1]
+    assert abs(line["lambda"] / want - 1) < 1e-3, (line, want)
+    excess = 0.98 * excess + 0.02 * (line["ce"] - beside["ce"])
+    v = min(max(excess / 0.1, 0), 3)
+    integral = min(integral + 0.01 * (1 - v), 0 if step <= 12 else math.log(1000))
+    factors.append(math.exp(integral - 2 * v))
+assert step == 30 and integral > 0.05, (step, integral)
+END'
 run "${constrained[@]}" -l 100 --target-loss "$work/limit:0.002" -y -o "$work/over"
 check "resuming with another margin is refused by name" '[ $? = 1 ] && grep -q "target-loss was 0.001 over" "$work/log"'
 

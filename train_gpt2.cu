@@ -206,8 +206,8 @@ bool preset_config(const std::string& name, GPT2Config& config) {
         name.find_first_not_of("0123456789", 1) != name.npos)
         return false;
     const int depth = std::stoi(name.substr(1));
-    PublishedSize below = {"d6", 6, 6};
-    for (const PublishedSize& size : kPublishedSizes) {
+    ModelSize below = {"d6", 6, 6};
+    for (const ModelSize& size : kPublishedSizes) {
         if (depth >= below.layers && depth <= size.layers) {
             const int layers = size.layers - below.layers, heads = size.heads - below.heads;
             config.num_layers = depth;

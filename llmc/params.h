@@ -22,13 +22,14 @@ struct GPT2Config {
     bool operator==(const GPT2Config&) const = default;
 };
 
-// The sizes that OpenAI published (Radford et al., 2019). A head has 64 channels.
-struct PublishedSize {
+// A size by its name. A head has 64 channels.
+struct ModelSize {
     const char* name;
     int layers, heads;
     int channels() const { return 64 * heads; }
 };
-inline constexpr PublishedSize kPublishedSizes[] = {
+// Those that OpenAI published (Radford et al., 2019).
+inline constexpr ModelSize kPublishedSizes[] = {
     {"124M", 12, 12}, {"355M", 24, 16}, {"774M", 36, 20}, {"1558M", 48, 25}};
 
 inline int pad_vocab(int vocab_size) {

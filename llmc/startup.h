@@ -104,7 +104,7 @@ inline void choose_device(Device wanted, const std::string& program, char** argv
 
 // Where data/fetch puts the weights of one of kPublishedSizes; "" for other names.
 inline std::string public_weights(const std::string& name) {
-    for (const PublishedSize& size : kPublishedSizes)
+    for (const ModelSize& size : kPublishedSizes)
         if (name == size.name) return program_folder() + "/data/gpt2-" + name;
     return "";
 }

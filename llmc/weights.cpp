@@ -148,7 +148,7 @@ GPT2Config config_from_shapes(const std::string& path, const ShapeOf& shape_of) 
     int layers = 0;
     while (layers <= 256 && !shape_of("h." + std::to_string(layers) + ".ln_1.weight").empty()) layers++;
     if (wte.size() == 2 && wpe.size() == 2)
-        for (const PublishedSize& size : kPublishedSizes)
+        for (const ModelSize& size : kPublishedSizes)
             if (layers == size.layers && wte[1] == size.channels() && wpe[1] == size.channels()) {
                 GPT2Config c{.num_layers = size.layers, .num_heads = size.heads, .channels = size.channels()};
                 c.max_seq_len = static_cast<int>(std::min<int64_t>(wpe[0], INT32_MAX));

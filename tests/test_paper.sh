@@ -47,6 +47,9 @@ print(choose([(a, 2.0, 2.1), (b, 2.2, 2.205), (c, 2.1, 2.109)])[\"tail\"][\"lamb
 check "repeats: every named cell with every seed, seed by seed, plain first" '[ "$(planner "
 print(*(c[\"name\"] for c in repeats(cells, [\"k8-tail-l0.3-rise35to70\", \"plain\", \"entropy-l0.1-*\"], [7, 8]) if c[\"seed\"] == 7))")" = "plain-s7 k8-tail-l0.3-rise35to70-s7 entropy-l0.1-rise70-s7 entropy-l0.1-rise35to70-s7" ]'
 
+mkdir -p "$work/fresh/dev" && cp -r dev/paper "$work/fresh/dev"
+check "--help needs no program, and builds none" '"$work/fresh/dev/paper/run.sh" --help >"$work/out" 2>"$work/err" && grep -q -- --budget "$work/out" && [ ! -s "$work/err" ]'
+
 # ---- bad input
 refuse() { # words that the sentence must hold, then arguments
     local words=$1

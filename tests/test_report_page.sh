@@ -434,6 +434,8 @@ def cut_lines(names, reports, figures, _):
             close(drawn[label], wanted(d, cut, True))
         close(drawn["top k, not renormalized"], wanted(d, "topk", False))
         close(dense_of(axis), [[d["loss"]["dense"]["loss"]] * 2])
+    shown = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    equal(shown, ["top k", "position 0 and the most recent", "the most recent", "random", "not renormalized", "dense (nothing cut)"])
     axis = axes[len(reports)]
     close(dense_of(axis), [[d["loss"]["dense"]["loss"]] * 2 for d in reports])
     close([line.get_xydata() for line in axis.get_lines() if len(line.get_xdata()) > 2],

@@ -25,10 +25,10 @@ extern const char* const kGitCommit;  // written by make
 // sizes of model
 
 // Exist to run every line of a benchmark on the CPU backend in a minute.
-inline constexpr PublishedSize kSmallSizes[] = {{"tiny", 2, 2}, {"small", 3, 3}};
+inline constexpr ModelSize kSmallSizes[] = {{"tiny", 2, 2}, {"small", 3, 3}};
 
 inline GPT2Config size_config(const std::string& name, int T) {
-    const auto config = [&](const PublishedSize& size, int V) -> GPT2Config {
+    const auto config = [&](const ModelSize& size, int V) -> GPT2Config {
         return {.max_seq_len = T,
                 .vocab_size = V,
                 .padded_vocab_size = pad_vocab(V),
@@ -36,9 +36,9 @@ inline GPT2Config size_config(const std::string& name, int T) {
                 .num_heads = size.heads,
                 .channels = size.channels()};
     };
-    for (const PublishedSize& size : kPublishedSizes)
+    for (const ModelSize& size : kPublishedSizes)
         if (name == size.name) return config(size, 50257);
-    for (const PublishedSize& size : kSmallSizes)
+    for (const ModelSize& size : kSmallSizes)
         if (name == size.name) return config(size, 997);
     fail("-e (--size) takes 124M, 355M, 774M, 1558M, or for the CPU tiny or small, not '%s'", name.c_str());
 }

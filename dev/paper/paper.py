@@ -199,7 +199,7 @@ def draw(out):
         made = subprocess.run([python, script, out], stderr=subprocess.PIPE, check=False)
         if made.returncode != 0:
             return f"the figures were not drawn: {made.stderr.decode().strip().splitlines()[-1]}"
-        return f"figures: {', '.join(figures(out))}"
+        return f"figures: {', '.join(figures(out)) or 'none, for no run is done'}"
     return "no figures, for they need matplotlib (apt-get install python3-matplotlib); run.sh --tables draws them then"
 
 

@@ -10,6 +10,7 @@
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 for program in train_gpt2 infer_gpt2; do
+    [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || break # which needs neither
     # The program without a GPU is enough where there is none.
     [ -x "$root/${program}cu" ] || { [ -x "$root/${program}cpu" ] && ! nvidia-smi -L >/dev/null 2>&1; } ||
         make -C "$root" "${program}cu"

@@ -247,20 +247,22 @@ def loss_under_cuts(reports):
         axis.plot([c["k"] for c in points], [c["loss"] for c in points], **look)
         return bool(points)
 
-    handles = {}
+    handles, raw = {}, None
     for axis, r in zip(axes, reports):
         for (cut, name, colour, marker), renormalized in itertools.product(kinds, (True, False)):
             look = dict(color=colour, marker=marker, linestyle="-" if renormalized else ":",
                         markerfacecolor=colour if renormalized else "white",
                         label=name if renormalized else name + ", not renormalized")
             if draw(axis, r, cut, renormalized, **look):
-                handles[look["label"]] = Line2D([], [], **look)
+                handles[name] = Line2D([], [], color=colour, marker=marker, label=name)
+                if not renormalized:  # in the legend once for all kinds
+                    raw = Line2D([], [], **{**look, "color": GREY, "label": "not renormalized"})
         axis.axhline(r["loss"]["dense"]["loss"], color="black", linestyle="--", linewidth=1.2)
         axis.set_title(name_of(r) if len(reports) > 1 else "every kind of cut", loc="left")
         if not any(np.isfinite(line.get_ydata()).any() for line in axis.lines):
             say_empty(axis)
-    handles["dense"] = Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="dense (nothing cut)")
-    axes[0].legend(handles=list(handles.values()), loc="upper right")
+    dense = Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="dense (nothing cut)")
+    axes[0].legend(handles=[*handles.values(), *([raw] if raw else []), dense], loc="upper right")
     for axis in axes[1:-1]:
         axis.sharey(axes[0])
         axis.tick_params(labelleft=False)

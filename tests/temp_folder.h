@@ -9,8 +9,6 @@
 #include <iterator>
 #include <string>
 
-#include "../llmc/error.h"
-
 struct TempFolder {
     std::string path;
 
@@ -45,15 +43,4 @@ inline std::string read_text(const std::string& path) {
 
 inline void write_text(const std::string& path, const std::string& text) {
     std::ofstream(path, std::ios::binary) << text;
-}
-
-// The message of the Error that f() throws, "" if it throws none.
-template <class F>
-std::string error_of(F f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
 }

@@ -21,6 +21,7 @@
 #include <random>
 
 #include "../llmc/json_file.h"
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace fs = std::filesystem;
@@ -178,11 +179,6 @@ std::vector<std::string> names_in(const std::string& folder) {
     for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
     std::sort(names.begin(), names.end());
     return names;
-}
-
-void check_mentions(const std::string& message, const std::string& fragment) {
-    INFO("message: " << message);
-    CHECK(message.find(fragment) != std::string::npos);
 }
 
 // What happens to f() in a process of its own: its exit status, or -1 when it ended otherwise.

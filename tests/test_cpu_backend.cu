@@ -706,7 +706,7 @@ TEST_CASE("a graph's launch needs its shared memory again when it is replayed") 
     large_shared_kernel<3><<<1, 32, 96 << 10, stream>>>(o);
     cudaGraph_t graph;
     REQUIRE(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-    cudaGraphExec_t exec;
+    cudaGraphExec_t exec = nullptr;
     REQUIRE(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
     REQUIRE(cudaFuncSetAttribute(large_shared_kernel<3>, attribute, 64 << 10) == cudaSuccess);
     cudaGraphLaunch(exec, stream);

@@ -5,12 +5,12 @@
 #include <cmath>
 #include <map>
 
-#include "../llmc/error.h"
 #include "../llmc/flags.h"
 #include "../llmc/params.h"
 #include "../llmc/sampler.h"
 #include "../llmc/schedule.h"
 #include "../llmc/topk.h"
+#include "errors.h"
 
 TEST_CASE("learning rate: the warm-up ends at the peak, the decay at its fraction of it") {
     for (Schedule s : {Schedule::cosine, Schedule::linear, Schedule::constant, Schedule::wsd}) {
@@ -153,12 +153,7 @@ static std::string parse(std::vector<std::string> words, Parsed& p) {
     std::vector<char*> argv;
     for (std::string& w : words) argv.push_back(w.data());
     argv.push_back(nullptr);
-    try {
-        p.given = parse_flags((int)words.size(), argv.data(), some_flags(p));
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
+    return error_of([&] { p.given = parse_flags((int)words.size(), argv.data(), some_flags(p)); });
 }
 
 TEST_CASE("flags: what is taken") {

@@ -15,13 +15,14 @@
 #include <random>
 
 #include "../llmc/json_file.h"
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace {
 
-void check_mentions(const std::string& message, const std::string& fragment) {
-    INFO("message: " << message);
-    CHECK(message.find(fragment) != std::string::npos);
+void check_shows(const std::string& printed, const std::string& words) {
+    INFO("printed: \"" << printed << "\", without: " << words);
+    CHECK(printed.find(words) != printed.npos);
 }
 
 UpdateMetrics update_of(int64_t step) {
@@ -311,7 +312,7 @@ TEST_CASE("the progress line says what there is room for") {
     m.mass = NAN;  // no row is long enough to have one
     CHECK(progress_line(m, 2000, 192, 0, true) == " 120/2000  loss 3.4123  812k tok/s  3m12s left");
     m.loss = NAN;
-    check_mentions(progress_line(m, 2000, 192, 0, true), "loss nan");
+    check_shows(progress_line(m, 2000, 192, 0, true), "loss nan");
 }
 
 TEST_CASE("on a terminal one line is rewritten, and messages stay above it") {
@@ -331,7 +332,7 @@ TEST_CASE("on a terminal one line is rewritten, and messages stay above it") {
     CHECK(screen[0] == "starting");
     CHECK(screen[1] == "validation: 3.2");
     CHECK(screen[2] == "sample: to be");
-    check_mentions(screen[3], "100/100  loss 100.3333");
+    check_shows(screen[3], "100/100  loss 100.3333");
     CHECK(columns_of(screen[3]) < 80);
     CHECK(text.back() == '\n');
     // One second at ten a second, the first, the last and the one after the message: not a hundred.
@@ -359,8 +360,8 @@ TEST_CASE("elsewhere there are plain lines: all of a short run, some of a long o
         progress.finish();
         const std::vector<std::string> lines = screen_of(recorder.text());
         REQUIRE(lines.size() == 6);
-        check_mentions(lines[0], "1/5  loss 1.3333");
-        check_mentions(lines[4], "5/5  loss 5.3333");
+        check_shows(lines[0], "1/5  loss 1.3333");
+        check_shows(lines[4], "5/5  loss 5.3333");
         CHECK(lines[5] == "done");
         CHECK(recorder.text().find('\r') == std::string::npos);
         CHECK(recorder.text().find('\033') == std::string::npos);
@@ -374,8 +375,8 @@ TEST_CASE("elsewhere there are plain lines: all of a short run, some of a long o
         }
         progress.finish();
         const std::vector<std::string> lines = screen_of(recorder.text());
-        check_mentions(lines.front(), "   1/1000");
-        check_mentions(lines.back(), "1000/1000");
+        check_shows(lines.front(), "   1/1000");
+        check_shows(lines.back(), "1000/1000");
         CHECK(lines.size() >= 100 / 2 - 2);
         CHECK(lines.size() <= 100 / 2 + 2);
     }
@@ -387,7 +388,7 @@ TEST_CASE("elsewhere there are plain lines: all of a short run, some of a long o
         progress.finish();
         const std::vector<std::string> lines = screen_of(recorder.text());
         REQUIRE(lines.size() == 2);
-        check_mentions(lines[1], "   7/1000");
+        check_shows(lines[1], "   7/1000");
     }
 }
 
@@ -396,13 +397,13 @@ TEST_CASE("the time left is counted from this process's own updates, without the
     Progress progress(110, 90, recorder.terminal(false));  // resumed after 90
     recorder.time += 100;                                  // the first one warms everything up
     progress.update(update_of(91));
-    check_mentions(recorder.text(), " 91/110");
+    check_shows(recorder.text(), " 91/110");
     recorder.time += 3;
     progress.update(update_of(92));
     recorder.time += 3;
     progress.update(update_of(93));
-    check_mentions(recorder.text(), " 92/110  loss 92.3333  mass 0.1000  812k tok/s  54s left");
-    check_mentions(recorder.text(), " 93/110  loss 93.3333  mass 0.1000  812k tok/s  51s left");
+    check_shows(recorder.text(), " 92/110  loss 92.3333  mass 0.1000  812k tok/s  54s left");
+    check_shows(recorder.text(), " 93/110  loss 93.3333  mass 0.1000  812k tok/s  51s left");
 }
 
 TEST_CASE("a stream that is no terminal is not treated as one, and the locale decides on the bar") {

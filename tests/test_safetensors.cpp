@@ -12,6 +12,7 @@
 
 #include <limits>
 
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace {
@@ -30,11 +31,6 @@ std::string error_of_file(const std::string& bytes) {
     TempFolder folder;
     write_text(folder / "a.safetensors", bytes);
     return error_of([&] { SafetensorsReader(folder / "a.safetensors"); });
-}
-
-void check_mentions(const std::string& message, const std::string& fragment) {
-    INFO("message: " << message);
-    CHECK(message.find(fragment) != std::string::npos);
 }
 
 std::vector<float> floats(const SafetensorsReader& file, const std::string& name,

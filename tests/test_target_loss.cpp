@@ -6,6 +6,7 @@
 #include <map>
 
 #include "../llmc/target_loss.h"
+#include "errors.h"
 #include "temp_folder.h"
 
 TEST_CASE("lambda rises while the loss is under the limit, falls while it is over, and follows the formula") {
@@ -128,12 +129,7 @@ TEST_CASE("the plain run's losses, and what is refused by name") {
                        "\n" + lines);
     };
     const auto message = [&](const std::string& from = "tiny") {
-        try {
-            read_plain_losses(folder.path, from, settings, 3);
-        } catch (const Error& e) {
-            return std::string(e.what());
-        }
-        return std::string();
+        return error_of([&] { read_plain_losses(folder.path, from, settings, 3); });
     };
     const std::string two =
         "{\"step\":0,\"val_ce\":9}\n{\"step\":1,\"ce\":5.25}\n{\"step\":2,\"ce\":4.5,\"reg\":null}\n";
@@ -142,10 +138,7 @@ TEST_CASE("the plain run's losses, and what is refused by name") {
     for (const std::string& path : {folder.path, folder / "metrics.jsonl"})
         CHECK(read_plain_losses(path, "tiny", settings, 3) == std::vector<float>{5.25f, 4.5f, 4.25f});
 
-    const auto says = [](const std::string& text, const char* words) {
-        CHECK_MESSAGE(text.find(words) != text.npos, text << " should say: " << words);
-    };
-    says(message("d6"), "start (-e) is tiny");
+    check_mentions(message("d6"), "start (-e) is tiny");
     std::map<std::string, std::string> digest = settings;
     digest["data-digest"] = "1";  // which older runs did not record
     CHECK(read_plain_losses(folder.path, "tiny", digest, 3).size() == 3);
@@ -157,38 +150,33 @@ TEST_CASE("the plain run's losses, and what is refused by name") {
                        "\n" + three);
         std::map<std::string, std::string> ours = settings;
         ours["data-digest"] = "1", ours["val-digest"] = "1";
-        try {
-            read_plain_losses(folder.path, "tiny", ours, 3);
-        } catch (const Error& e) {
-            return std::string(e.what());
-        }
-        return std::string();
+        return error_of([&] { read_plain_losses(folder.path, "tiny", ours, 3); });
     };
     CHECK(with_digests("1", "1") == "");
     CHECK(with_digests("1", "2") == "");  // what it was validated on does not matter
-    says(with_digests("2", "1"), "data-digest is 2, and here it is 1");
+    check_mentions(with_digests("2", "1"), "data-digest is 2, and here it is 1");
     file("0", "12", two + "{\"step\":3,\"ce\":1e300}\n");
-    says(message(), "line 5 of");
+    check_mentions(message(), "line 5 of");
     file("0", "12", two);
-    says(message(), "holds 2 updates of a run of 3");
+    check_mentions(message(), "holds 2 updates of a run of 3");
     file("0", "12", two + "{\"step\":3,\"ce\":4.2");  // a line that is being written
-    says(message(), "holds 2 updates of a run of 3");
+    check_mentions(message(), "holds 2 updates of a run of 3");
     file("0", "8", three);
-    says(message(), "batch is 8, and here it is 12");
+    check_mentions(message(), "batch is 8, and here it is 12");
     file("0.1", "12", three);
-    says(message(), "its lambda is 0.1");
+    check_mentions(message(), "its lambda is 0.1");
     file("0", "12", three + "x\n");
-    says(message(), "line 6");
+    check_mentions(message(), "line 6");
     file("0", "12", two + "{\"step\":4,\"ce\":4.25}\n");
-    says(message(), "line 5");
+    check_mentions(message(), "line 5");
     file("0", "12", two + "{\"step\":3,\"ce\":null}\n");
-    says(message(), "line 5");
+    check_mentions(message(), "line 5");
     write_text(folder / "metrics.jsonl", "[]\n");
-    says(message(), "line 1");
+    check_mentions(message(), "line 1");
     write_text(folder / "metrics.jsonl", "{}\n");
-    says(message(), "its lambda is not recorded");
+    check_mentions(message(), "its lambda is not recorded");
     write_text(folder / "metrics.jsonl", "");
-    says(message(), "holds 0 updates");
+    check_mentions(message(), "holds 0 updates");
     std::filesystem::remove(folder / "metrics.jsonl");
-    says(message(), "metrics.jsonl");
+    check_mentions(message(), "metrics.jsonl");
 }

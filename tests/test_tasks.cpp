@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <set>
 
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace fs = std::filesystem;
@@ -33,12 +34,6 @@ std::string context_of(const Scored& item, const Tokenizer& tokenizer) {
 }
 std::string scored_of(const Scored& item, const Tokenizer& tokenizer) {
     return tokenizer.decode(std::span(item.tokens).subspan(static_cast<size_t>(item.first)));
-}
-
-void check_mentions(const std::string& message, const std::string& fragment) {
-    INFO("message: " << message);
-    CHECK(message.find(fragment) != std::string::npos);
-    CHECK(message.find('\n') == std::string::npos);
 }
 
 // A result in which `hits` of the item's tokens are the most likely.

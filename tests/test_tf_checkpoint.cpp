@@ -15,16 +15,12 @@
 
 #include "../llmc/crc32c.h"
 #include "../llmc/safetensors.h"
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace {
 
 const std::string kFixtures = folder_of(__FILE__) + "/fixtures";
-
-void check_mentions(const std::string& message, const std::string& fragment) {
-    INFO("message: " << message);
-    CHECK(message.find(fragment) != std::string::npos);
-}
 
 std::vector<float> floats(const TfCheckpointReader& file, const std::string& name,
                           std::vector<int64_t> shape) {

@@ -15,6 +15,7 @@
 #include <set>
 #include <thread>
 
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace fs = std::filesystem;

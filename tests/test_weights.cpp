@@ -13,6 +13,7 @@
 
 #include "../llmc/checkpoint.h"
 #include "../llmc/tokenizer.h"
+#include "errors.h"
 #include "temp_folder.h"
 
 namespace fs = std::filesystem;
@@ -20,11 +21,6 @@ namespace fs = std::filesystem;
 namespace {
 
 const std::string kFixtures = std::string(__FILE__).substr(0, std::string(__FILE__).rfind('/')) + "/fixtures";
-
-void check_mentions(const std::string& message, const std::string& part) {
-    INFO("the message: " << message);
-    CHECK(message.find(part) != std::string::npos);
-}
 
 // The values that the scripts in fixtures/ give: element j, as on Hugging Face's disk, of the i-th tensor in
 // alphabetical order.

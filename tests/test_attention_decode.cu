@@ -2,6 +2,7 @@
 // dense, the exact top k, and pages, whose certificates must hold on a million rows.
 #include "../llmc/attention_decode.cuh"
 #include "check.h"
+#include "errors.h"
 
 using bf16 = __nv_bfloat16;
 
@@ -351,13 +352,10 @@ TEST_CASE("a context whose scores do not fit into shared memory is refused in wo
     ctx.max_shared = 99 << 10;
     KvCache<float> cache{};
     cache.capacity = 32768;
-    std::string message;
-    try {
+    const std::string message = error_of([&] {
         attention_decode<float>(ctx, nullptr, nullptr, nullptr, nullptr, cache, nullptr, 1, 1, 64,
                                 {DecodeMode::topk, 8});
-    } catch (const Error& e) {
-        message = e.what();
-    }
-    CHECK(message.find("32768 positions") != message.npos);
-    CHECK(message.find("--attention dense") != message.npos);
+    });
+    check_mentions(message, "32768 positions");
+    check_mentions(message, "--attention dense");
 }

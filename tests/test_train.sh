@@ -39,8 +39,9 @@ check "the copy of it that make gives the other's name where there is no nvcc sa
 blas_core() { # the user's choice, or nothing
     env -u OPENBLAS_CORETYPE OPENBLAS_VERBOSE=2 ${1:+OPENBLAS_CORETYPE=$1} "$train" -i "no/such*.bin" -v 0 -s 0 2>&1 | sed -n 's/^Core: //p' | tail -n 1
 }
-if [ -n "$(blas_core Nehalem)" ]; then
-    check "the user chooses OpenBLAS's kernels" '[ "$(blas_core Nehalem)" = Nehalem ]'
+old=$(blas_core Nehalem)
+if [ -n "$old" ]; then
+    check "the user chooses OpenBLAS's kernels" '[ "$old" = Nehalem ]'
     ! grep -qw avx2 /proc/cpuinfo || check "otherwise they use the vectors that this processor has" '[[ "$(blas_core)" =~ ^(Haswell|Zen|SkylakeX|Cooperlake|SapphireRapids)$ ]]'
 fi
 

@@ -21,13 +21,13 @@ inline std::string better_openblas_core(const std::string& core, bool avx2, bool
 // already, or if the user has chosen: OPENBLAS_CORETYPE is read before main().
 inline bool choose_openblas_core() {
 #ifdef __x86_64__
+    if (getenv("OPENBLAS_CORETYPE")) return false;
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
     const std::string better = better_openblas_core(openblas_get_corename(), avx2, avx512);
-    return !better.empty() && !getenv("OPENBLAS_CORETYPE") &&
-           setenv("OPENBLAS_CORETYPE", better.c_str(), 0) == 0;
+    return !better.empty() && setenv("OPENBLAS_CORETYPE", better.c_str(), 0) == 0;
 #else
     return false;
 #endif

@@ -313,8 +313,8 @@ static int64_t last_update(const std::string& path) {
     if (at == text.npos) return 0;
     const size_t begin = text.rfind('\n', at) + 1;
     const nlohmann::json line = parse_json(text.substr(begin, text.find('\n', at) - begin));
-    return line.is_object() && line.contains("step") && line["step"].is_number() ? line["step"].get<int64_t>()
-                                                                                 : 0;
+    const bool has_step = line.is_object() && line.contains("step") && line["step"].is_number_unsigned();
+    return has_step ? line["step"].get<int64_t>() : 0;
 }
 
 std::string open_run_folder(const std::string& run_folder, bool resume,

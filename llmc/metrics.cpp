@@ -31,7 +31,7 @@ MetricsLog::MetricsLog(const std::string& run_folder, const std::string& config,
     lock(run_folder);
     try {
         const bool resume = resume_step >= 0 && is_file(path_);
-        write_file(path_, resume ? kept_lines(resume_step) : config + "\n");
+        write_file(path_, resume ? kept_lines(config, resume_step) : config + "\n");
         fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
         if (fd_ < 0) fail("cannot open %s: %s", path_.c_str(), strerror(errno));
     } catch (...) {
@@ -73,7 +73,17 @@ void MetricsLog::lock(const std::string& run_folder) {
     }
 }
 
-std::string MetricsLog::kept_lines(int64_t step) {
+// The first line of a resumed run. With -y a flag that is given anew, such as where the data are now, holds
+// for the times after, too. (A line of old has no flags: with some of them it would seem to have them all.)
+static std::string line_with_flags(const std::string& line, const std::string& config) {
+    nlohmann::json object = parse_json(line);
+    const nlohmann::json now = parse_json(config);
+    if (!object.contains("flags") || !now.contains("flags") || object["flags"] == now["flags"]) return line;
+    object["flags"] = now["flags"];
+    return json_text(object) + "\n";
+}
+
+std::string MetricsLog::kept_lines(const std::string& config, int64_t step) {
     const MappedFile file(path_);
     const std::string text(reinterpret_cast<const char*>(file.data()), file.size());
     std::string kept;
@@ -95,7 +105,7 @@ std::string MetricsLog::kept_lines(int64_t step) {
             fail("%s: line %d is not one that a run writes; remove it, or start a new run with another -o",
                  path_.c_str(), number);
         if (!is_config && object["step"].get<uint64_t>() > static_cast<uint64_t>(step)) continue;
-        kept += line;
+        kept += is_config ? line_with_flags(line, config) : line;
         if (is_config || !object.contains("loss")) continue;
         const auto update = object["step"].get<int64_t>();
         missing(update - 1);

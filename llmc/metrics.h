@@ -42,7 +42,8 @@ std::string json_number(float value);
 class MetricsLog {
   public:
     // resume_step: the step of the checkpoint that the run goes on from, or -1 for a run that starts new.
-    // `config` is the first line of a new file, as JSON; a resumed file keeps its own.
+    // `config` is the first line of a new file, as JSON; a resumed file keeps its own but for "flags", which
+    // are then those that it goes on with.
     MetricsLog(const std::string& run_folder, const std::string& config, int64_t resume_step = -1);
     MetricsLog(const MetricsLog&) = delete;
     MetricsLog& operator=(const MetricsLog&) = delete;
@@ -61,9 +62,9 @@ class MetricsLog {
   private:
     void lock(const std::string& run_folder);
 
-    // The configuration and the lines up to `step`. A last line that a kill cut short is dropped with the
-    // rest.
-    std::string kept_lines(int64_t step);
+    // The configuration, with the flags of `config`, and the lines up to `step`. A last line that a kill cut
+    // short is dropped with the rest.
+    std::string kept_lines(const std::string& config, int64_t step);
 
     void append(const std::string& line);
 

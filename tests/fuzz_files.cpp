@@ -144,6 +144,7 @@ int main(int argc, char** argv) {
     config.num_layers = config.num_heads = 1;
     config.channels = 8;
     const std::vector<float> values(num_parameters(config), 0.5f);
+    FILE* said = fopen("/dev/null", "w");
     RunState state;
     state.step = 7;
     state.settings = {{"--lambda", "0.1"}};
@@ -167,8 +168,11 @@ int main(int argc, char** argv) {
                                                        weights.size() * sizeof(float)));
     const std::string here = __FILE__;
     std::filesystem::copy(here.substr(0, here.rfind('/')) + "/fixtures/tensorflow/gpt2", run + "/tensorflow");
+    const std::map<std::string, std::string> settings = {{"updates", "9"}}, flags = {{"lambda", "0.1"}};
+    const std::string first_line = line_of_settings({{"from", "tiny"}}, settings, flags),
+                      young = run + "/young/metrics.jsonl";  // of a run without a checkpoint
     {
-        MetricsLog log(run, R"({"lambda":0.1})");
+        MetricsLog log(run, first_line);
         for (int64_t i = 1; i <= 5; i++) {
             UpdateMetrics m;
             m.step = i;
@@ -176,6 +180,8 @@ int main(int argc, char** argv) {
             log.validation(i, 1, 1, 1);
         }
     }
+    std::filesystem::create_directories(run + "/young");
+    std::filesystem::copy(run + "/metrics.jsonl", young);
     const auto resume = [&] { read_run(run); };
     const auto model = [&](const char* name) { return [=] { read_model(run + name); }; };
     std::vector<Target> targets = {
@@ -187,7 +193,12 @@ int main(int argc, char** argv) {
         {"json", step + "/state.json", resume},
         {"json", sharded + "/model.safetensors.index.json", model("/sharded")},
         {"json", run + "/tensorflow/hparams.json", model("/tensorflow")},
-        {"metrics", run + "/metrics.jsonl", [&] { MetricsLog(run, R"({"lambda":0.1})", 3); }},
+        {"metrics", run + "/metrics.jsonl",
+         [&] {
+             flags_of_run(run);
+             MetricsLog(run, line_of_settings({}, {}, {{"lambda", "0.2"}}), 3);
+         }},
+        {"metrics", young, [&] { open_run_folder(run + "/young", true, settings, "tiny", said); }},
     };
     std::erase_if(targets, [&](const Target& t) { return !fuzzer.wants(t.kind); });
     std::vector<std::string> good;

@@ -199,6 +199,22 @@ TEST_CASE("a resumed file keeps its first line, a new run's is new") {
     CHECK(read_text(run / "metrics.jsonl") == "{\"other\":1}\n");
 }
 
+TEST_CASE("a resumed file's first line gets the flags that the run goes on with, if it had any") {
+    TempFolder run;
+    const auto first_line = [&](const char* was, const char* now) {
+        write_text(run / "metrics.jsonl", std::string(was) + "\n{\"step\":1,\"loss\":2}\n");
+        { MetricsLog log(run.path, now, 1); }
+        const auto lines = lines_of(run / "metrics.jsonl");
+        CHECK(lines.size() == 2);
+        return lines[0];
+    };
+    CHECK(first_line(R"({"commit":"a","flags":{"lr":"1","train-data":"old"}})",
+                     R"({"commit":"b","flags":{"lr":"1","train-data":"new"}})") ==
+          nlohmann::json({{"commit", "a"}, {"flags", {{"lr", "1"}, {"train-data", "new"}}}}));
+    CHECK(first_line(R"({"commit":"a"})", R"({"commit":"b","flags":{"lr":"1"}})") ==
+          nlohmann::json({{"commit", "a"}}));
+}
+
 TEST_CASE("a log that a run did not write is an Error that names the line") {
     TempFolder run;
     const std::string good = "{\"a\":1}\n{\"step\":1,\"loss\":2}\n";

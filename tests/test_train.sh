@@ -233,6 +233,9 @@ run -y -v 0 -o "$work/again"
 check "-y alone goes on with the flags that the run had; those that are given come before them" '[ $? = 0 ] &&
     grep -q "resumed after 20 updates" "$work/log" && ! grep -q "^validation" "$work/log" &&
     cmp -s "$work/straight/step_00000030/optimizer.safetensors" "$work/again/step_00000030/optimizer.safetensors"'
+rm -r "$work/again/step_00000030"
+run -y -o "$work/again"
+check "and hold for the next time, too" '[ $? = 0 ] && grep -q "resumed after 20 updates" "$work/log" && ! grep -q "^validation" "$work/log"'
 run "${quick[@]}" -x 2 -n 0 -y -o "$work/no_such_run"
 check "-y where there is no run says so, and begins one" '[ $? = 0 ] && grep -q "there is no run in $work/no_such_run: it begins here" "$work/log" &&
     grep -q "metrics are in" "$work/log"'

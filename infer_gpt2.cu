@@ -75,7 +75,7 @@ struct InferConfig {
     bool stats = false;
 
     // measuring
-    std::string eval, data, lambada, hellaswag, report, json;
+    std::string eval, data, lambada, hellaswag, report;
     bool probes = false;
     std::vector<int> cuts = {1, 2, 4, 8, 16, 32, 64};
     std::vector<Cut> cut_kinds = {Cut::topk, Cut::random, Cut::recent, Cut::first_recent};
@@ -84,6 +84,7 @@ struct InferConfig {
     int B = -1, T = -1;
     int64_t batches = 8, limit = 0;
 
+    std::string json;
     Device device = Device::automatic;
     Precision precision = Precision::automatic;
 
@@ -189,7 +190,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
         {0, "limit", "N", std::to_string(c.limit),
          "questions of each task (0 = all) and of recall (0 = 100); a quarter of them of induction, and of the needle at each depth",
          [&c](auto& flag, auto& v) { c.limit = parse_int(flag, v, 0, INT32_MAX); }},
-        {0, "json", "FILE", "", "write everything that was measured here as well",
+        {0, "json", "FILE", "", "write everything that was generated or measured here as well",
          [&c](auto& flag, auto& v) { c.json = parse_name(flag, v); }},
         choice_flag("device", kDeviceWords, c.device, "auto is cuda where there is an NVIDIA GPU, else cpu"),
         choice_flag("precision", Words(kPrecisionWords).first(3), c.precision,
@@ -1265,6 +1266,28 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
     return json;
 }
 
+std::string today() {
+    const time_t now = time(nullptr);
+    char text[16];
+    strftime(text, sizeof(text), "%Y-%m-%d", localtime(&now));
+    return text;
+}
+
+// What the file of --json begins with: the model, and where it runs.
+template <class Float>
+Json json_facts(const Context& ctx, const InferConfig& c, const GPT2Config& config) {
+    return {{"model", c.from},
+            {"layers", config.num_layers},
+            {"heads", config.num_heads},
+            {"channels", config.channels},
+            {"vocabulary", config.vocab_size},
+            {"parameters", num_weights(config)},
+            {"device", ctx.device_name},
+            {"precision", sizeof(Float) == 2 ? "bf16" : "fp32"},
+            {"commit", kGitCommit},
+            {"date", today()}};
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // generating text
 
@@ -1358,6 +1381,41 @@ std::string speed_line(const Generation& g, const InferConfig& c) {
     return text;
 }
 
+// The prompts and what became of them; with --stats, the means over the tokens generated, by layer and head.
+Json generation_json(const Generation& g, const std::vector<Tokens>& prompts, const InferConfig& c,
+                     const Tokenizer* tokenizer, int num_heads) {
+    const auto number = [](float x) { return parse_json(json_number(x)); };  // 0.1 stays 0.1
+    Json json = {{"attention", kDecodeWords[(int)c.attention]},
+                 {"temperature", number(c.sampling.temperature)},
+                 {"top_p", number(c.sampling.top_p)},
+                 {"top_tokens", c.sampling.top_k},
+                 {"seed", c.sampling.seed},
+                 {"drawn", g.drawn},
+                 {"seconds", g.seconds},
+                 {"first_seconds", g.first_seconds},
+                 {"slides", g.slides}};
+    if (c.attention == DecodeMode::topk) json["k"] = c.topk;
+    if (c.attention == DecodeMode::pages) json["epsilon"] = number(c.epsilon);
+    for (size_t b = 0; b < prompts.size(); b++)
+        json["texts"].push_back({{"prompt", tokens_text(tokenizer, prompts[b])},
+                                 {"prompt_tokens", prompts[b]},
+                                 {"text", tokens_text(tokenizer, g.made[b])},
+                                 {"tokens", g.made[b]}});
+    for (size_t i = 0; i < g.stats.size(); i++) {
+        const DecodeStats& s = g.stats[i];
+        if (s.tokens > 0)
+            json["stats"].push_back({{"layer", i / num_heads},
+                                     {"head", i % num_heads},
+                                     {"keys", number(s.visible / s.tokens)},
+                                     {"read", number(s.keys / s.tokens)},
+                                     {"pages", number(s.pages / s.tokens)},
+                                     {"tau", number(s.tau / s.tokens)},
+                                     {"worst", number(s.worst)},
+                                     {"certified", number(s.certified / s.tokens)}});
+    }
+    return json;
+}
+
 template <class Float>
 void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig& c,
                    const Tokenizer* tokenizer) {
@@ -1376,11 +1434,17 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         if (stream) write_text(text.finish() + "\n");
         return g;
     };
-    const auto report = [&](const Generation& g) {
+    const auto report = [&](const Generation& g, const std::vector<Tokens>& prompts) {
         fflush(stdout);
         if (c.stats) print_decode_stats(g, config, c.how());
         fprintf(stderr, "%s\n", speed_line(g, c).c_str());
+        if (c.json.empty()) return;
+        Json json = json_facts<Float>(ctx, c, config);
+        json["generation"] = generation_json(g, prompts, c, tokenizer, config.num_heads);
+        write_file(c.json, json_text(json, 1) + "\n");
+        fprintf(stderr, "wrote %s\n", c.json.c_str());
     };
+    if (!c.json.empty()) output_target(c.json);
 
     if (!c.prompt_file.empty()) {
         std::ifstream file(c.prompt_file);
@@ -1399,14 +1463,14 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         const Generation g = run(prompts, false);
         for (size_t b = 0; b < lines.size(); b++)
             write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(tokenizer, g.made[b]) + "\n");
-        report(g);
+        report(g, prompts);
         return;
     }
     if (!c.interactive) {
         const Tokens prompt = prompt_tokens(tokenizer, c.prompt, config, c.slide);
         if (c.slide) say_cut({prompt}, "the prompt", config);
         write_text(c.prompt);
-        report(run({prompt}, true));
+        report(run({prompt}, true), {prompt});
         return;
     }
     // The text so far is the context of what follows; an empty line begins a new text.
@@ -1434,7 +1498,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         const Generation g = run({text}, true);
         signal(SIGINT, SIG_DFL);
         text.insert(text.end(), g.made[0].begin(), g.made[0].end());
-        report(g);
+        report(g, {});
     }
     if (asked) fputs("\n", stderr);
 }
@@ -1451,13 +1515,6 @@ std::string newest_run() {
             return run;
     fail(
         "no log/run1, log/run2, ... has a checkpoint yet: train one with ./train_gpt2cu, or name a model with -e");
-}
-
-std::string today() {
-    const time_t now = time(nullptr);
-    char text[16];
-    strftime(text, sizeof(text), "%Y-%m-%d", localtime(&now));
-    return text;
 }
 
 // Everything but generating: what was asked for, on the terminal and as one JSON object.
@@ -1496,16 +1553,7 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
     std::optional<Probes> probes;
     if (c.probes) probes = make_probes(c, *text, T, end_of_text(tokenizer, config));
     const Bench<Float> bench(ctx, m, B, T);
-    Json json = {{"model", c.from},
-                 {"layers", config.num_layers},
-                 {"heads", config.num_heads},
-                 {"channels", config.channels},
-                 {"vocabulary", config.vocab_size},
-                 {"parameters", num_weights(config)},
-                 {"device", ctx.device_name},
-                 {"precision", sizeof(Float) == 2 ? "bf16" : "fp32"},
-                 {"commit", kGitCommit},
-                 {"date", today()}};
+    Json json = json_facts<Float>(ctx, c, config);
     if (shard) {
         const std::vector<CutLoss> all = cut_losses(bench, *shard, c);
         print_cut_losses(*shard, all, c);
@@ -1534,12 +1582,13 @@ void check_flags(InferConfig& c, const GivenFlags& given) {
             fail(
                 "--%s is for generating text; --eval, --lambada, --hellaswag, --probes and --report measure without it: leave it out",
                 name);
-    for (const char* name :
-         {"cuts", "cut-kinds", "no-page", "data", "batch", "context", "batches", "limit", "json"})
+    for (const char* name : {"cuts", "cut-kinds", "no-page", "data", "batch", "context", "batches", "limit"})
         if (!c.measures() && given.contains(name))
             fail(
                 "--%s is for what --eval, --lambada, --hellaswag, --probes and --report measure: give one of them, or leave it out",
                 name);
+    if (c.interactive && !c.json.empty())
+        fail("--json keeps one generation, and --interactive makes many: give the prompts with -p or -f");
     if (given.contains("epsilon") && c.attention != DecodeMode::pages)
         fail("--epsilon is for --attention pages: give both");
     if (given.contains("topk") && !c.measures()) {

@@ -76,6 +76,22 @@ printf 'int\nfloat x\n\nreturn\n' >"$work/prompts"
 run "${model[@]}" -f "$work/prompts" -n 20
 check "prompts from a file, side by side" '[ $? = 0 ] && grep -q "^\[int\]" "$work/out" && grep -q "^\[float x\]" "$work/out" &&
     grep -q "^\[return\]" "$work/out" && grep -q "^60 tokens" "$work/err"'
+for how in "-k 8" "--attention pages --epsilon 0.1"; do
+    run "${model[@]}" -f "$work/prompts" -n 50 --stats $how --json "$work/made.json"
+    check "--json has what was printed, and what each head has read ($how)" '[ $? = 0 ] && python3 - "$work/made.json" "$work/out" "$work/err" <<"END"
+import json, sys
+made, out, err = json.load(open(sys.argv[1]))["generation"], open(sys.argv[2]).read(), open(sys.argv[3]).read()
+assert out == "\n".join("[%s]%s\n" % (t["prompt"], t["text"]) for t in made["texts"])
+assert all(bytes(t["tokens"]).decode() == t["text"] and len(t["tokens"]) == 50 for t in made["texts"])
+assert made["drawn"] == 150 and (made.get("k"), made.get("epsilon")) in ((8, None), (None, 0.1))
+rows = [line.replace("%", "").split() for line in err.split("\n") if line[:5].strip().isdigit() and len(line.split()) == 9]
+assert len(rows) == len(made["stats"]) == 8
+for row, s in zip(rows, made["stats"]):
+    share = 100 * s["read"] / s["keys"]
+    names = (s["layer"], s["head"], s["keys"], s["read"], share, s["pages"], s["tau"], s["worst"], s["certified"])
+    assert all(abs(float(a) - b) <= 0.051 and abs(float(a) - b) <= 0.006 * abs(b) + 0.051 * (b > 1) for a, b in zip(row, names)), (row, s)
+END'
+done
 run "${model[@]}" -f "$work/prompts" -n 20 --greedy
 cp "$work/out" "$work/beside"
 for prompt in int "float x" return; do
@@ -245,7 +261,8 @@ refuse "--interactive needs a vocabulary, and none is known for this model: data
 infer=$root/infer_gpt2cpu
 refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
-refuse "--json is for what --eval" "${model[@]}" -p x --json "$work/text.json"
+refuse "--json keeps one generation" "${model[@]}" --interactive --json "$work/text.json"
+refuse "cannot create" "${model[@]}" -p x --json "$work/none/text.json"
 refuse "--batch is for what --eval" "${model[@]}" -b 2
 refuse "--attention is for generating text" "${model[@]}" --eval "$val" --attention pages
 refuse "--tokens is for generating text" "${model[@]}" --probes -n 5

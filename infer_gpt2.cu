@@ -341,7 +341,7 @@ struct Decoding {
     int* tokens;     // [B] the newest token of each sequence, not yet in the cache
     int* positions;  // [B] and its position
     int* streams;    // [B] numbers of the sequences, for their random numbers:
-    int* counts;     // [B] and how many tokens are before the one that is drawn, slides or not
+    int* counts;     // [B] and where the newest tokens were if no context had ever been full
     int* lengths;    // [B] of the prompts
     std::vector<KvCache<Float>> cache;
     Float* last;         // [B,C] the last layernorm's output of each sequence's newest token
@@ -822,11 +822,7 @@ struct Bench {
 
     Bench(const Context& context, const Model<Float>& model, int batch, int tokens)
         : ctx(context), m(model), B(batch), T(tokens) {
-        if ((int64_t)B * m.config.num_heads > 65535)
-            fail("-b (--batch) times the number of heads is %lld, and a launch takes 65535: lower -b",
-                 (long long)B * m.config.num_heads);
-        if ((int64_t)B * T * m.config.num_heads > kMaxRows)
-            fail("-b times -t is too large: lower -b (%d) or -t (%d)", B, T);
+        check_batch_fits(B, T, m.config.num_heads);
         memory = std::make_unique<DeviceMemory>(ctx, "the activations", "lower -b or -t", [&](Arena& arena) {
             a = lay_out_acts<Float>(arena, m.config, B, T);
         });
@@ -1023,13 +1019,14 @@ std::vector<Result> score(const Bench<Float>& bench, const std::vector<Scored>& 
     return results;
 }
 
-// The two columns of every task.
-std::vector<std::pair<const char*, SequenceAttention>> task_attentions(int topk) {
-    return {{"dense", {}}, {"topk", {Cut::topk, topk}}};
-}
-
-std::string attention_label(const char* name, int topk) {
-    return strcmp(name, "dense") == 0 ? "dense" : format("top %d", topk);
+// The two columns of every task: as the JSON has them, and as they are printed.
+struct TaskAttention {
+    const char* name;
+    std::string label;
+    SequenceAttention how;
+};
+std::vector<TaskAttention> task_attentions(int topk) {
+    return {{"dense", "dense", {}}, {"topk", format("top %d", topk), {Cut::topk, topk}}};
 }
 
 // Of one text alone, which has no standard error, the share.
@@ -1041,9 +1038,9 @@ template <class Float>
 Json run_lambada(const Bench<Float>& bench, const InferConfig& c, const std::vector<Scored>& items) {
     Json json = {{"file", c.lambada}, {"items", items.size()}, {"k", c.topk}};
     printf("\nLAMBADA, %zu texts: the last word\n", items.size());
-    for (const auto& [name, how] : task_attentions(c.topk)) {
+    for (const auto& [name, label, how] : task_attentions(c.topk)) {
         const LambadaSummary s = lambada_summary(items, score(bench, items, how, "LAMBADA"));
-        printf("%8s  accuracy %s, perplexity %.2f\n", attention_label(name, c.topk).c_str(),
+        printf("%8s  accuracy %s, perplexity %.2f\n", label.c_str(),
                share_text(s.accuracy, s.accuracy_error).c_str(), s.perplexity);
         json[name] = {{"accuracy", s.accuracy}, {"stderr", s.accuracy_error}, {"perplexity", s.perplexity}};
     }
@@ -1065,9 +1062,9 @@ template <class Float>
 Json run_hellaswag(const Bench<Float>& bench, const InferConfig& c, const std::vector<Scored>& items) {
     Json json = {{"file", c.hellaswag}, {"k", c.topk}};
     printf("\nHellaSwag, %zu questions of four endings\n", items.size() / 4);
-    for (const auto& [name, how] : task_attentions(c.topk)) {
+    for (const auto& [name, label, how] : task_attentions(c.topk)) {
         const ChoiceSummary s = choice_summary(items, score(bench, items, how, "HellaSwag"));
-        printf("%8s  accuracy %s, by length %s\n", attention_label(name, c.topk).c_str(),
+        printf("%8s  accuracy %s, by length %s\n", label.c_str(),
                share_text(s.accuracy, s.accuracy_error).c_str(),
                share_text(s.accuracy_norm, s.accuracy_norm_error).c_str());
         json[name] = choice_json(s);
@@ -1101,8 +1098,7 @@ template <class Float>
 Json run_probes(const Bench<Float>& bench, const InferConfig& c, const Probes& p) {
     Json json = {{"k", c.topk}};
     printf("\nprobes (context %d)\n", bench.T);
-    for (const auto& [name, how] : task_attentions(c.topk)) {
-        const std::string label = attention_label(name, c.topk);
+    for (const auto& [name, label, how] : task_attentions(c.topk)) {
         const InductionSummary i =
             induction_summary(p.induction, score(bench, p.induction, how, "induction"));
         const ChoiceSummary r = choice_summary(p.recall, score(bench, p.recall, how, "recall"));
@@ -1453,9 +1449,9 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         for (std::string line; next_line(file, line);)
             if (!line.empty()) lines.push_back(line);
         if (lines.empty()) fail("%s has no prompts: one a line", c.prompt_file.c_str());
-        if ((int64_t)lines.size() * config.num_heads > 65535)
+        if ((int64_t)lines.size() * config.num_heads > kMaxGridY)
             fail("%s has %zu prompts; at most %d can be continued side by side", c.prompt_file.c_str(),
-                 lines.size(), 65535 / config.num_heads);
+                 lines.size(), kMaxGridY / config.num_heads);
         std::vector<Tokens> prompts;
         for (const std::string& line : lines)
             prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide));
@@ -1582,11 +1578,25 @@ void check_flags(InferConfig& c, const GivenFlags& given) {
             fail(
                 "--%s is for generating text; --eval, --lambada, --hellaswag, --probes and --report measure without it: leave it out",
                 name);
-    for (const char* name : {"cuts", "cut-kinds", "no-page", "data", "batch", "context", "batches", "limit"})
-        if (!c.measures() && given.contains(name))
-            fail(
-                "--%s is for what --eval, --lambada, --hellaswag, --probes and --report measure: give one of them, or leave it out",
-                name);
+    const bool eval = !c.eval.empty(), tasks = !c.lambada.empty() || !c.hellaswag.empty(),
+               report = !c.report.empty();
+    const struct {
+        const char *flag, *readers;
+        bool is_read;
+    } measuring[] = {{"cuts", "--eval and --report", eval || report},
+                     {"cut-kinds", "--eval and --report", eval || report},
+                     {"no-page", "--report", report},
+                     {"data", "--report and --probes", report || c.probes},
+                     {"batches", "--eval, --report and --probes", eval || report || c.probes},
+                     {"limit", "--lambada, --hellaswag and --probes", tasks || c.probes},
+                     {"batch", "--eval, --lambada, --hellaswag, --probes and --report", c.measures()},
+                     {"context", "--eval, --lambada, --hellaswag, --probes and --report", c.measures()}};
+    for (const auto& [flag, readers, is_read] : measuring)
+        if (given.contains(flag) && !is_read)
+            fail("--%s is for %s: give one of these, or leave it out", flag, readers);
+    if (given.contains("topk") && c.measures() && !(tasks || report || c.probes))
+        fail(
+            "-k is for --lambada, --hellaswag, --probes, --report and generating text: for --eval give --cuts");
     if (c.interactive && !c.json.empty())
         fail("--json keeps one generation, and --interactive makes many: give the prompts with -p or -f");
     if (given.contains("epsilon") && c.attention != DecodeMode::pages)

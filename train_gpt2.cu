@@ -6,12 +6,12 @@
 // vocabulary padded to a multiple of 128. Float is bf16 or float: weights, activations and their gradients;
 // weight gradients, AdamW's moments and the master weights are always float.
 #include <signal.h>
-#include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -48,8 +48,8 @@ extern const char* const kGitCommit;  // written by make
 // ---------------------------------------------------------------------------------------------------------
 // configuration
 
-// What the flags set. A value of -1 (or an empty text) is filled in by resolve_defaults(), which knows the
-// device, the model and the data.
+// What the flags set. What they leave open (-1, or an empty text) is filled in where it is known: `from` by
+// find_start(), the data by choose_data(), numbers by resolve_defaults(), and `out` by train().
 struct TrainConfig {
     float lambda = 0.1f;
     int topk = 8;
@@ -286,7 +286,7 @@ struct Acts {
     float* losses;               // [B,T]
     float* mass_sums;            // [L,B*NH,2]
     float* sink_sums;            // [L,B*NH,4]
-    float* reg_weight;           // [L] lambda / N of each layer
+    float* reg_weight;           // [L] see reg_weights()
     Float* branch;               // [B,T,C] what attention or MLP adds to the residual stream
     // gradients
     Float* dresidual;    // [B,T,C]
@@ -558,8 +558,8 @@ float* fcproj_bias_below(const GPT2<Float>& model, int l) {
 }
 
 // dresidual holds the gradient of the layer's output and leaves with that of its input; the layer's parameter
-// gradients are added to, but for fcproj's bias, and that of the layer below is. reg_weight: lambda / N of
-// this layer, on the device; null: it is not regularized.
+// gradients are added to, but for fcproj's bias, and that of the layer below is. reg_weight: this
+// layer's of reg_weights(), on the device; null: it is not regularized.
 template <class Float>
 void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
                     int topk, Reg reg, const float* reg_weight) {
@@ -642,7 +642,7 @@ void reset_stats(const Context& ctx, const GPT2<Float>& model) {
 }
 
 // Sends x, y [B,T] to acts.inputs and acts.targets, and for a backward (unless reg_weight is null) the plan
-// of the embedding's gradient and lambda / N of each layer. Returns while the copies are under way.
+// of the embedding's gradient and each layer's reg_weight. Returns while the copies are under way.
 template <class Float>
 void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, const int* y, int BT,
                 const std::vector<float>* reg_weight) {
@@ -666,7 +666,8 @@ void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, cons
     buffers.launched(ctx, number);
 }
 
-// lambda / N of each layer, N being all the rows that R averages; 0: the layer is not regularized.
+// What the gradient of each layer's rows is weighted with: share * lambda * the layer's factor / N, where N
+// are all the rows that R averages and `share` is the micro-step's of the update. 0: not regularized.
 std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, int B, int T, float lambda,
                                float share) {
     const int64_t rows = regularized_rows(B, T, config.num_heads, c.topk) * config.num_layers;
@@ -749,6 +750,8 @@ struct Validation {
     double self = NAN;         // and to the query's own position
 };
 
+// The mean over the first c.val_batches micro-batches of `data`, or all of it where it has fewer. Overwrites
+// acts.stats, leaves `data` behind what it has read, and waits for the device.
 template <class Float>
 Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c) {
     const int T = c.T, L = model.config.num_layers, NH = model.config.num_heads;
@@ -811,7 +814,7 @@ template <class Float>
 std::string sample_text(const Context& ctx, const GPT2<Float>& model, DataLoader& data,
                         const Tokenizer* tokenizer, const TrainConfig& c, int64_t step) {
     data.reset();
-    data.next_batch();
+    data.next_batch(1);
     const int prompt_tokens = std::max(1, std::min(32, c.T / 4));
     const std::vector<uint16_t> prompt(data.inputs(), data.inputs() + prompt_tokens);
     const std::vector<uint16_t> made = generate(ctx, model, prompt, c, step);
@@ -1086,14 +1089,20 @@ int64_t default_update_tokens(int B, int T) {
     return ceil_div(rows, (int64_t)B) * B * T;
 }
 
-// The largest micro-batch that fits on the device and divides an update's tokens.
+// The largest micro-batch, up to 12 rows on a CPU and 64 on a GPU, that fits on the device and divides an
+// update's tokens. (Without any it is 1 or 12, and check_settings_fit() says what is wrong.)
 template <class Float>
 int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
-    if (kOnCpu) return 12;
+    const auto divides = [&](int B) { return c.tokens_per_update % ((int64_t)B * c.T) == 0; };
+    if (kOnCpu) {
+        int B = 12;
+        while (c.tokens_per_update > 0 && B > 1 && !divides(B)) B--;
+        return B;
+    }
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     for (int B = 64; B > 1; B /= 2)
-        if (c.tokens_per_update % ((int64_t)B * c.T) == 0 &&
+        if (divides(B) &&
             (double)model_bytes<Float>(ctx, model_spec(c, config, B)) < 0.9 * (double)free_bytes)
             return B;
     return 1;
@@ -1139,15 +1148,13 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
     c.lambda_start_updates = parse_updates("--lambda-start", c.lambda_start, c.updates);
     c.layer_lambda = parse_layer_lambda(c.lambda_layers, config.num_layers);
+    if (const std::string problem = config_problem(config); !problem.empty())
+        fail("this model cannot be trained: %s", problem.c_str());
 }
 
 // Settings that do not go together, or not with this model or device.
 void check_settings_fit(const TrainConfig& c, const GPT2Config& config, const Context& ctx) {
-    if ((int64_t)c.B * config.num_heads > 65535)
-        fail("-b (--batch) times the number of heads is %lld, and a launch takes 65535: lower -b",
-             (long long)c.B * config.num_heads);
-    if ((int64_t)c.B * c.T * config.num_heads > kMaxRows)
-        fail("-b times -t is too large: lower -b (%d) or -t (%d)", c.B, c.T);
+    check_batch_fits(c.B, c.T, config.num_heads);
     const int64_t micro = (int64_t)c.B * c.T;
     if (c.tokens_per_update % micro)
         fail("-d (--tokens-per-update) is %lld, which is not a multiple of -b times -t (%d * %d = %lld)",
@@ -1176,6 +1183,16 @@ void check_settings_fit(const TrainConfig& c, const GPT2Config& config, const Co
 // ---------------------------------------------------------------------------------------------------------
 // the loop
 
+// Why a lambda greater than 0 regularizes nothing; "" where it does.
+std::string why_not_regularized(const TrainConfig& c) {
+    if (c.topk >= c.T) return "no row has more, so there is nothing to regularize";
+    if (c.lambda_start_updates >= c.updates)
+        return "lambda begins to rise behind the end of the run, so nothing is regularized";
+    if (*std::max_element(c.layer_lambda.begin(), c.layer_lambda.end()) == 0)
+        return "all --lambda-layers are 0, so nothing is regularized";
+    return "";
+}
+
 template <class Float>
 std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>& run, const Context& ctx,
                                                                const char* precision) {
@@ -1191,13 +1208,10 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
     const bool all_one = std::count(c.layer_lambda.begin(), c.layer_lambda.end(), 1.0f) == config.num_layers;
     const std::string factors =
         c.lambda == 0 || all_one ? "" : " times " + factors_text(c) + " in the layers";
-    const char* idle = c.lambda == 0   ? ""
-                       : c.topk >= c.T ? ": no row has more, so there is nothing to regularize"
-                       : c.lambda_start_updates >= c.updates
-                           ? ": lambda begins to rise behind the end of the run, so nothing is regularized"
-                       : *std::max_element(c.layer_lambda.begin(), c.layer_lambda.end()) == 0
-                           ? ": all --lambda-layers are 0, so nothing is regularized"
-                           : "";
+    std::string idle = c.lambda == 0 ? "" : why_not_regularized(c);
+    if (!idle.empty()) idle = ": " + idle;
+    const std::string decay =
+        c.schedule == Schedule::constant ? "" : format(", down to %g of it", c.final_lr);
     std::string limit;
     if (!c.target_loss.path.empty())
         limit = format(" (to begin with; loss within %g of %s)", c.target_loss.margin,
@@ -1210,16 +1224,16 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
                          pretty_count((double)num_weights(config)).c_str())},
         {"regularizer", c.topk == 0 ? "off, and not measured"
                                     : format("%s, lambda %g%s%s, top %d keys%s", reg_name(c.reg), c.lambda,
-                                             factors.c_str(), (rise + limit).c_str(), c.topk, idle)},
+                                             factors.c_str(), (rise + limit).c_str(), c.topk, idle.c_str())},
         {"data", format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train_tokens).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
                           (long long)accumulate, accumulate == 1 ? "" : "es", micro.c_str())},
         {"run", format("%s, %s tokens, %.2f epochs", updates_text(c.updates).c_str(),
                        pretty_count((double)c.updates * (double)c.tokens_per_update).c_str(),
                        (double)c.updates * (double)c.tokens_per_update / (double)train_tokens)},
-        {"learning rate", format("%g, %s, warm-up %s, down to %g of it; weight decay %g, clip %g", c.lr,
-                                 schedule_name(c.schedule), updates_text(c.warmup_updates).c_str(),
-                                 c.final_lr, c.weight_decay, c.clip)},
+        {"learning rate",
+         format("%g, %s, warm-up %s%s; weight decay %g, clip %g", c.lr, schedule_name(c.schedule),
+                updates_text(c.warmup_updates).c_str(), decay.c_str(), c.weight_decay, c.clip)},
         {"memory",
          format("%s, recompute %d", pretty_bytes((double)run.model.memory->bytes).c_str(), c.recompute)},
         {"run folder", c.out + (run.step > 0 ? " (resumed after " + updates_text(run.step) + ")" : "")},
@@ -1379,12 +1393,18 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
         printf("stopped after %s\n", updates_text(step).c_str());
 }
 
+// -e as it means the same in another folder, whatever lies beside the run: a preset's or size's name stays.
+std::string name_elsewhere(const std::string& from) {
+    GPT2Config config;
+    return preset_config(from, config) || !public_weights(from).empty() ? from : absolute_path(from);
+}
+
 // What the machine decided where no flag did (files, free memory), as if it had been given: with -y it must
 // be the same. And names that mean the same in another folder.
 void keep_decisions(TrainConfig& c) {
     c.given.insert(
         {{"batch", std::to_string(c.B)}, {"tokens-per-update", std::to_string(c.tokens_per_update)}});
-    c.given["from"] = absolute_path(c.from);
+    c.given["from"] = name_elsewhere(c.from);
     c.given["train-data"] = absolute_pattern(c.train_data);
     if (!c.val_data.empty()) c.given["val-data"] = absolute_pattern(c.val_data);
     if (!c.target_loss.path.empty())
@@ -1422,16 +1442,16 @@ void train(TrainConfig c) {
     run.settings = run_settings(c, config, run.train_data, run.val_data.get(), precision);
     if (!c.target_loss.path.empty()) {
         run.target = std::make_unique<TargetLoss>(
-            read_plain_losses(c.target_loss.path, c.from, run.settings, c.updates), c.target_loss.margin,
-            c.lambda_warmup_updates);
+            read_plain_losses(c.target_loss.path, name_elsewhere(c.from), run.settings, c.updates),
+            c.target_loss.margin, c.lambda_warmup_updates);
         run.settings["target-loss"] = run.target->setting();
     }
-    const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, c.from);
+    const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, name_elsewhere(c.from));
     if (!checkpoint.empty()) resume(run, checkpoint);
     fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
                                                       {"device", ctx.device_name},
-                                                      {"from", absolute_path(c.from)},
+                                                      {"from", name_elsewhere(c.from)},
                                                       {"train_data", c.train_data},
                                                       {"val_data", c.val_data}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
@@ -1465,7 +1485,7 @@ void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
         fail("there is no run in %s to go on with: name its folder with -o, or give the flags of a new one",
              c.out.c_str());
     if (c.given.contains("from") && then.contains("from") &&
-        absolute_path(c.from) != absolute_path(then.at("from")))
+        name_elsewhere(c.from) != name_elsewhere(then.at("from")))
         fail("the run in %s began with -e %s, and goes on from its own checkpoint: leave -e %s out",
              c.out.c_str(), then.at("from").c_str(), c.from.c_str());
     for (const auto& [name, value] : then)

@@ -83,7 +83,8 @@ static std::vector<Flag> tokenize_flags(Options& o) {
          [&o](auto& flag, auto& v) { o.output = parse_name(flag, v); }},
         choice_flag("tokenizer", kTokenizerWords, o.tokenizer, "what a token is"),
         {0, "gpt2-dir", "FOLDER", std::string(kDefaultGpt2Dir) + " beside the program's folder, or here",
-         "GPT-2's encoder.json and vocab.bpe are in it", [&o](auto&, auto& v) { o.gpt2_dir = v; }},
+         "GPT-2's encoder.json and vocab.bpe are in it",
+         [&o](auto& flag, auto& v) { o.gpt2_dir = parse_name(flag, v); }},
         {0, "val-fraction", "F", format("%g", o.val_fraction),
          "share of the tokens for validation, from the end of the text, split between documents where that gives half to twice as much, otherwise inside one; 0 = no validation shard",
          [&o](auto& flag, auto& v) { o.val_fraction = parse_double(flag, v, 0, 0.999); }},
@@ -566,9 +567,8 @@ static void publish_shards(const std::vector<Shard>& shards, const Options& o, c
 
 static std::string default_gpt2_dir() {
     const std::string beside = (fs::path(program_folder()).parent_path() / kDefaultGpt2Dir).string();
-    std::string words, merges;
     for (const std::string& folder : {beside, std::string(kDefaultGpt2Dir)})
-        if (find_vocabulary(folder, words, merges)) return folder;
+        if (has_vocabulary(folder)) return folder;
     fail(
         "there is no GPT-2 vocabulary in %s, nor in %s here: data/fetch gpt2 gets it, or name a folder with "
         "--gpt2-dir",

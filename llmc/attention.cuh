@@ -14,7 +14,7 @@
 //   dq_i = sum_j ds_ij k_j / sqrt(hs),  dk_j = sum_i ds_ij q_i / sqrt(hs),  dv_j = sum_i p_ij do_i
 //
 // where f is the regularizer's function of M and N the number of rows that it averages (topk.h). In the code
-// lambda / N is `weight`, and c_i `slope`.
+// lambda / N, with the factors that a layer and a micro-step put on it, is `weight`, and c_i `slope`.
 //
 // The regularizer is one compare and one add a score. Halfway means that rounding cannot move a key across
 // the threshold unless the gap itself is that small; scores are still computed by the same operations in the
@@ -92,6 +92,15 @@ __global__ void attention_sink_sums_kernel(float* sums, AttentionRows rows, cons
 // ---------------------------------------------------------------------------------------------------------
 // launchers
 
+// Throws where a batch of B x T tokens (-b and -t) is more than the launches below can number.
+inline void check_batch_fits(int B, int T, int num_heads) {
+    const int64_t heads = (int64_t)B * num_heads;
+    if (heads > kMaxGridY)
+        fail("-b (--batch) times the number of heads is %lld, and a launch takes %d: lower -b",
+             (long long)heads, kMaxGridY);
+    if (heads * T > kMaxRows) fail("-b times -t is too large: lower -b (%d) or -t (%d)", B, T);
+}
+
 // The longest -t with which masses can be measured, whatever -k is: bf16's kernels have that limit, and
 // fp32's for k above kMaxListed.
 inline int max_topk_context(const Context& ctx) {
@@ -104,7 +113,7 @@ inline int max_topk_context(const Context& ctx) {
 template <class Float, class Topk>
 void attention_forward(const Context& ctx, Float* out, AttentionRows rows, const Float* qkv, int B, int T,
                        int num_heads, int hs, Topk topk) {
-    assert(B > 0 && T > 0 && topk >= 0 && B * num_heads <= 65535);
+    assert(B > 0 && T > 0 && topk >= 0 && B * num_heads <= kMaxGridY);
     if constexpr (sizeof(Float) == 2 && kUseCudnn)
         if (topk == 0 && attention_forward_cudnn(ctx, out, rows.lse, qkv, B, T, num_heads, hs)) return;
     if constexpr (sizeof(Float) == 2) {
@@ -132,14 +141,14 @@ size_t attention_backward_scratch(const Context& ctx, int B, int T, int num_head
 
 // dqkv [B,T,3C] is overwritten; dbias [3C] is added the sum of its rows, the gradient of qkv's bias. dout,
 // out [B,T,C]; rows as the forward saved them for the same topk, with attention_mean_scores() where the
-// regularizer is entropy. weight: lambda / N of this layer, on the device, so that it may change under a
-// recorded launch; null: no regularizer, and kernels without its code. scratch: attention_backward_scratch
-// floats, 16-byte aligned.
+// regularizer is entropy. weight: lambda / N of this layer, see above, on the device, so that it may change
+// under a recorded launch; null: no regularizer, and kernels without its code. scratch:
+// attention_backward_scratch floats, 16-byte aligned.
 template <class Float>
 void attention_backward(const Context& ctx, Float* dqkv, float* dbias, float* scratch, const Float* dout,
                         const Float* out, const Float* qkv, AttentionRows rows, Reg reg, const float* weight,
                         int B, int T, int num_heads, int hs, int topk) {
-    assert(B > 0 && T > 0 && (!weight || topk > 0) && B * num_heads <= 65535);
+    assert(B > 0 && T > 0 && (!weight || topk > 0) && B * num_heads <= kMaxGridY);
     assert(!weight || reg != Reg::entropy || rows.mean_score);
     bool done = false;
     if constexpr (sizeof(Float) == 2) {

@@ -85,8 +85,11 @@ __device__ __forceinline__ void store_rows(__nv_bfloat16* out, size_t stride, in
 // a times a power of two, which is exact.
 __device__ __forceinline__ void scale_fragment(uint32_t (&a)[4], float factor) {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        a[i] = pack_bf16(__uint_as_float(a[i] << 16) * factor, __uint_as_float(a[i] & 0xffff0000u) * factor);
+    for (int i = 0; i < 4; i++) {
+        float low, high;
+        unpack_bf16(a[i], low, high);
+        a[i] = pack_bf16(low * factor, high * factor);
+    }
 }
 
 // Largest and sum over the four lanes that share a row of an accumulator.

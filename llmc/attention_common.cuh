@@ -58,15 +58,6 @@ __device__ inline float threshold_between(float kth, float next) {
     return middle < kth ? middle : next;
 }
 
-// Floats as unsigned integers in the same order.
-__device__ inline unsigned ordered_bits(float x) {
-    const unsigned u = __float_as_uint(x);
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-__device__ inline float from_ordered_bits(unsigned u) {
-    return __uint_as_float(u & 0x80000000u ? u & 0x7fffffffu : ~u);
-}
-
 // Of `left` places, how many remain after the bins above the one in which they run out, and which that is:
 // counts [256], from the last bin down. One warp; the result is the same in all lanes.
 struct Bin {

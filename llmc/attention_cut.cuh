@@ -246,7 +246,7 @@ __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, 
 // a block) for a kernel whose rows take row_floats floats of shared memory each.
 template <class Launch>
 void with_cut_rows(const Context& ctx, int heads, int T, int hs, int row_floats, Launch launch) {
-    assert(T > 0 && hs % 8 == 0 && hs <= kMaxCutHeadSize && heads > 0 && heads <= 65535);
+    assert(T > 0 && hs % 8 == 0 && hs <= kMaxCutHeadSize && heads > 0 && heads <= kMaxGridY);
     const int fit = (int)(ctx.max_shared / sizeof(float) - hs * kCutRows) / row_floats;
     const int rows = fit < kCutRows ? fit : kCutRows;
     const size_t shared = sizeof(float) * (hs * kCutRows + (size_t)rows * row_floats);

@@ -154,7 +154,7 @@ struct Groups {
     int lane = threadIdx.x % LANES, index = threadIdx.x / LANES;
 };
 
-// Over the groups of a warp, which all come here, of what a group's lanes have in common.
+// The maximum over a warp's groups of x, which is the same in all lanes of a group. All groups must call it.
 template <int LANES>
 __device__ float max_of_groups(float x) {
     for (int step = LANES; step < LANES * Groups<LANES>::OF_WARP; step *= 2)
@@ -544,7 +544,7 @@ __device__ inline int page_tokens(int page, int n) {
 }
 
 // One block a head. Shared memory: bounds and numbers of the pages, [padded] each, padded: a power of two.
-// measure: also reads the rest, only to know the mass that was left out (for the statistics).
+// With stats also the rest is read, only to know the mass that was left out.
 template <class Float, int HS, int LANES>
 __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     decode_pages_kernel(Float* out, DecodeStats* stats, const Float* qkv, KvCache<Float> cache,
@@ -746,7 +746,7 @@ inline size_t decode_scratch(int B, int num_heads, int hs, int capacity) {
 template <class Float>
 void kv_append(const Context& ctx, const KvCache<Float>& cache, const Float* qkv, int B, int T, int num_heads,
                int hs, const int* start, const int* count) {
-    assert(cache.capacity % kPageTokens == 0 && T <= cache.capacity && B * num_heads <= 65535);
+    assert(cache.capacity % kPageTokens == 0 && T <= cache.capacity && B * num_heads <= kMaxGridY);
     const int pages = T == 1 ? 1 : ceil_div(T, kPageTokens) + (start ? 1 : 0);
     kv_append_kernel<<<dim3(pages, B * num_heads), ctx.row_lanes == 1 ? 1 : 64, 0, ctx.stream>>>(
         cache, qkv, T, num_heads, hs, start, count);
@@ -762,7 +762,7 @@ template <class Float>
 void attention_decode(const Context& ctx, Float* out, DecodeStats* stats, float* scratch, const Float* qkv,
                       const KvCache<Float>& cache, const int* positions, int B, int num_heads, int hs,
                       DecodeHow how) {
-    assert(B > 0 && B * num_heads <= 65535 && cache.capacity % kPageTokens == 0);
+    assert(B > 0 && B * num_heads <= kMaxGridY && cache.capacity % kPageTokens == 0);
     assert(how.mode != DecodeMode::topk || how.topk > 0);
     const int heads = B * num_heads, chunks = ceil_div(cache.capacity, kDecodeChunk);
     const size_t shared = decode_shared_bytes(how, cache.capacity);

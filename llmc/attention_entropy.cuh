@@ -60,7 +60,7 @@ __global__ void attention_mean_scores_kernel(AttentionRows rows, const Float* qk
 template <class Float>
 void attention_mean_scores(const Context& ctx, AttentionRows rows, const Float* qkv, int B, int T,
                            int num_heads, int hs) {
-    assert(rows.mean_score && B > 0 && T > 0 && hs % 8 == 0 && B * num_heads <= 65535);
+    assert(rows.mean_score && B > 0 && T > 0 && hs % 8 == 0 && B * num_heads <= kMaxGridY);
     attention_mean_scores_kernel<<<dim3(T, B * num_heads), ctx.row_lanes == 1 ? 1 : 128, 0, ctx.stream>>>(
         rows, qkv, T, num_heads, hs);
     CUDA_CHECK(cudaGetLastError());

@@ -250,8 +250,10 @@ void save_checkpoint(const std::string& run_folder, const GPT2Config& config, co
                     rename(old.c_str(), target.c_str());
                     fail("cannot replace %s: %s", target.c_str(), strerror(reason));
                 }
+                sync_folder(run_folder);
                 fs::remove_all(old, error);
             }
+            sync_folder(run_folder);  // only then is the old one not needed
             fs::remove_all(temporary, error);
         }
     } catch (...) {
@@ -291,7 +293,7 @@ std::map<std::string, std::string> settings_of_line(const nlohmann::json& line) 
     return settings;
 }
 
-// Of a metrics.jsonl.
+// The configuration in a metrics.jsonl.
 static nlohmann::json first_line(const std::string& path) {
     const MappedFile file(path);
     const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());

@@ -61,14 +61,14 @@ struct RunState {
 
 RunState load_run_state(const std::string& folder);
 
-// Runs of older versions did not record these settings, and before the first of them numbers with six digits.
-// A run without validation has not the second: it is compared where both have it.
+// Two settings that runs of older versions did not record; those without the first recorded their numbers
+// with six digits only. A run without validation does not have the second: it is compared where both have it.
 inline constexpr const char *kDataDigest = "data-digest", *kValDigest = "val-digest";
 
 // Whether a setting is what it was; old: as an older version recorded it.
 bool same_setting(const std::string& was, const std::string& is, bool old);
 
-// An Error that names every setting in which the run that is resumed from `folder` differs from `now`.
+// Throws an Error that names every setting in which the run that is resumed from `folder` differs from `now`.
 void check_settings(const std::string& folder, const std::map<std::string, std::string>& saved,
                     const std::map<std::string, std::string>& now);
 

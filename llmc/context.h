@@ -26,9 +26,9 @@ inline constexpr bool kOnCpu = false;
 #endif
 
 // Some kernels have a form for a GPU and one for the CPU backend. A program compiles its own alone; tests and
-// benchmarks, with EVERY_KERNEL, choose as they run. Where a program for the CPU has no choice, what it would
-// be asked of is a constant. (For a GPU a Context has the same members in either case: attention_cudnn.o
-// serves both.)
+// benchmarks, with EVERY_KERNEL, choose as they run. Where a program for the CPU has no choice, the members
+// that say which form are constants. (For a GPU a Context has the same members in either case:
+// attention_cudnn.o serves both.)
 #if defined(CUDA_CPU) && !defined(EVERY_KERNEL)
 #define CHOICE static constexpr
 #else
@@ -78,6 +78,7 @@ void with_row_lanes(const Context& ctx, const Launch& launch) {
 #endif
 }
 
+// A program makes one, and has it until it ends.
 inline Context make_context(int device = 0) {
     Context ctx;
     CUDA_CHECK(cudaSetDevice(device));
@@ -110,11 +111,4 @@ inline Context make_context(int device = 0) {
 inline Context without_tuning(Context ctx) {
     ctx.tune_matmuls = false;
     return ctx;
-}
-
-inline void free_context(Context& ctx) {
-    cublasLtDestroy(ctx.cublaslt);
-    cudaFree(ctx.matmul_workspace);
-    cudaStreamDestroy(ctx.stream);
-    ctx = Context();
 }

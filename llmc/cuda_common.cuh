@@ -28,7 +28,10 @@ void allow_shared(void (*kernel)(Params...), size_t bytes) {
         CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 }
 
-// Of B T NH, attention's rows: the kernels number their threads, up to 32 a row, in 32 bits.
+// The most blocks that a grid may have along y and z.
+inline constexpr int kMaxGridY = 65535;
+
+// The most rows of attention, B * T * NH: the kernels number their threads, up to 32 a row, in 32 bits.
 inline constexpr int64_t kMaxRows = INT32_MAX / 32;
 
 // 16 bytes of T, loaded and stored at once (the widest memory instruction of a GPU).
@@ -65,6 +68,11 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return bits;
 }
 
+__device__ __forceinline__ void unpack_bf16(uint32_t pair, float& low, float& high) {
+    low = __uint_as_float(pair << 16);
+    high = __uint_as_float(pair & 0xffff0000u);
+}
+
 // A pack as floats, and floats as a pack: two of bf16 at a time, in half the instructions that one by one
 // take.
 template <class T>
@@ -72,10 +80,7 @@ __device__ __forceinline__ void unpack(float (&x)[Pack<T>::size], const Pack<T>&
     if constexpr (sizeof(T) == 2) {
         uint32_t pairs[4];
         memcpy(pairs, &pack, sizeof pairs);
-        for (int i = 0; i < 4; i++) {
-            x[2 * i] = __uint_as_float(pairs[i] << 16);
-            x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-        }
+        for (int i = 0; i < 4; i++) unpack_bf16(pairs[i], x[2 * i], x[2 * i + 1]);
     } else {
         for (int k = 0; k < Pack<T>::size; k++) x[k] = (float)pack[k];
     }
@@ -91,6 +96,15 @@ __device__ __forceinline__ Pack<T> pack_floats(const float (&x)[Pack<T>::size]) 
         for (int k = 0; k < Pack<T>::size; k++) pack[k] = (T)x[k];
     }
     return pack;
+}
+
+// Floats as unsigned integers in the same order.
+__device__ inline unsigned ordered_bits(float x) {
+    const unsigned u = __float_as_uint(x);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+__device__ inline float from_ordered_bits(unsigned u) {
+    return __uint_as_float(u & 0x80000000u ? u & 0x7fffffffu : ~u);
 }
 
 // Where a pack of bf16 is used twice with much in between, a compiler may unpack it once and hold it as
@@ -201,5 +215,5 @@ inline int column_sum_chunks(const Context& ctx, int rows, int packs_per_row, in
 
 // Floats of scratch that is enough for the column sums of any matrix with `columns` columns.
 inline size_t column_sum_scratch(const Context& ctx, size_t columns) {
-    return 2 * columns * (8 * ctx.num_sms + 1);
+    return columns * 8 * ctx.num_sms;
 }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <utility>
+#include <vector>
 
 #include "error.h"
 
@@ -159,14 +160,21 @@ void write_file(const std::string& path, const std::string& text) {
 
 void make_folder(const std::string& path, const char* what) {
     std::error_code error;
+    std::vector<std::string> made;  // innermost first
+    for (std::string at = path; !at.empty() && at != "." && !std::filesystem::exists(at, error);
+         at = folder_of(at))
+        made.push_back(at);
     std::filesystem::create_directories(path, error);
     if (error || !is_folder(path))
         fail("cannot create the %s %s: %s", what, path.c_str(),
              error ? error.message().c_str() : "there is a file of that name");
+    for (const std::string& folder : made) sync_folder(folder_of(folder));
 }
 
 void sync_folder(const std::string& path) {
     int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES)
+        return;  // one may write in it and not list it: then only others can do this
     if (fd < 0) fail("cannot open the folder %s: %s", path.c_str(), strerror(errno));
     // Some network file systems sync names by themselves and answer EINVAL.
     int error = fsync(fd) == 0 || errno == EINVAL ? 0 : errno;

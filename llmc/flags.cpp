@@ -116,6 +116,8 @@ GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags,
         // What it stopped at: getopt names a letter, and has just passed a long name.
         const std::string given = optopt > 0 && optopt < kLongFlag ? format("-%c", optopt) : argv[optind - 1];
         if (letter == ':') fail("%s needs a value: see --help", given.c_str());
+        if (letter == '?' && optopt >= kLongFlag)
+            fail("--%s takes no value: see --help", options[optopt - kLongFlag].name);
         if (letter == '?')
             fail("there is no flag %s, or its short form is ambiguous: see --help", given.c_str());
         for (size_t i = 0; i < flags.size(); i++)

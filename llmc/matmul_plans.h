@@ -67,7 +67,7 @@ inline bool is_fp8(const Product& p) {
     return p.a_type == CUDA_R_8F_E4M3 || p.a_type == CUDA_R_8F_E5M2;
 }
 
-// Of a result.
+// Bytes of a number of this type; not for 8 bits, in which no result is.
 inline size_t element_bytes(cudaDataType_t type) {
     return type == CUDA_R_32F ? 4 : 2;
 }

@@ -34,11 +34,11 @@ struct Normalize {
     const Float* bias;
 };
 
-// x = layernorm(inp), by the LANES threads of a row. x, gain, shift: shared memory; share: 1 / C. The first
-// of three passes over the row brings it into the first-level cache, with several loads under way.
+// x = layernorm(inp), by the LANES threads of a row. x, gain, shift: shared memory; inverse_C: 1 / C. The
+// first of three passes over the row brings it into the first-level cache, with several loads under way.
 template <int LANES, class Float>
 __device__ void normalize_row(Float* x, const Float* inp, const Float* gain, const Float* shift, int C,
-                              float share, int lane) {
+                              float inverse_C, int lane) {
     constexpr int N = Pack<Float>::size, STEP = LANES * N, AT_ONCE = 4;
     const auto for_packs = [&](auto work) {
         for (int first = lane * N; first < C; first += AT_ONCE * STEP) {
@@ -57,14 +57,14 @@ __device__ void normalize_row(Float* x, const Float* inp, const Float* gain, con
     });
     float total = 0.0f;
     for (int k = 0; k < N; k++) total += sum[k];
-    const float m = row_sum<LANES>(total) * share;
+    const float m = row_sum<LANES>(total) * inverse_C;
 
     for_packs([&](const Pack<Float>& p, int) {
         for (int k = 0; k < N; k++) square[k] += ((float)p[k] - m) * ((float)p[k] - m);
     });
     total = 0.0f;
     for (int k = 0; k < N; k++) total += square[k];
-    const float s = rsqrtf(row_sum<LANES>(total) * share + kLayerNormEpsilon);
+    const float s = rsqrtf(row_sum<LANES>(total) * inverse_C + kLayerNormEpsilon);
 
     for_packs([&](const Pack<Float>& p, int c) {
         const Pack<Float> w = load_pack(gain + c), b = load_pack(shift + c);
@@ -102,14 +102,14 @@ __device__ void stage_inputs(Float* x, const Float* inp, Normalize<Float> norm, 
     }
     cp_async_commit();
     load_weights();
-    const float share = 1.0f / IC;
+    const float inverse_C = 1.0f / IC;
     cp_async_wait<1>();  // all but the weights
     if constexpr (LANES > 1) __syncthreads();
     wait_for_previous_kernel();
 #pragma unroll 1
     for (int row = threadIdx.x / LANES; row < ROWS; row += threads / LANES)
         if (row < rows)
-            normalize_row<LANES>(x + row * IC, inp + (size_t)row * IC, gain, shift, IC, share,
+            normalize_row<LANES>(x + row * IC, inp + (size_t)row * IC, gain, shift, IC, inverse_C,
                                  threadIdx.x % LANES);
         else
 #pragma unroll 1

@@ -78,13 +78,13 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, 2)
         }
         cp_async_commit();
         load(blockIdx.y * kMmaOutputs, 0);
-        const float share = 1.0f / IC;
+        const float inverse_C = 1.0f / IC;
         cp_async_wait<1>();  // all but the weights
         __syncthreads();
         wait_for_previous_kernel();
         const int row = tid / LANES;
         normalize_row<LANES>(x + row * (IC + kMmaPadding), inp + (size_t)row_of(row) * IC, gain, shift, IC,
-                             share, tid % LANES);
+                             inverse_C, tid % LANES);
         __syncthreads();
         from = x;
         stride = IC + kMmaPadding;

@@ -31,6 +31,7 @@ MetricsLog::MetricsLog(const std::string& run_folder, const std::string& config,
     lock(run_folder);
     try {
         const bool resume = resume_step >= 0 && is_file(path_);
+        if (!resume && resume_step > 0) gap_ = format("updates 1 to %lld", (long long)resume_step);
         write_file(path_, resume ? kept_lines(config, resume_step) : config + "\n");
         fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
         if (fd_ < 0) fail("cannot open %s: %s", path_.c_str(), strerror(errno));

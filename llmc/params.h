@@ -36,11 +36,14 @@ inline int pad_vocab(int vocab_size) {
     return (vocab_size + 127) / 128 * 128;
 }
 
+inline constexpr int kMaxLayers = 256;
+
 // "" if the configuration is one that this engine can train, otherwise a sentence that says what is not.
 inline std::string config_problem(const GPT2Config& c) {
     if (c.max_seq_len < 1 || c.max_seq_len > 65536) return "the context length must be 1 to 65536";
     if (c.vocab_size < 2 || c.vocab_size > 65536) return "the vocabulary must have 2 to 65536 entries";
-    if (c.num_layers < 1 || c.num_layers > 256) return "the number of layers must be 1 to 256";
+    static_assert(kMaxLayers == 256);
+    if (c.num_layers < 1 || c.num_layers > kMaxLayers) return "the number of layers must be 1 to 256";
     if (c.channels < 8 || c.channels > 16384) return "the number of channels must be 8 to 16384";
     if (c.num_heads < 1 || c.channels % c.num_heads) return "the channels must divide evenly among the heads";
     int head_size = c.channels / c.num_heads;

@@ -21,9 +21,9 @@ inline constexpr int kSamplerGroups = 256;
 inline constexpr int kSamplerList = 4096;
 inline constexpr int kSamplerPiece = 256;  // tokens; and so many pieces at most: 16 bits number their tokens
 
-// Maximum over the block, the same in every thread. `scratch`: 32 elements of shared memory.
+// The largest key of the block's threads, the same in all. `scratch`: 32 elements of shared memory.
 template <int LANES>
-__device__ unsigned block_max(unsigned x, unsigned* scratch) {
+__device__ unsigned block_max_key(unsigned x, unsigned* scratch) {
     if constexpr (LANES > 1) {
         x = __reduce_max_sync(0xffffffffu, x);
         if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
@@ -131,9 +131,9 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
         most = max(most, group_max);
         not_least = max(not_least, ~group_max);
     }
-    most = block_max<LANES>(most, max_scratch[0]);                        // the largest key of the row
-    const unsigned least = ~block_max<LANES>(not_least, max_scratch[1]);  // the candidates' smallest
-    const float max_logit = __uint_as_float(most & 0x80000000u ? most & 0x7fffffffu : ~most);
+    most = block_max_key<LANES>(most, max_scratch[0]);                        // the largest key of the row
+    const unsigned least = ~block_max_key<LANES>(not_least, max_scratch[1]);  // the candidates' smallest
+    const float max_logit = from_ordered_bits(most);
 
     if (how.temperature == 0.0f || !(fabsf(max_logit) < INFINITY)) {  // the first of the largest
         unsigned not_first = 0;
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(LANES == 1 ? 1 : kSamplerThreads)
                 if (p * N + k < V && logit_key(x[k]) == most)
                     not_first = max(not_first, ~(unsigned)(p * N + k));
         });
-        not_first = block_max<LANES>(not_first, max_scratch[2]);
+        not_first = block_max_key<LANES>(not_first, max_scratch[2]);
         if (tid == 0) tokens[blockIdx.x] = (int)~not_first;
         return;
     }

@@ -30,7 +30,8 @@ struct Sampling {
     uint64_t seed = 0;
 };
 
-// Logits as integers in the same order. NaN comes before all numbers, and -0 equals 0.
+// Logits as integers in the same order, ordered_bits() on the host as well. NaN comes before all numbers, and
+// -0 equals 0.
 SAMPLER_HOST_DEVICE inline uint32_t logit_key(float x) {
     if (x != x) return 0;
     x += 0.0f;

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -126,8 +127,7 @@ inline WeightFiles find_named_model(const std::string& name, const char* takes) 
 // Where the vocabulary's files are: beside the weights, if they have their own, otherwise (and for a model
 // from scratch, weights = nullptr) where data/fetch puts GPT-2's.
 inline std::string vocabulary_folder(const WeightFiles* weights) {
-    std::string tokens, merges;
-    if (weights && find_vocabulary(weights->folder, tokens, merges)) return weights->folder;
+    if (weights && has_vocabulary(weights->folder)) return weights->folder;
     return program_folder() + "/data/gpt2";
 }
 

@@ -2,7 +2,10 @@
 // norm, and which tensor's gradient went wrong if one did. The host reads it when the update is over, or one
 // update later, and never waits inside one.
 #pragma once
+#include <vector>
+
 #include "grad_norm.cuh"
+#include "params.h"
 
 struct StepStats {
     double ce;       // cross-entropy a token, nats
@@ -13,7 +16,6 @@ struct StepStats {
                      // 0: none
 };
 
-inline constexpr int kMaxLayers = 256;
 struct LayerFactors {
     float factor[kMaxLayers];
 };

@@ -14,7 +14,7 @@
 //   I <- I exp(0.01 (1 - v))                   dual ascent; I = 1 at first, and I <= 1 during the warm-up
 //   lambda = l I exp(-2 v)                     l: what -l says, times the share that --lambda-warmup is up to
 //
-// During the warm-up I may fall but not rise. Early in a run no lambda costs anything yet, for the plain
+// During the warm-up I may not rise above 1. Early in a run no lambda costs anything yet, for the plain
 // run's loss is high, too; what I gained then would be in lambda when the plain run has learned to do better,
 // and what attention that has condensed too early costs is not won back within the run, whatever lambda does.
 // In three runs of 700 updates of `tiny`, from l = 0.1 with margins of 0.01 and 0.02, lambda was at 2.5 to 5

@@ -222,36 +222,36 @@ std::string foreign_tokenizer(const std::string& folder) {
     return is_file(path) ? tokenizer_kind_problem(read_tokenizer_json(path)) : "";
 }
 
-bool find_vocabulary(const std::string& folder, std::string& words, std::string& merges) {
+// The two files in a folder, of one kind of names; false if no pair is complete.
+static bool find_pair(const std::string& folder, std::string& words, std::string& merges) {
     for (const auto& [w, m] :
          {std::pair{"/encoder.json", "/vocab.bpe"}, std::pair{"/vocab.json", "/merges.txt"}}) {
         words = folder + w;
         merges = folder + m;
         if (is_file(words) && is_file(merges)) return true;
     }
-    words = merges = folder + "/tokenizer.json";
-    return is_file(words) && foreign_tokenizer(folder).empty();
+    return false;
+}
+
+bool has_vocabulary(const std::string& folder) {
+    std::string words, merges;
+    return find_pair(folder, words, merges) ||
+           (is_file(folder + "/tokenizer.json") && foreign_tokenizer(folder).empty());
 }
 
 VocabularyText read_vocabulary(const std::string& folder, int vocab_size) {
-    const auto path_of = [&](const char* name, const char* other) -> std::string {
-        for (const char* n : {name, other})
-            if (const std::string path = folder + "/" + n; is_file(path)) return path;
-        return "";
-    };
     VocabularyText text;
-    text.words_name = path_of("encoder.json", "vocab.json");
-    text.merges_name = path_of("vocab.bpe", "merges.txt");
     const std::string tokenizer = folder + "/tokenizer.json";
-    if (!text.words_name.empty() && !text.merges_name.empty()) {
+    if (find_pair(folder, text.words_name, text.merges_name)) {
         text.words = read_text_file(text.words_name);
         text.merges = read_text_file(text.merges_name);
     } else if (is_file(tokenizer)) {
         text = vocabulary_of(read_tokenizer_json(tokenizer), tokenizer);
     } else {
-        const bool words = text.words_name.empty();
-        fail("there is no %s (or %s) in %s; data/fetch gpt2 gets GPT-2's vocabulary",
-             words ? "encoder.json" : "vocab.bpe", words ? "vocab.json" : "merges.txt", folder.c_str());
+        fail(
+            "there is no GPT-2 vocabulary in %s (encoder.json and vocab.bpe, or vocab.json and merges.txt, or "
+            "tokenizer.json): data/fetch gpt2 gets it",
+            folder.c_str());
     }
     text.folder = folder;
     if (257 + count_merges(text.merges) < vocab_size) text.added = read_added_tokens(folder);

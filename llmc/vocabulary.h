@@ -28,12 +28,13 @@ struct VocabularyText {
 // Why the tokenizer.json in a folder does not make GPT-2's tokens; "" if it does, or is not there.
 std::string foreign_tokenizer(const std::string& folder);
 
-// The files of the vocabulary in a folder: two, or a tokenizer.json that is both. False if there is none, or
-// only a tokenizer.json of another kind than GPT-2's.
-bool find_vocabulary(const std::string& folder, std::string& words, std::string& merges);
+// Whether read_vocabulary() finds one in a folder: two files that belong together, or else a tokenizer.json
+// of GPT-2's kind.
+bool has_vocabulary(const std::string& folder);
 
-// The vocabulary in a folder, for a model of vocab_size tokens. Added tokens are looked for only if the
-// merges do not make that many: what else lies beside GPT-2's files cannot spoil them.
+// The vocabulary in a folder, for a model of vocab_size tokens. Throws Error where there is none. Added
+// tokens are looked for only if the merges do not make that many: what else lies beside GPT-2's files cannot
+// spoil them.
 VocabularyText read_vocabulary(const std::string& folder, int vocab_size);
 
 // The ids by word that encoder.json's text holds; `name` is what messages call it. Throws Error where a word

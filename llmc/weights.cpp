@@ -146,7 +146,8 @@ GPT2Config checked_config(GPT2Config c, const std::string& path) {
 GPT2Config config_from_shapes(const std::string& path, const ShapeOf& shape_of) {
     const std::vector<int64_t> wte = shape_of("wte.weight"), wpe = shape_of("wpe.weight");
     int layers = 0;
-    while (layers <= 256 && !shape_of("h." + std::to_string(layers) + ".ln_1.weight").empty()) layers++;
+    while (layers <= kMaxLayers && !shape_of("h." + std::to_string(layers) + ".ln_1.weight").empty())
+        layers++;
     if (wte.size() == 2 && wpe.size() == 2)
         for (const ModelSize& size : kPublishedSizes)
             if (layers == size.layers && wte[1] == size.channels() && wpe[1] == size.channels()) {
@@ -494,8 +495,7 @@ void export_model(const std::string& to, const GPT2Config& config, const float* 
     try {
         set_usual_mode(temporary, 0777);
         write_model(temporary, config, params);
-        std::string words, merges;
-        if (!vocabulary_folder.empty() && find_vocabulary(vocabulary_folder, words, merges))
+        if (!vocabulary_folder.empty() && has_vocabulary(vocabulary_folder))
             write_vocabulary(temporary, read_vocabulary(vocabulary_folder, config.vocab_size));
         sync_folder(temporary);
         if (rename(temporary.c_str(), folder.c_str()) != 0)

@@ -875,6 +875,29 @@ TEST_CASE("everything is on the disk before it gets its name") {
     }
     CHECK(find_last("fsync " + temporary) < named);
     CHECK(find_last("fsync " + folder) > named);
+
+    // the same step once more: the old one is there until the new one's name is on the disk
+    faults.log.clear();
+    faults.record = true;
+    Snapshot(1).save(run.path);
+    faults.record = false;
+    const long exchanged = find_last("exchange " + run.path + "/step_00000001");
+    REQUIRE(exchanged > 0);
+    const auto first_after = [&](const char* beginning) {
+        for (size_t i = exchanged + 1; i < faults.log.size(); i++)
+            if (faults.log[i].starts_with(beginning)) return static_cast<long>(i);
+        return -1L;
+    };
+    CHECK(first_after("fsync") > 0);
+    CHECK(first_after("fsync") < first_after("unlink"));
+    CHECK(faults.log[first_after("fsync")] == "fsync " + folder);
+
+    // a run folder and those that it is in: each one's name, too
+    faults.log.clear();
+    faults.record = true;
+    Snapshot(1).save(run / "new/one");
+    faults.record = false;
+    for (const char* made : {"", "/new"}) CHECK(find_last("fsync " + folder + made) > 0);
 }
 
 // ---- --debug-state ----

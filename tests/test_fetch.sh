@@ -304,7 +304,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if first:
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         self.end_headers()
-        end = len(content) if first else 40000
+        end = len(content) - ("twice" in self.path) * 41600 if first == 40000 else len(content) if first else 40000
         if "slow" in self.path:
             self.wfile.write(content[first:200])
             self.wfile.flush()
@@ -337,6 +337,17 @@ END
     check "a file that is gone" fails fetch text
     check "a file that is gone leaves the part" test "$(stat -c %s data/cache/sub_text.txt.part)" = 40000
     sed -i 's/gone.txt$/text.txt/' data/manifest.tsv
+    cp public/text.txt public/twice.txt
+    rm -f requests data/cache/*.part
+    sed -i 's/text.txt$/twice.txt/' data/manifest.tsv
+    check "a connection that breaks twice" fails fetch text
+    check "a connection that breaks twice, the second time" fails fetch text
+    check "a connection that breaks twice, with 41600 bytes to come: they alone are left" \
+        test "$(stat -c %s data/cache/sub_text.txt.part)" = $((size - 41600))
+    check "a connection that breaks twice, the third time" fetch text
+    check "a connection that breaks twice: the bytes" cmp -s data/sub/text.txt public/text.txt
+    rm -rf data/sub
+    sed -i 's/twice.txt$/text.txt/' data/manifest.tsv
     cp public/shard_01.bin public/slow_shard.bin
     printf 'slow\tslow.bin\tshard\t-\t-\thttp://127.0.0.1:%s/slow_shard.bin\n' "$(cat port)" >>data/manifest.tsv
     if command -v script >/dev/null; then

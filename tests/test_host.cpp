@@ -26,6 +26,8 @@ TEST_CASE("learning rate: the warm-up ends at the peak, the decay at its fractio
     CHECK(learning_rate(Schedule::cosine, 1.0f, 54, 10, 100, 0.0f) == doctest::Approx(0.5));
     CHECK(learning_rate(Schedule::wsd, 1.0f, 79, 10, 100, 0.0f) == doctest::Approx(1.0));
     CHECK(learning_rate(Schedule::wsd, 1.0f, 89, 10, 100, 0.0f) == doctest::Approx(0.5));
+    for (int updates = 2; updates < 12; updates++)  // its fifth is one update at least
+        CHECK(learning_rate(Schedule::wsd, 1.0f, updates - 1, 0, updates, 0.1f) == doctest::Approx(0.1));
     CHECK(learning_rate(Schedule::cosine, 1.0f, 0, 0, 1, 0.1f) ==
           doctest::Approx(1.0));  // a run of one update
     CHECK(learning_rate(Schedule::cosine, 1.0f, 3, 50, 10, 0.1f) ==
@@ -204,7 +206,8 @@ TEST_CASE("flags: what is not, and a sentence that says why") {
         {{"stray", "--nothing"}, "there is no flag --nothing"},
         {{"stray", "-az"}, "there is no flag -z"},
         {{"stray", "-b"}, "-b needs a value"},
-        {{"stray", "--all=3"}, "there is no flag --all=3"},
+        {{"stray", "--all=3"}, "--all takes no value"},
+        {{"stray", "--al=3"}, "--all takes no value"},
     };
     for (const auto& [words, expected] : bad) {
         Parsed p;

@@ -263,7 +263,12 @@ refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
 refuse "--json keeps one generation" "${model[@]}" --interactive --json "$work/text.json"
 refuse "cannot create" "${model[@]}" -p x --json "$work/none/text.json"
-refuse "--batch is for what --eval" "${model[@]}" -b 2
+refuse "--batch is for --eval, --lambada, --hellaswag, --probes and --report: give one" "${model[@]}" -b 2
+refuse "--cuts is for --eval and --report: give one" "${model[@]}" --lambada tests/fixtures/tasks/lambada.jsonl --cuts 8
+refuse "--no-page is for --report: give" "${model[@]}" --eval "$val" --no-page
+refuse "--data is for --report and --probes: give" "${model[@]}" --eval "$val" -j "$val"
+refuse "--limit is for --lambada, --hellaswag and --probes: give" "${model[@]}" --eval "$val" --limit 5
+refuse "for --eval give --cuts" "${model[@]}" --eval "$val" -k 4
 refuse "--attention is for generating text" "${model[@]}" --eval "$val" --attention pages
 refuse "--tokens is for generating text" "${model[@]}" --probes -n 5
 refuse "needs a context of 17 or more" "${model[@]}" --eval "$val" --probes -t 8

@@ -195,7 +195,10 @@ TEST_CASE("a resumed file keeps its first line, a new run's is new") {
     { MetricsLog log(run.path, other.dump(), -1); }
     CHECK(read_text(run / "metrics.jsonl") == "{\"other\":1}\n");
     std::filesystem::remove(run / "metrics.jsonl");
-    { MetricsLog log(run.path, other.dump(), 4); }  // somebody removed the log: it starts again
+    {  // somebody removed the log: it starts again
+        MetricsLog log(run.path, other.dump(), 4);
+        CHECK(log.gap() == "updates 1 to 4");
+    }
     CHECK(read_text(run / "metrics.jsonl") == "{\"other\":1}\n");
 }
 

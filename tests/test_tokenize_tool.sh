@@ -44,7 +44,7 @@ refuses "no input" "no text was given" "$tokenize" -o x
 refuses "no output" "-o PREFIX is missing" "$tokenize" a.txt
 refuses "no such flag" "--bogus" "$tokenize" --bogus -o x a.txt
 refuses "a flag without its value" "-o needs a value" "$tokenize" a.txt -o
-refuses "a value that no flag takes" "--lines=1" "$tokenize" --lines=1 -o x a.txt
+refuses "a value for a flag that takes none" "--lines takes no value" "$tokenize" --lines=1 -o x a.txt
 refuses "a tokenizer that does not exist" "--tokenizer" "$tokenize" --tokenizer words -o x a.txt
 for value in -0.1 1 2 nan abc "" 0.1x; do refuses "--val-fraction $value" "--val-fraction" bash -c '"$0" --tokenizer bytes --val-fraction "$1" -o x a.txt' "$tokenize" "$value"; done
 for value in 0 -1 1.5 x "" 3G 99999999999999999999 10T; do refuses "--shard-tokens $value" "--shard-tokens" "$tokenize" --shard-tokens "$value" -o x a.txt; done

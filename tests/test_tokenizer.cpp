@@ -474,7 +474,7 @@ TEST_CASE("bad vocabulary files are refused by name") {
     SUBCASE("not there") {
         fs::remove(copy.folder / "vocab.bpe");
         check_mentions(error_of([&] { Tokenizer::gpt2(copy.folder.string(), kTinySize); }),
-                       "there is no vocab.bpe");
+                       "there is no GPT-2 vocabulary");
     }
     SUBCASE("Hugging Face's names") {
         fs::rename(copy.folder / "vocab.bpe", copy.folder / "merges.txt");
@@ -539,8 +539,25 @@ TEST_CASE("tokenizer.json alone is the vocabulary") {
     SUBCASE("a model that was not enlarged has no use for what was added") {}
     write_text(path, json.dump());
     check_golden(Tokenizer::gpt2(folder.path, kTinySize), "tiny");
-    std::string words, merges;
-    CHECK(find_vocabulary(folder.path, words, merges));
+    CHECK(has_vocabulary(folder.path));
+}
+
+TEST_CASE(
+    "the two files are of one kind of names, and a tokenizer.json counts where they are not both there") {
+    Copy copy;
+    const std::string openai = copy.folder / "encoder.json", merges = copy.folder / "vocab.bpe";
+    const auto move = [&](const std::string& from, const char* to) {
+        std::filesystem::rename(from, copy.folder / to);
+    };
+    CHECK(has_vocabulary(copy.folder.string()));
+    move(merges, "merges.txt");
+    CHECK(!has_vocabulary(copy.folder.string()));
+    check_mentions(error_of([&] { Tokenizer::gpt2(copy.folder.string(), kTinySize); }),
+                   "there is no GPT-2 vocabulary in " + copy.folder.string());
+    move(openai, "vocab.json");
+    CHECK(has_vocabulary(copy.folder.string()));
+    write_text(openai, "{}");  // alone: not read
+    check_golden(Tokenizer::gpt2(copy.folder.string(), kTinySize), "tiny");
 }
 
 TEST_CASE("tokens added beside the two files") {
@@ -690,9 +707,8 @@ TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
         CHECK(problem.find(path) != std::string::npos);
         CHECK(problem.find(what) != std::string::npos);
     };
-    std::string words, merges;
     CHECK(problem_of(good.dump()) == "");
-    CHECK(find_vocabulary(folder.path, words, merges));
+    CHECK(has_vocabulary(folder.path));
     CHECK(foreign_tokenizer(folder.path) == "");
     CHECK(foreign_tokenizer(folder / "nowhere") == "");
     mentions(problem_of("{\"model\": " + std::string(17, '[') + std::string(17, ']') + "}"),
@@ -712,7 +728,7 @@ TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
         json[object][key] = value;
         mentions(problem_of(json.dump()),
                  "is not of GPT-2's kind: its " + std::string(object) + " has " + key);
-        CHECK(!find_vocabulary(folder.path, words, merges));
+        CHECK(!has_vocabulary(folder.path));
         CHECK(foreign_tokenizer(folder.path).find(key) != std::string::npos);
     }
     for (const char* object : {"model", "pre_tokenizer"}) {
@@ -762,6 +778,6 @@ TEST_CASE("bad tokenizer.json, and such as are not of GPT-2's kind") {
           replaced(text, "\"!\":0", "\"!\":1e999")}) {
         INFO(bad.substr(0, 60));
         mentions(problem_of(bad), "");
-        CHECK_THROWS_AS(find_vocabulary(folder.path, words, merges), Error);
+        CHECK_THROWS_AS(has_vocabulary(folder.path), Error);
     }
 }

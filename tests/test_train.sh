@@ -215,6 +215,13 @@ rm -r "$work/place1/run/step_00000004" "$work/place1/began"
 (cd "$work/place2" && run -y -o ../place1/run)
 check "-y from another folder, without the weights that the run began with" '[ $? = 0 ] && grep -q "resumed after 2 updates" "$work/log" &&
     [ "$(updates_in "$work/place1/run")" = 4 ]'
+# A folder with a preset's name beside the run: it is not the preset.
+mkdir "$work/names" && cp "$work"/text_*.bin "$work/names/"
+(cd "$work/names" && run -e tiny -i 'text_train_*.bin' -j 'text_val_*.bin' -b 2 -t 64 -x 4 -n 2 -v 2 -s 0 -o tiny &&
+    rm -r tiny/step_00000004 && run -y -o tiny && grep -q "resumed after 2 updates" "$work/log" &&
+    rm -r tiny/step_00000004 && run -y -o tiny)
+check "a run in a folder that is named like what it began from is resumed, twice" '[ $? = 0 ] && grep -q "resumed after 2 updates" "$work/log" &&
+    [ "$(updates_in "$work/names/tiny")" = 4 ]'
 run -y -e tiny -o "$work/place1/run"
 check "-y with another -e is refused" '[ $? = 1 ] && grep -q "goes on from its own checkpoint: leave -e tiny out" "$work/log"'
 cp -r "$work/straight" "$work/gap" && rm -r "$work/gap/step_00000030" && sed -i 9,12d "$work/gap/metrics.jsonl"
@@ -371,6 +378,13 @@ refuse "let that run finish" "${common[@]}" --target-loss "$work/unfinished.json
 refuse "greater than 0" "${common[@]}" -l 0 --target-loss "$work/limit:0.1"
 refuse "has 2 factors" "${quick[@]}" --lambda-layers 1,0
 refuse "not a multiple of -b times -t" "${quick[@]}" -d 100
+run "${data[@]}" -e tiny -t 64 -d 1024 -x 1 -n 0 -v 0 -s 0 --schedule constant -o "$work/constant"
+check "without -b a micro-batch that divides -d; a constant rate does not go down" '[ $? = 0 ] && grep -q "1024 tokens: 2 micro-batches of 8 x 64$" "$work/log" &&
+    grep -q "learning rate *0.002, constant, warm-up 0 updates; weight decay" "$work/log"'
+python3 -c "
+import struct, sys
+sys.stdout.buffer.write(struct.pack('<256i', 20240520, 1, 500, 1, *[0] * 252) + bytes(1000))" >"$work/one_token.bin"
+refuse "cannot be trained: the vocabulary must have 2 to 65536 entries" -i "$work/one_token.bin" -e tiny -b 2 -t 64 -x 1 -v 0 -s 0
 refuse "no/such" -i "no/such*.bin" -v 0 -s 0
 refuse "without -j" -i "$work/text_train_*.bin"
 refuse "takes tiny, d6" -e nothing

@@ -267,12 +267,15 @@ build/race/%: build/race/%.o build/race/race_check.o build/test/doctest_main.o b
 # The same kernel tests on the GPU, where there is one.
 build/gpu/%.o: tests/%.cu $(GPU_NEEDS)
 	$(COMPILE_GPU) -DEVERY_KERNEL
-build/gpu/test_%: build/gpu/test_%.o build/test/doctest_main.o build/commit.o $(CUDNN_OBJECT) build/host.a
+# (Not build/test's doctest_main.o, which is for this machine's processor: the GPU may be in another.)
+build/gpu/doctest_main.o: tests/doctest_main.cpp $(GPU_NEEDS)
+	$(CXX) $(HOST_FLAGS) -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS -MMD -MF $(@:.o=.d) -c $< -o $@
+build/gpu/test_%: build/gpu/test_%.o build/gpu/doctest_main.o build/commit.o $(CUDNN_OBJECT) build/host.a
 	$(LINK_GPU)
 # test_attention with cuDNN's cases, beside the one that does without the library.
 build/gpu/test_attention_cudnn.o: tests/test_attention.cu $(GPU_NEEDS)
 	$(COMPILE_GPU) -DEVERY_KERNEL -DUSE_CUDNN
-build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/test/doctest_main.o build/commit.o build/attention_cudnn.o build/host.a
+build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/gpu/doctest_main.o build/commit.o build/attention_cudnn.o build/host.a
 	$(LINK_GPU) $(CUDNN_LIBS)
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 

@@ -81,18 +81,27 @@ struct HeadSlice {
     static constexpr int N = Pack<Float>::size, PACKS = HS / N / LANES;
     float x[PACKS][N];
 
+    // A vector as it lies in memory, 32 bits a register. (Numbers of 16 bits that are loaded under a
+    // condition would each get a register of their own as soon as they arrive, and a thread waits for them
+    // there: it could not ask for the next keys, nor let the kernel in front end meanwhile.)
     struct Packed {
-        Pack<Float> x[PACKS];
+        PackWords words[PACKS];
+
+        __device__ void unpack_to(float (&numbers)[N], int p) const {
+            Pack<Float> pack;
+            memcpy(&pack, &words[p], sizeof pack);
+            unpack<Float>(numbers, pack);
+        }
     };
 
     static __device__ int dimension(int pack, int lane) { return (pack * LANES + lane) * N; }
 
-    // A vector as it lies in memory; zeros if not `inside`.
+    // Zeros if not `inside`.
     static __device__ Packed fetch(bool inside, const Float* from, int lane, int hs) {
         Packed packed;
         for (int p = 0; p < PACKS; p++) {
             const int d = dimension(p, lane);
-            packed.x[p] = load_pack_if(inside && d < hs, from + d);
+            packed.words[p] = load_words_if(inside && d < hs, from + d);
         }
         return packed;
     }
@@ -103,22 +112,31 @@ struct HeadSlice {
     // A vector of floats, rounded.
     static __device__ Packed pack(const float* from, int lane, int hs) {
         Packed packed;
-        for (int p = 0; p < PACKS; p++)
+        for (int p = 0; p < PACKS; p++) {
+            float numbers[N];
             for (int i = 0; i < N; i++) {
                 const int d = dimension(p, lane) + i;
-                packed.x[p][i] = (Float)(d < hs ? from[d] : 0.0f);
+                numbers[i] = d < hs ? from[d] : 0.0f;
             }
+            const Pack<Float> pack = pack_floats<Float>(numbers);
+            memcpy(&packed.words[p], &pack, sizeof pack);
+        }
         return packed;
     }
     __device__ void set(const Packed& packed, float factor) {
-        for (int p = 0; p < PACKS; p++)
-            for (int i = 0; i < N; i++) x[p][i] = factor * (float)packed.x[p][i];
+        for (int p = 0; p < PACKS; p++) {
+            packed.unpack_to(x[p], p);
+            for (int i = 0; i < N; i++) x[p][i] *= factor;
+        }
     }
     // The lanes' product with a vector, summed up in every lane. All threads of the warp must come here.
     __device__ float dot(const Packed& with) const {
         float sum[N] = {};
-        for (int p = 0; p < PACKS; p++)
-            for (int i = 0; i < N; i++) sum[i] = fmaf(x[p][i], (float)with.x[p][i], sum[i]);
+        for (int p = 0; p < PACKS; p++) {
+            float y[N];
+            with.unpack_to(y, p);
+            for (int i = 0; i < N; i++) sum[i] = fmaf(x[p][i], y[i], sum[i]);
+        }
         for (int n = N / 2; n > 0; n /= 2)
             for (int i = 0; i < n; i++) sum[i] += sum[i + n];
         return row_sum<LANES>(sum[0]);
@@ -126,13 +144,16 @@ struct HeadSlice {
     // An upper bound on dot() with any vector between low and high, as it is computed.
     __device__ float bound(const Packed& low, const Packed& high) const {
         float sum = 0.0f, size = 0.0f;
-        for (int p = 0; p < PACKS; p++)
+        for (int p = 0; p < PACKS; p++) {
+            float a[N], b[N];
+            low.unpack_to(a, p);
+            high.unpack_to(b, p);
             for (int i = 0; i < N; i++) {
-                const float with_low = x[p][i] * (float)low.x[p][i],
-                            with_high = x[p][i] * (float)high.x[p][i];
+                const float with_low = x[p][i] * a[i], with_high = x[p][i] * b[i];
                 sum += fmaxf(with_low, with_high);
                 size += fmaxf(fabsf(with_low), fabsf(with_high));
             }
+        }
         return row_sum<LANES>(sum) + 2.5f * (HS + 1) * 0x1p-24f * row_sum<LANES>(size);
     }
     __device__ void scale(float factor) {
@@ -141,8 +162,11 @@ struct HeadSlice {
     }
     // x += weight * from
     __device__ void add(float weight, const Packed& from) {
-        for (int p = 0; p < PACKS; p++)
-            for (int i = 0; i < N; i++) x[p][i] = fmaf(weight, (float)from.x[p][i], x[p][i]);
+        for (int p = 0; p < PACKS; p++) {
+            float y[N];
+            from.unpack_to(y, p);
+            for (int i = 0; i < N; i++) x[p][i] = fmaf(weight, y[i], x[p][i]);
+        }
     }
 };
 
@@ -183,7 +207,8 @@ __device__ Merged merge_shares(const Share<HS>* shares, int count, int d) {
     Merged all = {0.0f, -INFINITY, 0.0f};
     for (int i = 0; i < count; i++) all.max = fmaxf(all.max, shares[i].max);
     for (int i = 0; i < count; i++) {
-        const float factor = shares[i].max == -INFINITY ? 0.0f : expf(shares[i].max - all.max);
+        const bool empty = shares[i].max == -INFINITY && shares[i].total == 0.0f;
+        const float factor = empty ? 0.0f : expf(shares[i].max - all.max);
         all.o = fmaf(shares[i].o[d], factor, all.o);
         all.total = fmaf(shares[i].total, factor, all.total);
     }
@@ -205,7 +230,11 @@ struct WarpShare {
         float new_max = max;
         for (int i = 0; i < KEYS; i++) new_max = fmaxf(new_max, score[i]);
         new_max = max_of_groups<LANES>(new_max);
-        if (new_max == -INFINITY) return;
+        if (new_max == -INFINITY) {  // nothing, or nothing but what is no number: the sum says which
+            for (int i = 0; i < KEYS; i++)
+                if (score[i] != score[i]) total = score[i];
+            return;
+        }
         const float rescale = expf(max - new_max);
         total *= rescale;
         o.scale(rescale);

@@ -60,6 +60,18 @@ __device__ Pack<T> load_pack_if(bool inside, const T* p) {
     return x;
 }
 
+// 16 bytes of another type as they lie in memory, 32 bits a register; zeros where there is nothing to load.
+using PackWords = Pack<uint32_t>;
+__device__ __forceinline__ PackWords load_words_if(bool inside, const void* p) {
+    PackWords words = {};
+#ifdef CUDA_CPU
+    if (inside) memcpy(&words, p, sizeof words);  // g++ assumes that nothing is read as another type
+#else
+    if (inside) words = *static_cast<const PackWords*>(p);
+#endif
+    return words;
+}
+
 // Two floats rounded to bf16 in one register, the first in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);

@@ -77,11 +77,12 @@ __device__ void normalize_row(Float* x, const Float* inp, const Float* gain, con
 // x [ROWS][IC] = what the weights are multiplied with, in shared memory, followed by 2 IC elements for the
 // layernorm's parameters, if there is one. Rows that are not there are zeros. Waits for the kernel in front,
 // with the parameters and the weights on their way: they come from memory, where its rows are in the L2
-// cache. load_weights() is one group of asynchronous copies, or none. LANES: 32, or 1 for a block of one
-// thread.
-template <int LANES, int ROWS, class Float, class LoadWeights>
+// cache. load_weights() is one group of asynchronous copies, or none; load_residual() is called when the rows
+// have been asked for, so that what it loads, which the kernel in front made, is on its way beside them.
+// LANES: 32, or 1 for a block of one thread.
+template <int LANES, int ROWS, class Float, class LoadWeights, class LoadResidual>
 __device__ void stage_inputs(Float* x, const Float* inp, Normalize<Float> norm, int rows, int IC,
-                             LoadWeights load_weights) {
+                             LoadWeights load_weights, LoadResidual load_residual) {
     constexpr int N = Pack<Float>::size;
     const int row_packs = IC / N, threads = LANES == 1 ? 1 : blockDim.x;
     if (!norm.weight) {
@@ -91,6 +92,7 @@ __device__ void stage_inputs(Float* x, const Float* inp, Normalize<Float> norm, 
             cp_async_16(shared_address(x + i * N), i < rows * row_packs ? inp + i * N : inp,
                         i < rows * row_packs);
         cp_async_commit();
+        load_residual();
         cp_async_wait<0>();
         if constexpr (LANES > 1) __syncthreads();
         return;
@@ -106,6 +108,7 @@ __device__ void stage_inputs(Float* x, const Float* inp, Normalize<Float> norm, 
     cp_async_wait<1>();  // all but the weights
     if constexpr (LANES > 1) __syncthreads();
     wait_for_previous_kernel();
+    load_residual();
 #pragma unroll 1
     for (int row = threadIdx.x / LANES; row < ROWS; row += threads / LANES)
         if (row < rows)
@@ -203,9 +206,15 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, kMatvecBlocks<ROWS>)
         return finishes(first) && residual ? (float)residual[(size_t)row * OC + first + own] : 0.0f;
     };
     int first = blockIdx.x * turn_outputs;
-    float b = bias_of(first);
-    stage_inputs<32, ROWS>(x, inp, norm, rows, IC, [&] { load(first, first_column); });
-    float r = residual_of(first);
+    // Weights before the bias: where it is 16 bits, a thread waits for it before it can do anything else.
+    float b, r;
+    stage_inputs<32, ROWS>(
+        x, inp, norm, rows, IC,
+        [&] {
+            load(first, first_column);
+            b = bias_of(first);
+        },
+        [&] { r = residual_of(first); });
 
 #pragma unroll 1
     for (int turn = 0; first < OC; turn ^= 1) {
@@ -306,7 +315,7 @@ __global__ void matvec_single_kernel(Float* out, const Float* inp, const Float* 
     extern __shared__ __align__(16) char matvec_shared[];
     start_next_kernel();
     Float* x = reinterpret_cast<Float*>(matvec_shared);
-    stage_inputs<1, ROWS>(x, inp, norm, rows, IC, cp_async_commit);
+    stage_inputs<1, ROWS>(x, inp, norm, rows, IC, cp_async_commit, [] {});
     const int begin = blockIdx.x * chunk, end = begin + chunk < OC ? begin + chunk : OC;
     for (int first = begin; first < end; first += OUTS) {
         float sum[OUTS][ROWS];

@@ -41,7 +41,6 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, 2)
                       const __nv_bfloat16* bias, Normalize<__nv_bfloat16> norm, const __nv_bfloat16* residual,
                       bool gelu, int rows, int IC, int OC, int ahead) {
     using Float = __nv_bfloat16;
-    using Words = Pack<uint32_t>;  // eight bf16
     constexpr int N = Pack<Float>::size, ROWS = 8 * TILES, THREADS = 32 * kMatvecWarps;
     constexpr int LANES = THREADS / ROWS;  // that normalize a row
     extern __shared__ __align__(16) char matvec_shared[];
@@ -107,21 +106,21 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, 2)
             constexpr int AT_ONCE = 3;
 #pragma unroll 1
             for (int i0 = 0; i0 < ahead; i0 += AT_ONCE) {
-                Words b[AT_ONCE][TILES];
+                PackWords b[AT_ONCE][TILES];
                 const auto piece_of = [&](int i) { return first_piece + (i0 + i) * kMatvecWarps + warp; };
                 const auto inside = [&](int i) { return i0 + i < ahead && piece_of(i) < pieces; };
 #pragma unroll
                 for (int i = 0; i < AT_ONCE; i++)
 #pragma unroll
                     for (int tile = 0; tile < TILES; tile++)
-                        b[i][tile] = load_pack_if(inside(i), reinterpret_cast<const uint32_t*>(
-                                                                 row_from[tile] + piece_of(i) * kMmaColumns));
+                        b[i][tile] = load_words_if(inside(i), row_from[tile] + piece_of(i) * kMmaColumns);
                 if (i0 == 0) cp_async_wait<0>();
 #pragma unroll
                 for (int i = 0; i < AT_ONCE; i++) {
                     if (!inside(i)) break;
-                    const auto* packs = reinterpret_cast<const uint32_t*>(w + 2 * (i0 + i) * 32 * N);
-                    const Words upper = load_pack(packs), lower = load_pack(packs + 32 * 4);
+                    const Float* packs = w + 2 * (i0 + i) * 32 * N;
+                    const PackWords upper = load_words_if(true, packs),
+                                    lower = load_words_if(true, packs + 32 * N);
 #pragma unroll
                     for (int half = 0; half < 4; half += 2) {
                         const uint32_t a[4] = {upper[half], lower[half], upper[half + 1], lower[half + 1]};

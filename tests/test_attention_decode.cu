@@ -132,6 +132,26 @@ TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf
         }
 }
 
+TEST_CASE_TEMPLATE("a key that is no number shows in what is read, however the keys are dealt out", Float,
+                   float, bf16) {
+    const Shape s{1, 2, 64, 320};
+    for (const Context& ctx : both_lane_counts())
+        for (const auto& [first, end] :
+             std::initializer_list<std::pair<int, int>>{{0, 1}, {70, 72}, {64, 128}, {0, 199}}) {
+            auto tokens = normal_values<Float>((size_t)s.capacity * 3 * s.C(), 5);
+            for (int t = first; t < end; t++) tokens[((size_t)t * 3 + 1) * s.C() + t % s.hs] = (Float)NAN;
+            Cache<Float> cache(s);
+            DeviceArray<Float> all(tokens);
+            kv_append<Float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
+            for (const DecodeHow how :
+                 {DecodeHow{DecodeMode::dense}, DecodeHow{DecodeMode::pages, 0, 0.0f}}) {
+                CAPTURE(end);
+                const auto got = decode(ctx, cache, tokens, {199}, how);
+                for (int c = 0; c < s.C(); c++) REQUIRE(std::isnan((float)got.out[c]) == (c < s.hs));
+            }
+        }
+}
+
 TEST_CASE("equal scores: exactly k keys, the earliest of those that tie") {
     const Shape s{1, 2, 64, 320};
     auto tokens = normal_values<float>((size_t)s.capacity * 3 * s.C(), 5);

@@ -43,7 +43,7 @@ least = least_seconds(cells[:2], limits[0], measured, 2)
 print(choose_updates(cells, limits, measured, least, 2)[1] >= 2, choose_updates(cells, limits, measured, 0.9 * least, 2)[1] < 2)")" = "True True" ]'
 check "the rule: the smallest dense loss of those that lose little when cut, else the smallest loss when cut" '[ "$(planner "
 a, b, c = (cell(\"column\", 1, lam) for lam in (0.1, 0.3, 1))
-print(choose([(a, 2.0, 2.1), (b, 2.2, 2.205), (c, 2.1, 2.109)])[\"tail\"][\"lambda\"], choose([(a, 2.0, 2.2), (b, 2.1, 2.15)])[\"tail\"][\"lambda\"], choose([]))")" = "1 0.3 {}" ]'
+print(choose([(a, 2.0, 2.0101), (b, 2.2, 2.205), (c, 2.1, 2.109)])[\"tail\"][\"lambda\"], choose([(a, 2.0, 2.2), (b, 2.1, 2.15)])[\"tail\"][\"lambda\"], choose([]))")" = "1 0.3 {}" ]'
 check "repeats: every named cell with every seed, seed by seed, plain first" '[ "$(planner "
 print(*(c[\"name\"] for c in repeats(cells, [\"k8-tail-l0.3-rise35to70\", \"plain\", \"entropy-l0.1-*\"], [7, 8]) if c[\"seed\"] == 7))")" = "plain-s7 k8-tail-l0.3-rise35to70-s7 entropy-l0.1-rise70-s7 entropy-l0.1-rise35to70-s7" ]'
 
@@ -63,6 +63,7 @@ refuse "no cell has a name like nothing" --data "$work/nothing" --cells nothing
 refuse "no token shard matches" --data "$work/nothing" --cells 'plain-*'
 refuse "name them with --cells" --seeds 7,8
 refuse "name plain among the --cells" --data "$work/nothing" --seeds 7,8 --cells 'k8-tail-l1-rise70'
+refuse "with their top 8: leave k16-tail-l0.3-rise70 out" --data "$work/nothing" --seeds 7,8 --cells 'plain,k16-tail-l0.3-rise70'
 
 # ---- a miniature
 build/tokenize --tokenizer bytes -o "$work/text" tests/fixtures/plays.txt >"$work/out" 2>&1 || bad "tokenizing"
@@ -106,6 +107,8 @@ for _ in $(seq 1200); do
     [ -z "$killed" ] || break
     sleep 0.05
 done
+paper "${mini[@]}"
+check "two calls do not work in one folder" '[ $? = 1 ] && [ "$(wc -l <"$work/err")" = 1 ] && grep -q "another run.sh" "$work/err"'
 kill -KILL $pid
 wait $pid 2>/dev/null
 sleep 0.3
@@ -299,6 +302,7 @@ def bars():
     for above, cost, plain_cost, out_of_it, want in (
             (0.015, 0.005, 0.02, 0.04, ["yes", "yes", "yes"]), (0.025, 0.005, 0.02, 0.04, ["no", "yes", "yes"]),
             (0.015, 0.015, 0.02, 0.04, ["yes", "no", "yes"]), (0.015, 0.005, 0.02, 0.06, ["yes", "yes", "no"]),
+            (0.02, 0.0099, 0.0101, 0.0499, ["yes", "yes", "yes"]), (0.0201, 0.01, 0.02, 0.05, ["no", "no", "no"]),
             (0.015, 0.005, 0.008, 0.04, ["yes", "no", "yes"])):  # plain costs nothing either
         d = copy.deepcopy(results)
         for c in d["cells"]:
@@ -307,7 +311,7 @@ def bars():
             if not plain:
                 c["above_plain"], c["mass_nosink"] = above, 1 - out_of_it
         rows = {row["run"]: row for row in rows_of(tables.bars_table(d, "scratch"))}
-        for name in (f"{stem}-s1337", f"mean of `{stem}`, 2 seeds"):
+        for name in (f"{stem}-s1337", f"mean of `{stem}`, 2 seeds") if want.count("yes") > 1 else ():
             row = list(rows[name].values())
             assert row[2::2] == want, (row, want)
             for shown, value in zip(row[1::2], (above, cost, out_of_it)):
@@ -316,7 +320,32 @@ def bars():
         assert ["yes" if met else "no" for met in tables.bars_of(d, cell).values()] == want
 
 
-for what, test in (("plain and chosen", summary), ("loss when every row keeps k keys", matrix),
+def last_losses():
+    """Of the last updates of a run, and no others."""
+    tables.LAST_UPDATES = 5
+    cell = tables.gather_cell(out, f"{out}/runs/{runs[0]}", from_json(f"runs/{runs[0]}/cell.json"), from_json("plan.json"))
+    ce = [line["ce"] for line in map(json.loads, open(f"{out}/runs/{runs[0]}/metrics.jsonl")) if "ce" in line]
+    assert abs(cell["last_ce"] - mean(ce[-5:])) < 1e-6, (cell["last_ce"], ce)
+
+
+def shared_seeds():
+    """Means of several models are over the seeds that all of them have."""
+    found = [("a", [{"seed": s} for s in (1, 2, 3)]), ("b", [{"seed": s} for s in (2, 3, 4)])]
+    assert [[c["seed"] for c in cells] for _, cells in tables.on_shared_seeds(found)] == [[2, 3], [2, 3]]
+
+
+def schedules():
+    """In the table by layers, beginning and end, whatever the order they were run in."""
+    results = from_json("results.json")
+    cell = next(c for c in results["cells"] if c["group"] == "column" and c["seed"] == 1337)
+    ways = [("90%", "0", ""), ("70%", "35%", ""), ("0", "0", ""), ("70%", "0", "0x10"), ("50%", "0", "")]
+    results["cells"] = [dict(cell, name=f"x{i}", group="schedule", rise=rise, start=start, layers=layers)
+                        for i, (rise, start, layers) in enumerate(ways)]
+    assert [row["run"] for row in rows_of(tables.schedule_table(results))] == ["x2", "x4", "x0", "x1", "x3"]
+
+
+for what, test in (("plain and chosen", summary), ("the last updates' losses", last_losses),
+                   ("means over the seeds that are shared", shared_seeds), ("the schedules' order", schedules), ("loss when every row keeps k keys", matrix),
                    ("attention by layer", layers), ("probes", lambda: probes_in(section("Probes"), probes)),
                    ("probes of made-up accuracies", made_up_probes), ("the bars, of made-up costs", bars)):
     try:
@@ -442,17 +471,118 @@ rows = {line.split("|")[1].strip(): [x.strip() for x in line.split("|")[2:-1]] f
 
 
 def agrees(shown, differences):
-    half = 4.303 * statistics.stdev(differences) / len(differences) ** 0.5  # of a table: t of 2 degrees of freedom
-    mean, interval = map(float, shown.split(" ± "))
-    return abs(mean - statistics.mean(differences)) < 1e-4 and abs(interval - half) < 1e-4
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    half = 4.303 * error  # of a table: t of 2 degrees of freedom
+    t = abs(statistics.mean(differences)) / error
+    p = 1 - t / (2 + t * t) ** 0.5  # for 2 degrees of freedom
+    mean, interval, *of_one = map(float, shown.replace(" ± ", " ").replace("(", "").replace(")", "").split())
+    return abs(mean - statistics.mean(differences)) < 1e-4 and abs(interval - half) < 1e-4 and all(
+        abs(shown_p - p) < 6e-4 for shown_p in of_one) and len(of_one)
 
 
 tail, entropy = "k8-tail-l1-rise70", "entropy-l0.1-rise70"
-print(agrees(rows[tail][2], [dense(tail, s) - dense("plain", s) for s in seeds]),
+print(agrees(rows[tail][2], [dense(tail, s) - dense("plain", s) for s in seeds]),  # no p here
       agrees(rows[f"{tail} less {entropy}"][1], [dense(tail, s) - dense(entropy, s) for s in seeds]), rows[tail][0])
 END
 check "a figure of them, where there is matplotlib" '[ -s "$work/repeats/repeats.png" ] || grep -q "no figures" "$work/out"'
-check "their means and intervals are those of the pairs" '[ "$(python3 "$work/interval.py" "$work/repeats" 2>"$work/err")" = "True True 3" ]'
+check "their means and intervals are those of the pairs" '[ "$(python3 "$work/interval.py" "$work/repeats" 2>"$work/err")" = "0 1 3" ]'
+cat >"$work/seven.py" <<'END'
+"""Tables of seven made-up seeds against the definitions: each number has its own place, and no two are alike."""
+import statistics
+
+import tables
+
+SEEDS = range(7)
+
+
+def cell(group, name, seed, dense, cut, outside, with_first):
+    cuts = [{"cut": "topk", "k": 8, "loss": dense + cut, "kept": 0.9}]
+    return {"group": group, "family": "scratch", "name": f"{name}-s{seed}", "seed": seed, "k": 8, "mass": 1 - with_first,
+            "mass_nosink": 1 - outside, "loss": {"dense": dense, "cuts": cuts}, "cost": {"8": cut}}
+
+
+def noise(i, scale):
+    return scale * ((i * 37 + 11) % 17 - 8)
+
+
+models = {"plain": [cell("plain", "plain", s, 2 + noise(s, 0.01), 0.03, 0.5, 0.6) for s in SEEDS]}
+for n, name in enumerate(("a", "b", "c"), 1):
+    models[name] = [cell("repeat", name, s, 2.001 * n ** 0.001 + noise(s, 0.01) + noise(s * n + n, 0.001), 0.004 + noise(s + n, 0.0009),
+                         0.04 + noise(s * n, 0.002), 0.2 + noise(s + 2 * n, 0.01)) for s in SEEDS]
+for name in "abc":
+    for c, p in zip(models[name], models["plain"]):
+        c["above_plain"] = c["loss"]["dense"] - p["loss"]["dense"]
+results = {"cells": [c for s in SEEDS for cells in models.values() for c in cells if c["seed"] == s][::-1], "chosen": {}}
+
+
+def rows_of(text):
+    return {line.split("|")[1].strip(): [x.strip() for x in line.split("|")[2:-1]] for line in text.replace("−", "-").splitlines()}
+
+
+def agrees(shown, values):
+    mean, half = map(float, shown.split(" (")[0].split(" ± "))
+    want = 2.447 * statistics.stdev(values) / 7 ** 0.5  # of a table: t of 6 degrees of freedom
+    assert abs(mean - statistics.mean(values)) < 1e-4 and abs(half - want) < 1e-4, (shown, statistics.mean(values), want)
+
+
+dense, cut = lambda c: c["loss"]["dense"], lambda c: c["loss"]["cuts"][0]["loss"]
+outside = lambda c: 1 - c["mass_nosink"]
+rows = rows_of(tables.repeats_table(results))
+for name in "abc":
+    pairs = list(zip(models[name], models["plain"]))
+    agrees(rows[name][2], [dense(c) - dense(p) for c, p in pairs])
+    agrees(rows[name][3], [c["cost"]["8"] for c in models[name]])
+    agrees(rows[name][5], [cut(c) - cut(p) for c, p in pairs])
+    agrees(rows[name][6], [outside(c) for c in models[name]])
+    met = sum(dense(c) - dense(p) <= 0.02 and c["cost"]["8"] < 0.01 < p["cost"]["8"] and outside(c) < 0.05 for c, p in pairs)
+    assert 0 < met < 7 and rows[name][7] == f"{met} of 7", (rows[name], met)
+rows = rows_of(tables.pairs_table(results))
+for name, other in ("cb", "ca", "ba"):  # in the order of the cells
+    pairs = list(zip(models[name], models[other]))
+    for shown, value in zip(rows[f"{name} less {other}"][1:], (dense, cut, outside)):
+        agrees(shown, [value(c) - value(o) for c, o in pairs])
+# of a table of t: 3.707 is the 1% point for 6 degrees of freedom, 2.353 the 10% point for 3
+for t, n, p in ((2.447, 7, 0.05), (3.707, 7, 0.01), (2.353, 4, 0.1), (12.706, 2, 0.05)):
+    values = [(-1) ** i for i in range(n)]
+    error = statistics.stdev(values) / n ** 0.5
+    values = [v - statistics.mean(values) + t * error for v in values]
+    assert abs(tables.p_value(values) - p) < 1e-4, (t, n, tables.p_value(values))
+near = lambda a, b: all(abs(x - y) < 1e-12 for x, y in zip(a, b))
+assert near(tables.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02]) and near(tables.holm([0.6, 0.7]), [1, 1])
+print("agrees")
+END
+check "tables of seven seeds, by the definitions" '[ "$(PYTHONPATH=dev/paper python3 "$work/seven.py" 2>"$work/err")" = agrees ]'
+
+# ---- a cell that fails, and other data
+short=(--out "$work/failing" --data "$work/others" --context 32 --batch 2 --updates 4 --eval-tokens 64
+    --cells 'plain-s1337,k8-tail-l1-rise70-s1337,k8-tail-l0.3-rise70-s1337,chosen-tail-s1338')
+for part in train val; do cp "$work/text_${part}_000000.bin" "$work/others_${part}_000000.bin"; done
+mkdir -p "$work/failing/runs/k8-tail-l1-rise70-s1337/metrics.jsonl"
+paper "${short[@]}"
+check "a cell that fails is named, and the others are made" '[ $? = 0 ] && grep -q "k8-tail-l1-rise70-s1337 .*FAILED: " "$work/out" &&
+    [ "$(json "$work/failing/results.json" "*(c[\"name\"] for c in d[\"cells\"] if \"error\" in c)")" = k8-tail-l1-rise70-s1337 ] &&
+    grep -q "done, 1 failed\..*Not among them, for they failed: .k8-tail-l1-rise70-s1337" <(tr "\n" " " <"$work/failing/tables.md") && [ ! -e "$work/failing/chosen.json" ]'
+rmdir "$work/failing/runs/k8-tail-l1-rise70-s1337/metrics.jsonl"
+paper --out "$work/failing"
+check "the next call tries it again, and only then the choice stands" '[ $? = 0 ] && [ ! -e "$work/failing/runs/k8-tail-l1-rise70-s1337/failed.json" ] &&
+    [ -s "$work/failing/chosen.json" ] && ! grep -q "Not among them" "$work/failing/tables.md"'
+for part in val train; do
+    cp "$work/text_${part}_000000.bin" "$work/kept"
+    python3 - "$work/others_${part}_000000.bin" <<'END'
+import sys
+shard = open(sys.argv[1], "rb").read()
+with open(sys.argv[1], "wb") as file:
+    file.write(shard[:1024] + shard[1024:].replace(b"e", b"a"))
+END
+    rm -r "$work/failing/runs/k8-tail-l1-rise70-s1337"
+    [ $part = val ] && verb=validated || verb=trained
+    paper --out "$work/failing"
+    check "other data of the same name are found out: $part" '[ $? = 1 ] && [ "$(wc -l <"$work/err")" = 1 ] && grep -q "k8-tail-l1-rise70-s1337 was $verb on other tokens than\|was $verb on other tokens than k8-tail-l1-rise70-s1337" "$work/err"'
+    cp "$work/kept" "$work/others_${part}_000000.bin"
+    rm -r "$work/failing/runs/k8-tail-l1-rise70-s1337"
+    paper --out "$work/failing"
+done
+check "with the data back it goes on" [ $? = 0 ]
 
 for bad in "--seeds 7" "--seeds 7-" "--seeds x" "--seeds 1-99" "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget infm"; do
     paper --out "$work/none" $bad

@@ -142,12 +142,13 @@ def cuts(results, out):
     left.legend()
     right.set_yscale("log")
     right.set_ylim(0.7 * FLOOR, 100)  # the legend's place
+    right.set_ylabel("nats a token (lowest: 10⁻⁴ or less)")
     right.axhline(0.01, color=pictures.GREY, linewidth=0.8)
     right.set_title("Cost of the cut: loss above the same model's dense loss", loc="left")
     line = pictures.Line2D
     handles = [line([], [], color="black", label=tables.CUT_NAMES[cut], **style) for cut, style in CUT_STYLE.items()
                if cut in drawn]
-    handles.append(line([], [], color=pictures.GREY, linewidth=0.8, label="0.01 (at 10⁻⁴: that or less)"))
+    handles.append(line([], [], color=pictures.GREY, linewidth=0.8, label="0.01"))
     right.legend(loc="upper right", ncols=2, handles=handles)
     return figure
 
@@ -157,7 +158,8 @@ def repeats(results, out):
     if not tables.done(results, family="scratch", group="repeat"):
         return None
     found = tables.models(results, "scratch")
-    plain = {c["seed"]: c for c in found[0][1]}
+    plain = tables.plain_by_seed(results)
+    few = max(len(cells) for _, cells in found) < 4  # of whose mean an interval would be wider than the picture
     figure, axes = pictures.panels(pictures.FULL, 4.6, 1, 1)
     axis = axes[0][0]
     axis.axhline(0, color=pictures.GREY, linewidth=0.8)
@@ -166,16 +168,20 @@ def repeats(results, out):
         x = [tables.outside(c, K, "mass_nosink") for c in cells]
         for value, fill in ((lambda c: c["loss"]["dense"], colour), (lambda c: tables.cut_loss(c, K), "white")):
             above = [value(c) - plain[c["seed"]]["loss"]["dense"] for c in cells]
-            axis.errorbar(tables.mean(x), tables.mean(above), tables.half_interval(above), tables.half_interval(x),
-                          fmt="*" if label == "plain" else "o", color=colour, markerfacecolor=fill, markersize=6,
-                          elinewidth=1, label=label if fill == colour else None)
+            style = {"color": colour, "marker": "*" if label == "plain" else "o", "markerfacecolor": fill,
+                     "markersize": 6, "linestyle": "", "label": label if fill == colour else None}
+            if few:
+                axis.plot(x, above, **style)
+            else:
+                axis.errorbar(tables.mean(x), tables.mean(above), tables.half_interval(above), tables.half_interval(x),
+                              elinewidth=1, **style)
     axis.axhline(tables.LOSS_BAR, color=pictures.GREY, linewidth=0.8, linestyle=":")
     axis.axvline(tables.NOSINK_BAR, color=pictures.GREY, linewidth=0.8, linestyle=":")
     logarithmic_x(axis)
     axis.set_xlabel(f"mass outside the top {K}, without position 0")
     axis.set_ylabel("loss above plain dense, nats a token")
-    axis.set_title(f"Filled: dense; open: cut to the top {K}. Means over the seeds, 95% intervals; dotted: the bars",
-                   loc="left")
+    what = "Each seed" if few else "Means over the seeds, 95% intervals"
+    axis.set_title(f"Filled: dense; open: cut to the top {K}. {what}; dotted: the bars", loc="left")
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 

@@ -12,7 +12,8 @@ import sys
 
 import tables
 from common import ROOT, Bad, duration, from_root, read_json, write_file, write_json
-from plan import RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, least_seconds, repeats, select
+from plan import (K, RULE, SIZES, all_cells, cell_seconds, choose_updates, final_seconds, least_seconds, repeats,
+                  select)
 from runner import Programs, Runner, calibrate, lock
 from shapes import PLAN, RESULTS
 from tables import MOST_SEEDS
@@ -203,6 +204,23 @@ def draw(out):
     return "no figures, for they need matplotlib (apt-get install python3-matplotlib); run.sh --tables draws them then"
 
 
+CAPTIONS = {"cuts": "Loss against the keys that every row keeps at inference, and what the cut costs",
+            "maps": "Attention of plain and of a condensed model on the same text, in heads that stand out",
+            "mass_by_head": f"The mass in the top {K}, by layer and head",
+            "mass_in_training": "Loss and mass through training",
+            "pareto": "Loss above plain against the mass outside the top k, over lambda and k",
+            "repeats": f"Loss above plain against the mass outside the top {K}, means over the seeds"}
+
+
+def pictures(place, names):
+    """The figures in a README, each behind its caption."""
+    text = ""
+    for name in names:
+        caption = CAPTIONS[os.path.splitext(name)[0]]
+        text += f"\n{caption}:\n\n![{caption}]({place}/{name})\n"
+    return text
+
+
 def publish(out, target):
     os.makedirs(target, exist_ok=True)
     for name in ("tables.md", "results.json", *figures(out)):
@@ -216,8 +234,7 @@ def publish(out, target):
         heart = tables.heart(read_json(os.path.join(out, "results.json"), RESULTS))
         place = os.path.relpath(target, os.path.dirname(readme))
         heart += f"\nAll tables are in [tables.md]({place}/tables.md), and as JSON in [results.json]({place}/results.json).\n"
-        for name in figures(out):
-            heart += f"\n![{os.path.splitext(name)[0].replace('_', ' ')}]({place}/{name})\n"
+        heart += pictures(place, figures(out))
         write_file(readme, text[:text.index(begin)] + begin + heart + text[text.index(end):])
     print(f"published in {from_root(target)}")
 

@@ -146,6 +146,9 @@ def repeats(cells, patterns, seeds):
     chosen = select(once, patterns)
     if not any(c["group"] == "plain" for c in chosen):
         raise Bad("--seeds compares each run with the plain one of its seed: name plain among the --cells, too")
+    others = [c["name"] for c in chosen if c["k"] != K]
+    if others:
+        raise Bad(f"--seeds compares runs by what they lose with their top {K}: leave {', '.join(others)} out")
     made = [{**c, "group": "plain" if c["group"] == "plain" else "repeat", "wave": 1, "seed": seed}
             for seed in seeds for c in chosen]
     return [{**c, "name": name_of(c)} for c in made]

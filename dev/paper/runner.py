@@ -204,7 +204,8 @@ def measure(out, plan, programs, started):
     def timed(command):
         begin = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, env=environment(threads), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
+                              stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
+                              preexec_fn=die_with_parent)
         if done.returncode != 0:
             raise Bad(f"{' '.join(command)} stopped: {done.stdout.decode().strip().splitlines()[-1]}")
         return time.monotonic() - begin
@@ -393,7 +394,7 @@ class Runner:
 
     def resolve(self, cell):
         """The cell to run for one of the plan's, or None if there is none to choose from. All candidates have been
-        tried then, so the choice is written down, and stands."""
+        tried then, so the choice is written down, and stands, unless one has failed: the next call tries it again."""
         if not cell.get("pick"):
             return cell
         family = cell["family"]
@@ -401,7 +402,9 @@ class Runner:
         chosen = read_json(path, CHOSEN) or {}
         if family not in chosen:
             chosen[family] = chosen_cells(self.out, self.plan, family)
-            write_json(path, chosen)
+            if not any(os.path.exists(os.path.join(self.folder(c), "failed.json"))
+                       for c in candidates(self.plan, family)):
+                write_json(path, chosen)
         found = chosen[family].get(cell["pick"])
         return found and with_seed(found, cell)
 
@@ -418,21 +421,22 @@ class Runner:
 
     def check_data(self):
         """All cells are to have seen the same tokens: shards of the same names may be others by now."""
-        seen = {}
+        seen = {"data-digest": {}, "val-digest": {}}
         for cell in self.plan["cells"]:
             if os.path.exists(os.path.join(self.folder(cell), "cell.json")) and cell["group"] != "untrained":
                 if self.done(cell):  # what is missing is named now, rather than when the tables are written
                     head, _, _ = finished_metrics(self.folder(cell), cell, self.plan["updates"])
                 else:
                     head, _, _ = read_metrics(self.folder(cell))
-                digest = head.get("settings", {}).get("data-digest")
-                seen.setdefault(digest, cell["name"])
-        seen.pop(None, None)  # runs from before there was one
-        if len(seen) > 1:
-            one, other = list(seen.values())[:2]
-            raise Bad(f"{other} was trained on other tokens than {one}, though both name {self.plan['train_data']}: "
-                      f"put the shards back and delete {from_root(self.path('runs', other))} and what was made after it, "
-                      "or name another folder with --out")
+                for key, digests in seen.items():
+                    digests.setdefault(head.get("settings", {}).get(key), cell["name"])
+        for (key, digests), verb, data in zip(seen.items(), ("trained", "validated"), ("train_data", "val_data")):
+            digests.pop(None, None)  # runs from before there was one
+            if len(digests) > 1:
+                one, other = list(digests.values())[:2]
+                raise Bad(f"{other} was {verb} on other tokens than {one}, though both name {self.plan[data]}: put the "
+                          f"shards back and delete {from_root(self.path('runs', other))} and what was made after it, or "
+                          "name another folder with --out")
 
     def run(self):
         self.check_data()

@@ -3,6 +3,7 @@ import itertools
 import math
 import os
 import statistics
+import textwrap
 
 from common import Bad, finished_metrics, median, read_json, write_file, write_json
 from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, choose, start_of, stem_of, with_seed
@@ -98,7 +99,8 @@ def gather_cell(out, folder, made, plan):
     head, updates, validations = finished_metrics(folder, cell, plan["updates"])
     cuts = [{key: c[key] for key in ("cut", "k", "loss", "kept")} for c in result["cuts"] if c["renormalized"]]
     cell.update({key: made[key] for key in ("commands", "commit", "device", "date", "training_s")})
-    cell["data_digest"] = head.get("settings", {}).get("data-digest")
+    for key in ("data-digest", "val-digest"):
+        cell[key.replace("-", "_")] = head.get("settings", {}).get(key)
     cell["loss"] = {"dense": result["dense"]["loss"], "tokens": result["tokens"], "cuts": cuts}
     cell["cost"] = {str(c["k"]): c["loss"] - result["dense"]["loss"] for c in cuts if c["cut"] == "topk"}
     if validations:
@@ -178,6 +180,10 @@ def models(results, family):
     return [(label, cells) for label, cells in found if cells]
 
 
+def plain_by_seed(results):
+    return {c["seed"]: c for c in done(results, family="scratch", group="plain")}
+
+
 def on_shared_seeds(found):
     """The same of models(), with the seeds that all of them have, if there are any: means over other seeds would differ
     by these."""
@@ -226,6 +232,31 @@ def half_interval(values):
     return STUDENT_T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
+def p_value(differences):
+    """Of Student's t-test that their mean is 0, both sides (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    freedom = len(differences) - 1
+    deviation = statistics.stdev(differences)
+    if deviation == 0:
+        return 0.0 if differences[0] else 1.0
+    angle = math.atan(abs(statistics.mean(differences)) / deviation * math.sqrt(len(differences) / freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term, total = (cosine, 0.0) if freedom % 2 else (1.0, 0.0)
+    for i in range(1 + freedom % 2, freedom, 2):
+        total += term
+        term *= cosine * cosine * i / (i + 1)
+    return 1 - (2 / math.pi * (angle + sine * total) if freedom % 2 else sine * total)
+
+
+def holm(ps):
+    """Each of the p of a family of comparisons, corrected for their number (Holm 1979)."""
+    ps = list(ps)
+    corrected, least = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = least
+    return corrected
+
+
 def interval(values, digits=4, sign=True):
     """The mean over the seeds, and half of its 95% interval."""
     text, half = number(mean(values), digits, sign), half_interval(values)
@@ -269,9 +300,11 @@ def summary_table(results, family):
                      spread([c["cost"].get(str(K)) for c in cells], sign=True),
                      spread([cut_loss(c, K) for c in cells]), spread([c.get("mass") for c in cells]),
                      spread([outside(c, K, "mass_nosink") for c in cells]),
-                     spread([a and mean(a["keys95"]) for a in look], 2), names(cells)])
+                     spread([a and mean(a["keys95"]) for a in look], 2),
+                     number(max((a["largest_score"] for a in look if a and a.get("largest_score")), default=None), 0),
+                     names(cells)])
     return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", "loss when cut",
-                  f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "runs"], rows)
+                  f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "largest score", "runs"], rows)
 
 
 def bars_of(results, cell):
@@ -380,10 +413,9 @@ def grid_table(results):
 
 def repeats_table(results):
     """Every model beside plain, seed by seed: means with their 95% intervals."""
-    found = models(results, "scratch")
-    plain = {c["seed"]: c for c in found[0][1]} if found else {}
+    plain = plain_by_seed(results)
     rows = []
-    for label, cells in found:
+    for label, cells in models(results, "scratch"):
         cells = [c for c in cells if c["seed"] in plain]
         if not cells:
             continue
@@ -400,16 +432,20 @@ def repeats_table(results):
 
 
 def pairs_table(results):
-    """Every two of the models that are not plain, on the seeds that both have."""
-    rows = []
-    for (label, cells), (other, others) in itertools.combinations(models(results, "scratch")[1:], 2):
+    """Every two of the models that are not plain, on the seeds that both have; with Holm's p of each column."""
+    values = (lambda c: c["loss"]["dense"], lambda c: cut_loss(c, K), lambda c: outside(c, K, "mass_nosink"))
+    heads, columns = [], [[] for _ in values]  # of each row: what it is, and the differences
+    found = [model for model in models(results, "scratch") if model[0] != "plain"]
+    for (label, cells), (other, others) in itertools.combinations(found, 2):
         by_seed = {c["seed"]: c for c in others}
         pairs = [(c, by_seed[c["seed"]]) for c in cells if c["seed"] in by_seed]
         if len(pairs) > 1:
-            rows.append([f"{label} less {other}", len(pairs)]
-                        + [interval([value(a) - value(b) for a, b in pairs])
-                           for value in (lambda c: c["loss"]["dense"], lambda c: cut_loss(c, K),
-                                         lambda c: outside(c, K, "mass_nosink"))])
+            heads.append([f"{label} less {other}", len(pairs)])
+            for column, value in zip(columns, values):
+                column.append([value(a) - value(b) for a, b in pairs])
+    shown = [[f"{interval(differences)} ({'< 0.001' if p < 0.0005 else number(p, 3)})" for differences, p in zip(column, holm(map(p_value, column)))]
+             for column in columns]
+    rows = [head + list(row) for head, row in zip(heads, zip(*shown))]
     return table(["run", "seeds", "validation loss", f"loss when cut to the top {K}", "outside, without position 0"],
                  rows)
 
@@ -476,11 +512,11 @@ def tasks_table(results, family):
             if lambada or hella:
                 rows.append([label, shown, spread([t[way]["accuracy"] for t in lambada]),
                              number(mean([t[way]["stderr"] for t in lambada])),
-                             spread([t[way]["perplexity"] for t in lambada], 2),
+                             spread([t[way]["perplexity"] and math.log(t[way]["perplexity"]) for t in lambada], 2),
                              mean([t["items"] for t in lambada]) and int(lambada[0]["items"]),
                              spread([t[way]["accuracy_norm"] for t in hella]),
                              number(mean([t[way]["stderr_norm"] for t in hella])), len(cells)])
-    return table(["model", "keys kept", "LAMBADA accuracy", "standard error", "perplexity of the last word", "texts",
+    return table(["model", "keys kept", "LAMBADA accuracy", "standard error", "loss of the last word", "texts",
                   "HellaSwag accuracy by length", "standard error", "seeds"], rows)
 
 
@@ -552,8 +588,10 @@ def about(results, brief=False):
 
 
 def chosen_text(results):
+    failed = [f"`{c['name']}`" for c in results["cells"] if "error" in c and c["group"] in ("column", "schedule")]
     named = "; ".join(f"{reg}: `{name}`" for found in results["chosen"].values() for reg, name in found.items())
-    return f"{results['plan']['rule']} {'Chosen: ' + named if named else 'Nothing was chosen'}.\n"
+    without = f" Not among them, for they failed: {', '.join(failed)}." if failed else ""
+    return f"{results['plan']['rule']} {'Chosen: ' + named if named else 'Nothing was chosen'}.{without}\n"
 
 
 NOTES = f"""A number with two in parentheses is the mean over the seeds, with the smallest and the largest;
@@ -562,7 +600,10 @@ NOTES = f"""A number with two in parentheses is the mean over the seeds, with th
 The cost of a cut is the loss when every row of every head and layer keeps its k largest entries, renormalized, less the
 dense loss of the same model on the same tokens. "Outside, without position 0": of the attention that does not go to
 position 0, the share that is not within the top k. Masses are those of dense attention in the validation that ends a
-run; the plain run's at other k than {K} are from its report of attention, on the first quarter of the same tokens.
+run; the plain run's at other k than {K} are from its report of attention, on the first quarter of the same tokens. From
+there are also keys, entropies (in nats), scores and τ, the mass outside a row's top {K}; keys and entropies are means over
+all rows, also those that have no more than {K} keys. The largest gradient norm is of the whole run, and most often one of
+its first updates'.
 """
 
 
@@ -573,7 +614,9 @@ def write(out, plan):
 
 
 REPEATS_NOTE = """A number behind ± is half of the 95% interval (Student's t) of the mean over the seeds. Differences
-are between runs of the same seed, which have seen the same tokens in the same order.
+are between runs of the same seed, which have seen the same tokens in the same order. The intervals are of the seeds
+alone: all losses are on the same validation tokens, and others would differ. Between the models, in parentheses: the p
+of no difference, corrected for the number of comparisons in the column (Holm).
 """
 
 
@@ -609,8 +652,19 @@ def markdown(results):
     return "\n".join(parts)
 
 
+def wrapped(text):
+    """At the README's width, but for tables."""
+    return "\n".join(line if line.startswith("|") else
+                     textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
+                     for line in text.split("\n"))
+
+
 def heart(results):
     """What goes into the README."""
+    return wrapped(heart_parts(results))
+
+
+def heart_parts(results):
     if results["plan"].get("seeds"):
         return "\n".join([about(results, brief=True), *repeats_parts(results)])
     parts = [about(results, brief=True), "**Plain and chosen.** " + chosen_text(results)]

@@ -584,6 +584,30 @@ END
 done
 check "with the data back it goes on" [ $? = 0 ]
 
+# ---- keys read under a certificate
+pages() { dev/paper/pages.py "$@" >"$work/out" 2>"$work/err"; }
+pages --text tests/fixtures/plays.txt --passages 3 --epsilon 0.01,0.5 -o "$work/pages" "$work/mini/runs/plain-s1337" "$work/mini/runs/plain-s1338"
+check "pages: a row for each model and epsilon, whose numbers are those of the JSON" '[ $? = 0 ] && cmp -s "$work/out" <(cat "$work/pages/pages.md"; echo) && python3 - "$work/pages" 2>"$work/err" <<"END"
+import json, sys
+mean = lambda values: sum(values) / len(values)
+models = json.load(open(sys.argv[1] + "/pages.json"))["models"]
+rows = [[x.strip() for x in line.split("|")[1:-1]] for line in open(sys.argv[1] + "/pages.md") if line.startswith("| plain")]
+assert [row[:2] for row in rows] == [[f"plain-s{seed}", x] for seed in (1337, 1338) for x in ("0.01", "0.5")]
+for name, epsilon, keys, read, layers, tau, worst, certified in rows:
+    made = models[name][epsilon]["generation"]
+    stats, share = made["stats"], lambda some: 100 * sum(s["read"] for s in some) / sum(s["keys"] for s in some)
+    assert made["epsilon"] == float(epsilon) and made["drawn"] == 3 * 9 and len(stats) == 8 and 17 <= float(keys) <= 32
+    assert abs(float(read[:-1]) - share(stats)) <= 0.51 and 0 < share(stats) <= 100
+    assert all(abs(float(a[:-1]) - share([s for s in stats if s["layer"] == l])) <= 0.51 for l, a in enumerate(layers.split(", ")))
+    assert abs(float(tau) - mean([s["tau"] for s in stats])) < 1e-5 and abs(float(certified) - mean([s["certified"] for s in stats])) < 1e-4
+    assert float(worst) <= float(epsilon) + 1e-4 and float(certified) <= float(epsilon) and mean([s["tau"] for s in stats]) <= float(epsilon)
+END'
+for bad in "is no model:--text tests/fixtures/plays.txt $work/mini" "is to have 16:--text $work/kept_text $work/mini/runs/plain-s1337" "--epsilon takes:--text tests/fixtures/plays.txt --epsilon x $work/mini/runs/plain-s1337"; do
+    echo short >"$work/kept_text"
+    pages ${bad#*:}
+    check "pages refuses: ${bad#*:}" '[ $? = 1 ] && [ "$(wc -l <"$work/err")" = 1 ] && grep -qF -- "${bad%%:*}" "$work/err"'
+done
+
 for bad in "--seeds 7" "--seeds 7-" "--seeds x" "--seeds 1-99" "--updates 0" "--updates -5" "--batch 0" "--eval-tokens -1" "--budget infm"; do
     paper --out "$work/none" $bad
     check "refused: $bad" '[ $? != 0 ] && ! grep -q Traceback "$work/err" && [ ! -e "$work/none/plan.json" ]'

@@ -53,7 +53,7 @@ def wrong(value, shape, place=""):
 
 
 # Lines of metrics.jsonl: the first, an update's, a validation's.
-HEAD = {"settings?": {"data-digest?": str}}
+HEAD = {"settings?": {"data-digest?": str, "val-digest?": str}}
 UPDATE = {"step": int, "ce": MAYBE_NUMBER, "mass": MAYBE_NUMBER, "lambda": MAYBE_NUMBER, "norm": NUMBER,
           "tok_s": NUMBER, "ms": NUMBER}
 VALIDATION = {"step": int, "val_ce": MAYBE_NUMBER, "val_mass": MAYBE_NUMBER, "val_mass_nosink": MAYBE_NUMBER}

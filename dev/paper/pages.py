@@ -103,9 +103,10 @@ def main():
     if args.out:
         os.makedirs(args.out, exist_ok=True)
         write_file(os.path.join(args.out, "pages.md"), page)
-        kept = {model: {f"{epsilon:g}": {**made, "generation": {key: value for key, value in made["generation"].items()
-                                                                if key != "texts"}}
-                        for epsilon, made in one.items()} for model, one in found.items()}
+        for one in found.values():
+            for made in one.values():
+                del made["generation"]["texts"], made["model"]  # a path of this machine
+        kept = {model: {f"{epsilon:g}": made for epsilon, made in one.items()} for model, one in found.items()}
         write_json(os.path.join(args.out, "pages.json"), {"text": args.text, "passages": args.passages, "models": kept})
 
 

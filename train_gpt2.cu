@@ -1448,7 +1448,6 @@ void train(TrainConfig c) {
     }
     const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, name_elsewhere(c.from));
     if (!checkpoint.empty()) resume(run, checkpoint);
-    fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
                                                       {"device", ctx.device_name},
                                                       {"from", name_elsewhere(c.from)},
@@ -1456,6 +1455,7 @@ void train(TrainConfig c) {
                                                       {"val_data", c.val_data}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
                        checkpoint.empty() ? -1 : run.step);
+    fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     if (!metrics.gap().empty())
         printf("note: %s/metrics.jsonl lacks %s, which are done\n", c.out.c_str(), metrics.gap().c_str());
 

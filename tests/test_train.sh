@@ -256,6 +256,9 @@ updates=$(updates_in "$work/hung_up")
 "$train" -y -o "$work/hung_up" >"$work/log" 2>&1 &
 pid=$!
 wait_for_updates $((updates + 3)) "$work/hung_up"
+"$train" -y -o "$work/hung_up" >"$work/second" 2>&1
+check "a second process is refused before it says what it would train" '[ $? = 1 ] && grep -q "^error: another process is training in" "$work/second" &&
+    ! grep -q "learning rate" "$work/second"'
 kill -TERM $pid
 wait $pid
 check "SIGTERM: as well, in a run that has been resumed" '[ $? = 0 ] && grep -q "resumed after $updates updates" "$work/log" &&

@@ -347,7 +347,33 @@ END
     check "a connection that breaks twice, the third time" fetch text
     check "a connection that breaks twice: the bytes" cmp -s data/sub/text.txt public/text.txt
     rm -rf data/sub
-    sed -i 's/twice.txt$/text.txt/' data/manifest.tsv
+    : >public/empty.txt
+    rm -f requests data/cache/*.part
+    manifest "http://127.0.0.1:$(cat port)/empty.txt"
+    check "an empty answer" fails fetch text
+    check "an empty answer: said" said "empty.txt: nothing came"
+    if python3 -m pip --version >/dev/null 2>&1; then
+        mkdir wheels
+        export PIP_NO_INDEX=1 PIP_FIND_LINKS=$work/wheels
+        manifest "http://127.0.0.1:$(cat port)/text.txt pypi:gift==1.0:gift/text.txt"
+        check "a broken connection, and no package" fails fetch text
+        check "a broken connection, and no package: the part stays" test "$(stat -c %s data/cache/sub_text.txt.part)" = 40000
+        python3 - <<'END'
+import zipfile
+with zipfile.ZipFile("wheels/gift-1.0-py3-none-any.whl", "w") as wheel:
+    wheel.write("public/text.txt", "gift/text.txt")
+    wheel.writestr("gift-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: gift\nVersion: 1.0\n")
+    wheel.writestr("gift-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    wheel.writestr("gift-1.0.dist-info/RECORD", "")
+END
+        manifest "http://127.0.0.1:$(cat port)/empty.txt pypi:gift==1.0:gift/text.txt"
+        check "an empty answer, and then a package, beside a part" fetch text
+        check "an empty answer, and then a package: the bytes" cmp -s data/sub/text.txt public/text.txt
+        check "an empty answer, and then a package: no part is left" test ! -e data/cache/sub_text.txt.part
+        unset PIP_NO_INDEX PIP_FIND_LINKS
+        rm -rf data/sub
+    fi
+    manifest "http://127.0.0.1:$(cat port)/text.txt"
     cp public/shard_01.bin public/slow_shard.bin
     printf 'slow\tslow.bin\tshard\t-\t-\thttp://127.0.0.1:%s/slow_shard.bin\n' "$(cat port)" >>data/manifest.tsv
     if command -v script >/dev/null; then

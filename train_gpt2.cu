@@ -1456,7 +1456,6 @@ void train(TrainConfig c) {
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
                        checkpoint.empty() ? -1 : run.step);
     fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
-    fflush(stdout);  // before what takes long: whoever reads a pipe or a file sees it now
     if (!metrics.gap().empty())
         printf("note: %s/metrics.jsonl lacks %s, which are done\n", c.out.c_str(), metrics.gap().c_str());
 

@@ -1090,7 +1090,7 @@ int64_t default_update_tokens(int B, int T) {
 }
 
 // The largest micro-batch, up to 12 rows on a CPU and 64 on a GPU, that fits on the device and divides an
-// update's tokens. (Without any it is 1 or 12, and check_settings_fit() says what is wrong.)
+// update's tokens, or 1 where none does: then check_settings_fit() says what is wrong.
 template <class Float>
 int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
     const auto divides = [&](int B) { return c.tokens_per_update % ((int64_t)B * c.T) == 0; };
@@ -1442,15 +1442,15 @@ void train(TrainConfig c) {
     run.settings = run_settings(c, config, run.train_data, run.val_data.get(), precision);
     if (!c.target_loss.path.empty()) {
         run.target = std::make_unique<TargetLoss>(
-            read_plain_losses(c.target_loss.path, name_elsewhere(c.from), run.settings, c.updates),
+            read_plain_losses(c.target_loss.path, c.given.at("from"), run.settings, c.updates),
             c.target_loss.margin, c.lambda_warmup_updates);
         run.settings["target-loss"] = run.target->setting();
     }
-    const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, name_elsewhere(c.from));
+    const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, c.given.at("from"));
     if (!checkpoint.empty()) resume(run, checkpoint);
     const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
                                                       {"device", ctx.device_name},
-                                                      {"from", name_elsewhere(c.from)},
+                                                      {"from", c.given.at("from")},
                                                       {"train_data", c.train_data},
                                                       {"val_data", c.val_data}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),

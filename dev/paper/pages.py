@@ -22,22 +22,27 @@ MADE = {"commit": str, "device": str, "precision": str, "date": str,
 CONFIG = {"n_positions": int, "vocab_size": int}
 
 
-def passages(text, count, context, vocabulary):
-    """`count` pieces of a text, evenly apart, without line ends, of about as many tokens as leave room for STEPS."""
-    size = context - 2 * STEPS if vocabulary == BYTES else 7 * context // 2
-    files = sorted(glob.glob(os.path.join(text, "**", "*.txt"), recursive=True)) if os.path.isdir(text) else [text]
+def read_text(path):
+    """A file, or all *.txt of a folder, on one line."""
+    files = sorted(glob.glob(os.path.join(path, "**", "*.txt"), recursive=True)) if os.path.isdir(path) else [path]
     whole = ""
-    for path in files:
-        with open(path, encoding="utf-8") as file:
+    for name in files:
+        with open(name, encoding="utf-8") as file:
             whole += " ".join(file.read().encode("ascii", "ignore").decode().split()) + " "
+    return whole
+
+
+def passages(whole, count, context, vocabulary):
+    """`count` pieces of a text, evenly apart, of about as many tokens as leave room for STEPS."""
+    size = context - 2 * STEPS if vocabulary == BYTES else 7 * context // 2
     if size < 1 or len(whole) < size:
-        raise Bad(f"{text} has {len(whole)} characters, and a passage is to have {size}: name a longer text or a model of "
+        raise Bad(f"the text has {len(whole)} characters, and a passage is to have {size}: name a longer text or a model of "
                   "another context")
     places = [i * (len(whole) - size) // max(1, count - 1) for i in range(count)]
     return [whole[at:at + size].strip() for at in places]
 
 
-def measure(infer, model, text, count, epsilons):
+def measure(infer, model, whole, count, epsilons):
     """{epsilon: what --json has}"""
     configs = sorted(glob.glob(os.path.join(model, "step_*", "config.json"))) or [os.path.join(model, "config.json")]
     config = read_json(configs[-1], CONFIG)
@@ -46,7 +51,7 @@ def measure(infer, model, text, count, epsilons):
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         prompts, result = os.path.join(folder, "prompts"), os.path.join(folder, "made.json")
-        write_file(prompts, "\n".join(passages(text, count, config["n_positions"], config["vocab_size"])) + "\n")
+        write_file(prompts, "\n".join(passages(whole, count, config["n_positions"], config["vocab_size"])) + "\n")
         for epsilon in epsilons:
             command = [infer, "-e", model, "-f", prompts, "-n", str(STEPS + 1), "--attention", "pages", "--epsilon",
                        f"{epsilon:g}", "--stats", "--json", result]
@@ -95,9 +100,9 @@ def main():
         raise Bad(f"--epsilon takes numbers, such as 0.01,0.1, not {args.epsilon}") from None
     if args.passages < 1:
         raise Bad("--passages takes a number from 1")
-    found = {}
+    found, whole = {}, read_text(args.text)
     for model in args.models:
-        found[os.path.basename(os.path.abspath(model))] = measure(infer, model, args.text, args.passages, epsilons)
+        found[os.path.basename(os.path.abspath(model))] = measure(infer, model, whole, args.passages, epsilons)
     page = markdown(found, args.text, args.passages)
     print(page)
     if args.out:

@@ -1490,9 +1490,9 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         text.insert(text.end(), more.begin(), more.end());
         if (c.slide) say_cut({text}, "with this line the text", config);
         signal(SIGINT, on_interrupt);
-        g_interrupted = 0;
         const Generation g = run({text}, true);
         signal(SIGINT, SIG_DFL);
+        g_interrupted = 0;
         text.insert(text.end(), g.made[0].begin(), g.made[0].end());
         report(g, {});
     }
@@ -1613,8 +1613,8 @@ template <class Float>
 void infer(InferConfig c) {
     const Context ctx = without_tuning(make_context());  // prompts have any length
     if (c.from.empty()) c.from = newest_run();
-    const WeightFiles files =
-        find_named_model(c.from, "124M ... 1558M, or a run's, checkpoint's or model's folder or file");
+    const WeightFiles files = find_named_model(
+        c.from, "124M ... 1558M, or a run's, checkpoint's or model's folder or file", stderr);
     const GPT2Config config = config_for_weights(files);
     const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(&files, config.vocab_size, stderr);
     Model<Float> m = load_model<Float>(ctx, files, config);

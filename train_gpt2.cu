@@ -6,6 +6,7 @@
 // vocabulary padded to a multiple of 128. Float is bf16 or float: weights, activations and their gradients;
 // weight gradients, AdamW's moments and the master weights are always float.
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +15,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -750,10 +752,11 @@ struct Validation {
     double self = NAN;         // and to the query's own position
 };
 
-// The mean over the first c.val_batches micro-batches of `data`, or all of it where it has fewer. Overwrites
-// acts.stats, leaves `data` behind what it has read, and waits for the device.
+// The mean over the first c.val_batches micro-batches of `data`, or all of it where it has fewer; nothing if
+// it is interrupted. Overwrites acts.stats, leaves `data` behind what it has read, and waits for the device.
 template <class Float>
-Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c) {
+std::optional<Validation> validate(const Context& ctx, const GPT2<Float>& model, DataLoader& data,
+                                   const TrainConfig& c) {
     const int T = c.T, L = model.config.num_layers, NH = model.config.num_heads;
     const int64_t all = data.windows();
     const int64_t windows = c.val_batches > all / c.B ? all : c.val_batches * c.B;
@@ -763,6 +766,7 @@ Validation validate(const Context& ctx, const GPT2<Float>& model, DataLoader& da
     reset_stats(ctx, model);
     data.reset();
     for (int64_t done = 0; done < windows; done += c.B) {
+        if (g_interrupted) return std::nullopt;
         const int B = (int)std::min<int64_t>(c.B, windows - done);  // the last batch has what is left
         const double share = (double)B / (double)windows;
         const Context& here = B == c.B ? ctx : quick;
@@ -1340,6 +1344,20 @@ void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, 
     update(ctx, model, c, lr, step + 1);
 }
 
+// A signal lets the update be finished and saved. Who has pressed Ctrl-C is told so: an update may take long.
+void stop_when_told() {
+    const auto stop = [](int sig) {
+        on_interrupt(sig);
+        constexpr char kText[] = "\nstopping after this update; once more: at once, and nothing is saved\n";
+        if (isatty(STDERR_FILENO)) [[maybe_unused]]
+            const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
+    };
+    signal(SIGINT, stop);
+    signal(SIGTERM, stop);
+    signal(SIGPIPE, stop);                                         // as when Ctrl-C has ended tee
+    if (signal(SIGHUP, stop) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
+}
+
 // The updates that are left, until all are done or the run is interrupted.
 template <class Float>
 void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
@@ -1347,13 +1365,15 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
     int64_t& step = run.step;
     Progress progress(c.updates, step);
     const auto due = [&](int64_t every) { return every > 0 && (step % every == 0 || step == c.updates); };
-    const auto validate_now = [&] {
-        const Validation v = validate(ctx, run.model, *run.val_data, c);
-        metrics.validation(step, (float)v.ce, (float)v.mass, (float)v.mass_nosink);
-        progress.message(validation_text(v, c, step));
+    const auto validate_if_due = [&] {
+        if (!due(c.validate_every)) return;
+        const std::optional<Validation> v = validate(ctx, run.model, *run.val_data, c);
+        if (!v) return;
+        metrics.validation(step, (float)v->ce, (float)v->mass, (float)v->mass_nosink);
+        progress.message(validation_text(*v, c, step));
     };
 
-    if (step == 0 && c.validate_every > 0) validate_now();
+    if (!metrics.validated()) validate_if_due();  // before the first update, and where one was interrupted
     if (c.overfit) {  // the first batch, also where the run goes on from a checkpoint
         run.train_data.reset();
         run.train_data.next_batch();
@@ -1370,7 +1390,7 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
 
         const bool pause = due(c.validate_every) || due(c.sample_every) || due(c.checkpoint_every);
         reports.report_until(kOnCpu || pause ? step : step - 1);
-        if (due(c.validate_every)) validate_now();
+        validate_if_due();
         if (due(c.sample_every))
             progress.message(sample_text(ctx, run.model, *run.val_data, run.tokenizer.get(), c, step));
         stop = g_interrupted;  // once, and behind all that takes long: what stops the loop is also saved
@@ -1455,14 +1475,11 @@ void train(TrainConfig c) {
                                                       {"val_data", c.val_data}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
                        checkpoint.empty() ? -1 : run.step);
+    stop_when_told();
     fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     if (!metrics.gap().empty())
         printf("note: %s/metrics.jsonl lacks %s, which are done\n", c.out.c_str(), metrics.gap().c_str());
-
-    signal(SIGINT, on_interrupt);  // the update, and a validation that is due behind it, are finished
-    signal(SIGTERM, on_interrupt);
-    signal(SIGPIPE, on_interrupt);                                         // as when Ctrl-C has ended tee
-    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);  // nohup
+    fflush(stdout);
     train_loop(ctx, run, metrics);
 }
 

@@ -39,8 +39,6 @@
 
 namespace fs = std::filesystem;
 
-static volatile std::sig_atomic_t interrupted = 0;
-
 static constexpr const char* kDefaultGpt2Dir = "data/gpt2";  // where data/fetch puts it
 
 enum class TokenizerKind { bytes, gpt2 };
@@ -386,7 +384,7 @@ class Corpus {
         if (problem) std::rethrow_exception(problem);
         for (const Batch& batch : batches_) out_.append(batch.tokens);
         batches_.clear();
-        if (interrupted) fail("interrupted; nothing was written");
+        if (g_interrupted) fail("interrupted; nothing was written");
         progress_.show(read_);
     }
 
@@ -537,7 +535,7 @@ static std::vector<Shard> write_shards(TokenFile& tokens, int64_t first, int64_t
         const int64_t count = std::min(end - first, o.shard_tokens), shard_end = first + count;
         shards.push_back({path, count, std::make_unique<ShardWriter>(path, count, vocab_size)});
         while (first < shard_end) {
-            if (interrupted) fail("interrupted; nothing was written");
+            if (g_interrupted) fail("interrupted; nothing was written");
             const auto block = tokens.read(first, std::min(kBlock, shard_end - first));
             shards.back().writer->append(block);
             first += static_cast<int64_t>(block.size());
@@ -617,13 +615,8 @@ static void run(const Options& o) {
 }
 
 int main(int argc, char** argv) {
-    struct sigaction on_signal = {};
-    on_signal.sa_handler = [](int signal) {
-        if (interrupted) _exit(128 + signal);  // the second one does not wait for a batch to end
-        interrupted = 1;
-    };
-    sigaction(SIGINT, &on_signal, nullptr);
-    sigaction(SIGTERM, &on_signal, nullptr);
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
     signal(SIGPIPE, SIG_IGN);  // whoever reads what is printed: the set is written whole
     return run_program("tokenize", [&] {
         try {

@@ -164,7 +164,21 @@ std::string latest_checkpoint(const std::string& run_folder, bool for_resume) {
     return "";
 }
 
-WeightFiles find_model(const std::string& path) {
+// The same, where there are checkpoints: says to `say` where it is not the newest, and fails where it is
+// none, with `problem` ("RUN has no ...").
+static std::string usable_checkpoint(const std::string& run_folder, bool for_resume, const char* problem,
+                                     FILE* say) {
+    std::string latest = latest_checkpoint(run_folder, for_resume);
+    const std::string newest = run_folder + "/" + step_folder_name(checkpoint_steps(run_folder).back());
+    if (latest == newest) return latest;
+    const std::string why = checkpoint_problem(newest, for_resume);
+    if (latest.empty()) fail("%s %s: %s", run_folder.c_str(), problem, why.c_str());
+    fprintf(say, "going on from %s, for the newest checkpoint is not complete: %s\n", latest.c_str(),
+            why.c_str());
+    return latest;
+}
+
+WeightFiles find_model(const std::string& path, FILE* say) {
     if (is_file(path)) return find_weights_of_file(path);
     if (!is_folder(path)) {
         if (is_file(path + ".index")) return find_weights_of_file(path + ".index");
@@ -180,10 +194,7 @@ WeightFiles find_model(const std::string& path) {
             "%s holds no model: no safetensors, no TensorFlow checkpoint, no llm.c .bin, no checkpoint of ours "
             "(step_...)",
             path.c_str());
-    std::string latest = latest_checkpoint(path, false);
-    if (latest.empty())
-        fail("%s has no complete checkpoint: %s", path.c_str(),
-             checkpoint_problem(path + "/" + step_folder_name(steps.back()), false).c_str());
+    const std::string latest = usable_checkpoint(path, false, "has no complete checkpoint", say);
     return {WeightFormat::safetensors, latest + "/model.safetensors", latest};
 }
 
@@ -348,15 +359,7 @@ std::string open_run_folder(const std::string& run_folder, bool resume,
         fprintf(say, "%s has no checkpoint to go on from: the run begins anew\n", run_folder.c_str());
         return "";
     }
-    const std::string latest = latest_checkpoint(run_folder);
-    const std::string newest = run_folder + "/" + step_folder_name(steps.back());
-    if (latest.empty())
-        fail("%s cannot be resumed, none of its checkpoints is complete: %s", run_folder.c_str(),
-             checkpoint_problem(newest, true).c_str());
-    if (latest != newest)
-        fprintf(say, "going on from %s, for the newest checkpoint is not complete: %s\n", latest.c_str(),
-                checkpoint_problem(newest, true).c_str());
-    return latest;
+    return usable_checkpoint(run_folder, true, "cannot be resumed, none of its checkpoints is complete", say);
 }
 
 // ---- --debug-state ----

@@ -81,8 +81,9 @@ std::string checkpoint_problem(const std::string& folder, bool for_resume);
 std::string latest_checkpoint(const std::string& run_folder, bool for_resume = true);
 
 // For what the user names as a model: a folder or a file in any format that weights.h knows (a TensorFlow
-// checkpoint also by its prefix), or a run folder, which means its latest checkpoint.
-WeightFiles find_model(const std::string& path);
+// checkpoint also by its prefix), or a run folder, which means its latest complete checkpoint; where that is
+// not its newest, this is said to `say`.
+WeightFiles find_model(const std::string& path, FILE* say = stdout);
 
 // Fills AdamW's moments from a checkpoint folder, in the layout of the parameters.
 void load_optimizer(const std::string& folder, const GPT2Config& config, float* adam_m, float* adam_v);

@@ -107,8 +107,12 @@ std::string MetricsLog::kept_lines(const std::string& config, int64_t step) {
                  path_.c_str(), number);
         if (!is_config && object["step"].get<uint64_t>() > static_cast<uint64_t>(step)) continue;
         kept += is_config ? line_with_flags(line, config) : line;
-        if (is_config || !object.contains("loss")) continue;
+        if (is_config) continue;
         const auto update = object["step"].get<int64_t>();
+        if (!object.contains("loss")) {
+            validated_ |= update == step;
+            continue;
+        }
         missing(update - 1);
         last = update;
     }

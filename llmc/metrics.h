@@ -49,6 +49,9 @@ class MetricsLog {
     MetricsLog& operator=(const MetricsLog&) = delete;
     ~MetricsLog();
 
+    // Whether the file has a validation of resume_step.
+    bool validated() const { return validated_; }
+
     // The first updates, of those before resume_step, that the file lacks ("updates 7 to 10"); "": none.
     const std::string& gap() const { return gap_; }
 
@@ -69,6 +72,7 @@ class MetricsLog {
     void append(const std::string& line);
 
     std::string path_, gap_;
+    bool validated_ = false;
     int fd_ = -1, lock_ = -1;
 };
 

@@ -41,19 +41,36 @@ inline void report_file_faults() {
     signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
 }
 
+// Ctrl-C, for programs that finish what they are at: set as the handler of a signal, which is then in
+// g_interrupted.
+inline volatile sig_atomic_t g_interrupted = 0;
+inline void on_interrupt(int sig) {
+    g_interrupted = sig;
+    signal(sig, SIG_DFL);      // a second Ctrl-C ends the program at once
+    signal(SIGPIPE, SIG_IGN);  // who read the output may be gone, too: what is to be saved is saved
+}
+
 // A program's main(): what `body` throws is one sentence on stderr behind `prefix`, and exit status 1. So is
-// output that could not be written.
+// output that could not be written. A program that was interrupted ends by that signal once it is done with
+// what it finishes: a shell script that it is part of is then stopped, too, and does not take it for a
+// success.
 template <class Body>
 int run_program(const char* prefix, Body body) {
     open_standard_streams();
     report_file_faults();
+    int status = 1;
     try {
         body();
-        if (fflush(stdout) == 0 && !ferror(stdout)) return 0;
-        fprintf(stderr, "%s: the standard output could not be written\n", prefix);
+        status = fflush(stdout) == 0 && !ferror(stdout) ? 0 : 1;
+        if (status != 0 && g_interrupted != SIGPIPE)
+            fprintf(stderr, "%s: the standard output could not be written\n", prefix);
     } catch (const std::exception& e) {
         fflush(stdout);
         fprintf(stderr, "%s: %s\n", prefix, e.what());
     }
-    return 1;
+    if (g_interrupted) {
+        signal(g_interrupted, SIG_DFL);
+        raise(g_interrupted);
+    }
+    return status;
 }

@@ -2,7 +2,6 @@
 // named together with its vocabulary. Data and the CPU program are beside the program.
 #pragma once
 #include <cuda_runtime.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -19,14 +18,6 @@
 #include "program.h"
 #include "tokenizer.h"
 #include "vocabulary.h"
-
-// Ctrl-C, for programs that finish what they are at: set as the handler of a signal.
-inline volatile sig_atomic_t g_interrupted = 0;
-inline void on_interrupt(int sig) {
-    g_interrupted = 1;
-    signal(sig, SIG_DFL);      // a second Ctrl-C ends the program at once
-    signal(SIGPIPE, SIG_IGN);  // who read the output may be gone, too: what is to be saved is saved
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // device
@@ -89,6 +80,7 @@ inline void choose_device(Device wanted, const std::string& program, char** argv
                 no_toolkit ? "program was built without the CUDA Toolkit" : "is the CPU program");
     setenv(said, "1", 1);
     if (choose_openblas_core() || !getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
+    take_openblas_buffer();
 #else
     const std::string why = wanted == Device::cpu ? "" : why_no_gpu();
     if (wanted == Device::cuda && !why.empty())
@@ -111,17 +103,18 @@ inline std::string public_weights(const std::string& name) {
 }
 
 // The weights that -e names: one of OpenAI's sizes, or a folder or file in any format that weights.h knows.
-// `takes`: what -e takes, for the message when there is no such thing.
-inline WeightFiles find_named_model(const std::string& name, const char* takes) {
+// `takes`: what -e takes, for the message when there is no such thing. A run's checkpoint that is passed over
+// is named to `say`.
+inline WeightFiles find_named_model(const std::string& name, const char* takes, FILE* say = stdout) {
     if (const std::string folder = public_weights(name); !folder.empty()) {
         if (!is_folder(folder))
             fail("-e %s: OpenAI's weights are not here yet: run data/fetch %s", name.c_str(), name.c_str());
-        return find_model(folder);
+        return find_model(folder, say);
     }
     std::error_code error;
     if (!std::filesystem::exists(name, error) && !std::filesystem::exists(name + ".index", error))
         fail("-e (--from) takes %s; there is no '%s'", takes, name.c_str());
-    return find_model(name);
+    return find_model(name, say);
 }
 
 // Where the vocabulary's files are: beside the weights, if they have their own, otherwise (and for a model

@@ -309,6 +309,10 @@ TEST_CASE("weights are found where the user points") {
     CHECK(loads(run / "step_00000001/model.safetensors", first));
     write_text(run / "step_00000002/model.safetensors", "cut off");
     CHECK(loads(run.path, first));
+    FILE* said = tmpfile();
+    find_model(run.path, said);  // which the weights are is said
+    CHECK(ftell(said) > 0);
+    fclose(said);
 
     write_text(run / "step_00000001/model.safetensors", "");
     check_mentions(error_of([&] { config_for_weights(find_model(run.path)); }), "has no complete checkpoint");

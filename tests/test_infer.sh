@@ -43,6 +43,18 @@ echo '{"model": {"type": "Unigram", "merges": []}}' >"$work/foreign/tokenizer.js
 run -e "$work/foreign" -p "Good lord " -n 40
 check "a tokenizer of another kind beside the weights is not used, and that is said" '[ $? = 0 ] &&
     grep -q "tokenizer.json is not used: .*Unigram" "$work/err" && cmp -s "$work/out" "$work/first"'
+cp -r "$work/log/run1" "$work/torn" && cp -r "$work/torn/step_00000120" "$work/torn/step_00000130" && : >"$work/torn/step_00000130/model.safetensors"
+run -e "$work/torn" -p "Good lord " -n 40
+check "where a run's newest checkpoint is damaged, the one before it is used, and that is said" '[ $? = 0 ] &&
+    grep -q "^going on from $work/torn/step_00000120, for the newest checkpoint is not complete: " "$work/err" && cmp -s "$work/out" "$work/first"'
+"$infer" "${model[@]}" -p "Good lord " -n 100000000 >"$work/out" 2>"$work/err" &
+for _ in $(seq 600); do
+    [ ! -s "$work/out" ] || break
+    sleep 0.02
+done
+kill -INT $!
+wait $!
+check "Ctrl-C ends the text, and what the program is part of" '[ $? = 130 ] && grep -q "tokens/s" "$work/err"'
 run "${model[@]}" -p "Good lord " -n 60 --greedy
 cp "$work/out" "$work/greedy"
 check "the most likely tokens are not those that are drawn" '! cmp -s <(head -c 50 "$work/first") <(head -c 50 "$work/greedy")'

@@ -45,6 +45,17 @@ if [ -n "$old" ]; then
     ! grep -qw avx2 /proc/cpuinfo || check "otherwise they use the vectors that this processor has" '[[ "$(blas_core)" =~ ^(Haswell|Zen|SkylakeX|Cooperlake|SapphireRapids)$ ]]'
 fi
 
+# ---- a limit on the address space: less than a run has at its peak, by less and by more than a buffer of OpenBLAS
+"$train" "${quick[@]}" -x 100000 -n 0 -o "$work/peak" >"$work/log" 2>&1 &
+wait_for_updates 1 "$work/peak"
+peak=$(awk '/^VmPeak/ { print $2 }' "/proc/$!/status")
+kill -KILL $! && wait $! 2>/dev/null
+for less in 30000 70000 110000 150000 190000; do
+    (ulimit -v $((peak - less)) && timeout -s KILL 60 "$train" "${quick[@]}" -x 1 -n 0 -o "$work/in_limit" >"$work/log" 2>&1)
+    check "with $less kB less address space than a run has used: it runs, or ends with a sentence" '[ $? = 0 ] || [ "$(grep -c "^error: .*: \(raise\|lower\)" "$work/log")" = 1 ]'
+    rm -rf "$work/in_limit"
+done
+
 # ---- the regularizer does what it is for
 run "${data[@]}" -e tiny -b 4 -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
 check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'
@@ -141,7 +152,7 @@ pid=$!
 wait_for_updates 3 "$work/interrupted"
 kill -INT $pid
 wait $pid
-check "Ctrl-C finishes the update, saves and says how to go on" '[ $? = 0 ] && grep -q "go on with -y" "$work/log" &&
+check "Ctrl-C finishes the update, saves, says how to go on, and ends what the run is part of" '[ $? = 130 ] && grep -q "go on with -y" "$work/log" &&
     [ -f "$work/interrupted/step_$(printf %08d "$(last "$work/interrupted" step)")/model.safetensors" ]'
 # A sample that takes long: Ctrl-C while it is being made keeps the updates before it.
 "$train" "${quick[@]}" -x 3000 -s 3 -g 100000 -o "$work/sampling" >"$work/log" 2>&1 &
@@ -150,8 +161,30 @@ wait_for_updates 3 "$work/sampling"
 sleep 0.2
 kill -INT $pid
 wait $pid
-check "Ctrl-C in a sample ends it, and saves" '[ $? = 0 ] && [ -f "$work/sampling/step_00000003/model.safetensors" ] &&
+check "Ctrl-C in a sample ends it, and saves" '[ $? = 130 ] && [ -f "$work/sampling/step_00000003/model.safetensors" ] &&
     grep -q "sample after 3" "$work/log" && grep -q "go on with -y" "$work/log"'
+# Validations that take long: Ctrl-C ends one, and the resumed run makes it up, at its place.
+validating=("${quick[@]}" -j "$work/text_train_*.bin" -x 4 -n 2 -v 2 -m 1000000)
+run "${validating[@]}" -o "$work/validated" || bad "a run that validates"
+interrupted() { # when it has so many updates, and begins to validate
+    "$train" "${validating[@]}" -y -o "$work/validating" >"$work/log" 2>&1 &
+    pid=$!
+    for _ in $(seq 600); do
+        [ "$(updates_in "$work/validating")" != "$1" ] || break
+        sleep 0.02
+    done
+    sleep 0.1
+    kill -INT $pid
+    wait $pid
+}
+interrupted 0
+check "Ctrl-C in the validation before the first update ends it" '[ $? = 130 ] && grep -q "^stopped after 0 updates: go on with -y" "$work/log" &&
+    [ "$(wc -l <"$work/validating/metrics.jsonl")" = 1 ]'
+interrupted 2
+check "and in a later one" '[ $? = 130 ] && grep -q "^stopped after 2 updates: go on with -y" "$work/log" && [ "$(grep -c val_ce "$work/validating/metrics.jsonl")" = 1 ]'
+run "${validating[@]}" -y -o "$work/validating"
+check "which the resumed run makes up at its place" '[ $? = 0 ] && grep -q "resumed after 2 updates" "$work/log" &&
+    diff -q <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/validated/metrics.jsonl") <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/validating/metrics.jsonl") >/dev/null'
 run "${quick[@]}" -x 6 -n 3 -a -o "$work/batch" && cp -r "$work/batch" "$work/batch_again" && rm -r "$work/batch_again/step_00000006"
 run "${quick[@]}" -x 6 -n 3 -a -y -o "$work/batch_again"
 check "-a resumes on its batch" 'grep -q "resumed after 3 updates" "$work/log" &&
@@ -230,9 +263,11 @@ check "updates that are missing from the metrics are named" '[ $? = 0 ] && grep 
 rm -r "$work/gap/step_00000030" "$work/gap/metrics.jsonl"
 run -y -o "$work/gap"
 check "so is a metrics.jsonl, with the flags of the run" 'grep -q "^note: $work/gap/metrics.jsonl does not have the flags of the run" "$work/log"'
-{ "$train" "${quick[@]}" -x 3000 -n 1000 -o "$work/unread"; echo $? >"$work/status"; } 2>/dev/null | head -n 1 >/dev/null
-check "when nobody reads its output any more it saves and ends" '[ -f "$work/unread/step_$(printf %08d "$(last "$work/unread" step)")/model.safetensors" ] &&
-    less "$(updates_in "$work/unread")" 1000'
+{ "$train" "${quick[@]}" -x 3000 -n 1000 -o "$work/unread"; echo $? >"$work/status"; } 2>/dev/null | grep -m 1 "^ *1/3000" >/dev/null
+check "when nobody reads its output any more it saves and ends" '[ "$(cat "$work/status")" = 141 ] && less "$(updates_in "$work/unread")" 1000 &&
+    [ -f "$work/unread/step_$(printf %08d "$(last "$work/unread" step)")/model.safetensors" ]'
+{ "$train" "${quick[@]}" -x 3000 -n 1000 -o "$work/unheard"; echo $? >"$work/status"; } 2>/dev/null | head -n 1 >/dev/null
+check "or before it begins, soon after" '[ "$(cat "$work/status")" = 141 ] && less "$(updates_in "$work/unheard")" 1000'
 run --lr 1e-5 -y -o "$work/straight"
 check "resuming with another setting is refused by name, and no other" '[ $? = 1 ] && grep -q "(lr was [0-9.]* and is now 1e-05)" "$work/log"'
 cp -r "$work/straight" "$work/again" && rm -r "$work/again/step_00000030"
@@ -251,7 +286,7 @@ pid=$!
 wait_for_updates 3 "$work/hung_up"
 kill -HUP $pid
 wait $pid
-check "a terminal that is closed: as Ctrl-C" '[ $? = 0 ] && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'
+check "a terminal that is closed: as Ctrl-C" '[ $? = 129 ] && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'
 updates=$(updates_in "$work/hung_up")
 "$train" -y -o "$work/hung_up" >"$work/log" 2>&1 &
 pid=$!
@@ -261,7 +296,7 @@ check "a second process is refused before it says what it would train" '[ $? = 1
     ! grep -q "learning rate" "$work/second"'
 kill -TERM $pid
 wait $pid
-check "SIGTERM: as well, in a run that has been resumed" '[ $? = 0 ] && grep -q "resumed after $updates updates" "$work/log" &&
+check "SIGTERM: as well, in a run that has been resumed" '[ $? = 143 ] && grep -q "resumed after $updates updates" "$work/log" &&
     grep -q "go on with -y" "$work/log" && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'
 (ulimit -f 1000 && run "${quick[@]}" -x 4 -n 2 -o "$work/limited")
 check "a checkpoint that may not get so large: one sentence, and nothing half" '[ $? = 1 ] && grep -q "^error: cannot write .*: File too large" "$work/log" &&

@@ -364,7 +364,9 @@ class Runner:
         train = None
         if cell["group"] != "untrained":
             train = train_command(plan, self.programs, cell, from_root(folder))
-            if not self.trained(cell):
+            # A signal may have cut short the validation behind the last update.
+            validated = any(v["step"] == plan["updates"] for v in read_metrics(folder)[2])
+            if not (self.trained(cell) and validated):
                 yield train, os.path.join(folder, "train.log")
         result = os.path.join(folder, "eval.json")
         close = cell["group"] in ("plain", "chosen") and not plan.get("seeds")

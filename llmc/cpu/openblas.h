@@ -1,7 +1,12 @@
 // What the CPU backend uses of OpenBLAS, which multiplies its matrices.
 #pragma once
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <string>
+#include <vector>
+
+#include "../error.h"
 
 // Declared here, not by cblas.h, whose place differs between distributions.
 extern "C" void cblas_sgemm(int order, int transa, int transb, int m, int n, int k, float alpha,
@@ -31,4 +36,23 @@ inline bool choose_openblas_core() {
 #else
     return false;
 #endif
+}
+
+// OpenBLAS's first product takes a buffer of 128 MB of address space, and where it is refused, as by ulimit
+// -v, asks again for ever. Takes it while there is nothing else to need the room, and throws where there is
+// none.
+inline void take_openblas_buffer() {
+    constexpr size_t kBuffer = 128 << 20;
+    void* room = mmap(nullptr, kBuffer, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED)
+        fail(
+            "OpenBLAS needs 128 MB of address space, and there is less: raise the limit (ulimit -v), or use fewer "
+            "threads (OMP_NUM_THREADS)");
+    munmap(room, kBuffer);
+    constexpr int kColumnMajor = 102, kNoTranspose = 111;
+    constexpr int n = 128;  // small ones go without a buffer
+    const std::vector<float> ones(n * n, 1.0f);
+    std::vector<float> product(n * n);
+    cblas_sgemm(kColumnMajor, kNoTranspose, kNoTranspose, n, n, n, 1.0f, ones.data(), n, ones.data(), n, 0.0f,
+                product.data(), n);
 }

@@ -103,8 +103,9 @@ void parse_cut_kinds(InferConfig& c, const std::string& text) {
         const int word = parse_choice("--cut-kinds", part, words);
         if (word + 1 == (int)words.size())
             c.cut_as_they_are = true;
-        else
-            c.cut_kinds.push_back((Cut)(1 + word));
+        else if (const Cut cut = (Cut)(1 + word);
+                 std::find(c.cut_kinds.begin(), c.cut_kinds.end(), cut) == c.cut_kinds.end())
+            c.cut_kinds.push_back(cut);
     }
     if (c.cut_kinds.empty()) fail("--cut-kinds names no kind of cut, only 'raw'");
 }
@@ -195,15 +196,13 @@ std::vector<Flag> infer_flags(InferConfig& c) {
         choice_flag("device", kDeviceWords, c.device, "auto is cuda where there is an NVIDIA GPU, else cpu"),
         choice_flag("precision", Words(kPrecisionWords).first(3), c.precision,
                     "auto is bf16 on a GPU, fp32 on a CPU"),
-        {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
-         [&c](auto&, auto&) {
-             fputs(
-                 "Runs GPT-2, dense or with condensed attention.\n\n    ./infer_gpt2cu -p \"In the beginning\" -n 128 -k 8        reads the top 8 of each attention row\n\n",
-                 stdout);
-             InferConfig defaults;
-             fputs(flags_help(infer_flags(defaults)).c_str(), stdout);
-             exit(0);
-         }},
+        help_flag(
+            "Runs GPT-2, dense or with condensed attention.\n\n    ./infer_gpt2cu -p \"In the beginning\" -n 128 -k 8\n\nreads the top 8 of each attention row.\n\n",
+            [] {
+                InferConfig defaults;
+                return infer_flags(defaults);
+            },
+            "show this table and exit; --help-markdown: as Markdown"),
     };
 }
 

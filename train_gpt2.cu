@@ -185,15 +185,13 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {0, "export", "DIR", "",
          "write the model that -e names into a new folder that Hugging Face's transformers opens, then exit",
          [&c](auto& flag, auto& v) { c.export_to = parse_name(flag, v); }},
-        {'h', "help", "", "", "show this table and exit; --help-markdown: as Markdown",
-         [&c](auto&, auto&) {
-             fputs(
-                 "Trains GPT-2 with the attention top-k regularizer.\n\n    ./train_gpt2cu -l 0.1 -k 8        lambda 0.1, k = 8\n\n",
-                 stdout);
-             TrainConfig defaults;
-             fputs(flags_help(train_flags(defaults)).c_str(), stdout);
-             exit(0);
-         }},
+        help_flag(
+            "Trains GPT-2 with the attention top-k regularizer.\n\n    ./train_gpt2cu -l 0.1 -k 8        lambda 0.1, k = 8\n\n",
+            [] {
+                TrainConfig defaults;
+                return train_flags(defaults);
+            },
+            "show this table and exit; --help-markdown: as Markdown"),
     };
 }
 
@@ -439,8 +437,10 @@ void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
     }
 }
 
-template <class Float>
-GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, std::vector<float> host_params) {
+// first_params() gives the weights to begin with, once it is known that the device has room for the run: to
+// draw or to read them takes long.
+template <class Float, class FirstParams>
+GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, const FirstParams& first_params) {
     GPT2<Float> model{spec};
     const GPT2Config& config = spec.config;
     model.memory = std::make_unique<DeviceMemory>(
@@ -448,9 +448,7 @@ GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, std::vector<
         [&](Arena& arena) { lay_out_model(model, arena, ctx); });
     model.params = point_to_params(model.params_base, config);
     model.grads = point_to_params(model.grads_base, config);
-    upload_params(model, host_params);
-    std::vector<float>().swap(
-        host_params);  // before the gradients' memory is touched: it is as large as they are
+    upload_params(model, first_params());  // and freed, before gradients touch as much memory
     if (spec.optimizer) {
         CUDA_CHECK(cudaMemset(model.m, 0, model.num_params * sizeof(float)));
         CUDA_CHECK(cudaMemset(model.v, 0, model.num_params * sizeof(float)));
@@ -822,11 +820,14 @@ std::string sample_text(const Context& ctx, const GPT2<Float>& model, DataLoader
     const int prompt_tokens = std::max(1, std::min(32, c.T / 4));
     const std::vector<uint16_t> prompt(data.inputs(), data.inputs() + prompt_tokens);
     const std::vector<uint16_t> made = generate(ctx, model, prompt, c, step);
-    std::string text = "sample after " + updates_text(step) + " (the prompt is in brackets):\n";
-    if (tokenizer)
-        return text + terminal_text("[" + tokenizer->decode(prompt) + "]" + tokenizer->decode(made)) + "\n";
-    for (uint16_t t : made) text += std::to_string(t) + " ";
-    return text + "\n";
+    const auto text = [&](const std::vector<uint16_t>& tokens) {
+        if (tokenizer) return tokenizer->decode(tokens);
+        std::string numbers;
+        for (uint16_t t : tokens) numbers += (numbers.empty() ? "" : " ") + std::to_string(t);
+        return numbers;
+    };
+    return "sample after " + updates_text(step) + " (the prompt is in brackets):\n" +
+           terminal_text("[" + text(prompt) + "]" + (tokenizer ? "" : " ") + text(made)) + "\n";
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1235,9 +1236,10 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
         {"run", format("%s, %s tokens, %.2f epochs", updates_text(c.updates).c_str(),
                        pretty_count((double)c.updates * (double)c.tokens_per_update).c_str(),
                        (double)c.updates * (double)c.tokens_per_update / (double)train_tokens)},
-        {"learning rate",
-         format("%g, %s, warm-up %s%s; weight decay %g, clip %g", c.lr, schedule_name(c.schedule),
-                updates_text(c.warmup_updates).c_str(), decay.c_str(), c.weight_decay, c.clip)},
+        {"learning rate", format("%g, %s, warm-up %s%s%s; weight decay %g, clip %g", c.lr,
+                                 schedule_name(c.schedule), updates_text(c.warmup_updates).c_str(),
+                                 c.warmup_updates > c.updates ? " (the run ends before it is reached)" : "",
+                                 decay.c_str(), c.weight_decay, c.clip)},
         {"memory",
          format("%s, recompute %d", pretty_bytes((double)run.model.memory->bytes).c_str(), c.recompute)},
         {"run folder", c.out + (run.step > 0 ? " (resumed after " + updates_text(run.step) + ")" : "")},
@@ -1408,7 +1410,8 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
         printf("done: %s; metrics%s are in %s\n", updates_text(step).c_str(),
                c.checkpoint_every > 0 ? " and checkpoints" : "", c.out.c_str());
     else if (step == saved)
-        printf("stopped after %s: go on with -y -o %s\n", updates_text(step).c_str(), c.out.c_str());
+        printf("stopped after %s: go on with -y -o %s\n", updates_text(step).c_str(),
+               shell_word(c.out).c_str());
     else
         printf("stopped after %s\n", updates_text(step).c_str());
 }
@@ -1444,11 +1447,11 @@ void train(TrainConfig c) {
     resolve_defaults<Float>(c, config, start.from_scratch, ctx);
     check_settings_fit(c, config, ctx);
     keep_decisions(c);
-    Run<Float> run{
-        .c = c,
-        .train_data = DataLoader(c.train_data, c.B, c.T, true, c.seed),
-        .val_data = open_val_data(c, config),
-        .model = create_model<Float>(ctx, model_spec(c, config, c.B), first_params(start, config, c.seed))};
+    Run<Float> run{.c = c,
+                   .train_data = DataLoader(c.train_data, c.B, c.T, true, c.seed),
+                   .val_data = open_val_data(c, config),
+                   .model = create_model<Float>(ctx, model_spec(c, config, c.B),
+                                                [&] { return first_params(start, config, c.seed); })};
     const std::string shared = run.val_data ? run.val_data->shared_file(run.train_data) : "";
     if (!shared.empty()) printf("note: %s is trained on as well as validated on\n", shared.c_str());
     if (!c.debug_state.empty()) {
@@ -1487,15 +1490,16 @@ void train(TrainConfig c) {
 // main
 
 // With -y, the flags that the run was started with, but for those that are given now. Which of them must not
-// have changed is for check_settings() to say.
-void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
+// have changed is for check_settings() to say. Returns what is to be said about it, once.
+std::string take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
     if (c.out.empty()) c.out = default_run_folder(true);
     const GivenFlags then = flags_of_run(c.out);
     const bool none_given = std::all_of(c.given.begin(), c.given.end(), [](const auto& flag) {
         return flag.first == "out" || flag.first == "resume";
     });
+    std::string note;
     if (then.empty() && !latest_checkpoint(c.out).empty())
-        printf(
+        note = format(
             "note: %s/metrics.jsonl does not have the flags of the run (it is missing, damaged or old): those that are not given again have their defaults\n",
             c.out.c_str());
     else if (then.empty() && none_given && !is_file(c.out + "/metrics.jsonl"))
@@ -1505,8 +1509,14 @@ void take_flags_of_run(TrainConfig& c, const std::vector<Flag>& flags) {
         name_elsewhere(c.from) != name_elsewhere(then.at("from")))
         fail("the run in %s began with -e %s, and goes on from its own checkpoint: leave -e %s out",
              c.out.c_str(), then.at("from").c_str(), c.from.c_str());
+    // The rest is compared when the run's folder is opened, but these would be blamed on -d before that.
+    for (const auto& [name, now] : {std::pair{"batch", c.B}, std::pair{"context", c.T}})
+        if (c.given.contains(name) && then.contains(name) && then.at(name) != std::to_string(now))
+            fail("cannot resume %s with other settings (%s was %s and is now %d): leave --%s out",
+                 c.out.c_str(), name, then.at(name).c_str(), now, name);
     for (const auto& [name, value] : then)
         if (c.given.emplace(name, value).second) set_flag(flags, name, value);
+    return note;
 }
 
 #ifndef NO_MAIN
@@ -1522,7 +1532,7 @@ int main(int argc, char** argv) {
         if (config.resume && !(config.export_to.empty() && config.debug_state.empty()))
             fail(
                 "-y goes on with a run, and --export and --debug-state take what -e names: give the run's folder as -e instead");
-        if (config.resume) take_flags_of_run(config, flags);
+        const std::string note = config.resume ? take_flags_of_run(config, flags) : "";
         for (const char* name : {"out", "resume"}) config.given.erase(name);  // not of the run itself
         if (!config.export_to.empty()) {
             for (const auto& [name, value] : config.given)
@@ -1532,7 +1542,8 @@ int main(int argc, char** argv) {
             if (config.from.empty()) fail("--export writes the model that -e names: give it");
             return export_weights(config);
         }
-        choose_device(config.device, "train_gpt2", argv);
+        choose_device(config.device, "train_gpt2", argv);  // may start another program, or this one again
+        fputs(note.c_str(), stdout);
         if (wants_bf16(config.precision))
             train<__nv_bfloat16>(config);
         else

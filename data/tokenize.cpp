@@ -96,21 +96,20 @@ static std::vector<Flag> tokenize_flags(Options& o) {
          [&o](auto& flag, auto& v) { o.delimiter = parse_name(flag, v); }},
         {0, "threads", "N", std::to_string(o.threads), "threads; 0 = one for each core",
          [&o](auto& flag, auto& v) { o.threads = (int)parse_count(flag, v, 0, 1024); }},
-        {'h', "help", "", "", "this text",
-         [](auto&, auto&) {
-             fputs(
-                 "Usage: tokenize -o PREFIX [flags] FILE|FOLDER...\n"
-                 "\n"
-                 "Writes the text of the files, and of the text files in the folders, as token shards\n"
-                 "PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one document unless a flag below\n"
-                 "says otherwise; one <|endoftext|> stands between two documents. Empty documents are left out,\n"
-                 "and so are hidden files and folders (.git, say) and linked folders in those given; what is named is read.\n"
-                 "\n",
-                 stdout);
-             Options defaults;
-             fputs(flags_help(tokenize_flags(defaults)).c_str(), stdout);
-             exit(0);
-         }},
+        help_flag(
+            "Usage: tokenize -o PREFIX [flags] FILE|FOLDER...\n"
+            "\n"
+            "Writes the text of the files, and of the text files in the folders, as token\n"
+            "shards PREFIX_train_000000.bin, ... and PREFIX_val_000000.bin. Each file is one\n"
+            "document unless a flag below says otherwise; one <|endoftext|> stands between\n"
+            "two documents. Empty documents are left out, and so are hidden files and folders\n"
+            "(.git, say) and linked folders in those given; what is named is read.\n"
+            "\n",
+            [] {
+                Options defaults;
+                return tokenize_flags(defaults);
+            },
+            "this text"),
     };
 }
 

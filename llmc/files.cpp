@@ -21,6 +21,14 @@ std::string printable(const std::string& name) {
     return name.size() > text.size() ? text + "..." : text;
 }
 
+std::string shell_word(const std::string& name) {
+    constexpr const char* kPlain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+=:,./@%";
+    if (!name.empty() && name.find_first_not_of(kPlain) == name.npos) return name;
+    std::string word = "'";
+    for (char c : name) word += c == '\'' ? "'\\''" : std::string(1, c);
+    return word + "'";
+}
+
 bool is_file(const std::string& path) {
     struct stat info;
     return stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);

@@ -14,6 +14,9 @@
 // what is too long is cut.
 std::string printable(const std::string& name);
 
+// A name as a shell takes it: in quotes where it has characters that mean something else there.
+std::string shell_word(const std::string& name);
+
 bool is_file(const std::string& path);
 
 bool is_folder(const std::string& path);

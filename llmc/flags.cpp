@@ -140,7 +140,7 @@ void set_flag(const std::vector<Flag>& flags, const std::string& name, const std
 }
 
 std::string flags_help(const std::vector<Flag>& flags) {
-    const size_t column = 34, width = 100;
+    const size_t column = 32, width = 80;
     std::string text;
     for (const Flag& f : flags) {
         std::string line = "  " + f.title();
@@ -160,6 +160,15 @@ std::string flags_help(const std::vector<Flag>& flags) {
         text += line + "\n";
     }
     return text;
+}
+
+Flag help_flag(const std::string& about, const std::function<std::vector<Flag>()>& table,
+               const std::string& help) {
+    return {'h', "help", "", "", help, [about, table](auto&, auto&) {
+                fputs((about + flags_help(table())).c_str(), stdout);
+                if (fflush(stdout) != 0 || ferror(stdout)) fail("the standard output could not be written");
+                exit(0);
+            }};
 }
 
 std::string flags_markdown(const std::vector<Flag>& flags) {

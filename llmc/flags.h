@@ -68,8 +68,13 @@ GivenFlags parse_flags(int argc, char** argv, const std::vector<Flag>& flags,
 // Sets one flag by its long name.
 void set_flag(const std::vector<Flag>& flags, const std::string& name, const std::string& value);
 
-// Lines of at most 100 columns, the second column aligned.
+// Lines of at most 80 columns, the second column aligned.
 std::string flags_help(const std::vector<Flag>& flags);
+
+// -h, --help: prints `about`, then the table with its defaults, and exits. `help` is its own line in the
+// table.
+Flag help_flag(const std::string& about, const std::function<std::vector<Flag>()>& table,
+               const std::string& help = "show this table and exit");
 
 // The same table in Markdown, as it stands in the README.
 std::string flags_markdown(const std::vector<Flag>& flags);

@@ -221,11 +221,13 @@ std::string progress_line(const UpdateMetrics& m, int64_t total, double seconds_
     if (std::isfinite(m.mass)) parts.push_back(format("mass %.4f", m.mass));
     parts.push_back(pretty_count(m.tok_s) + " tok/s");
     if (seconds_left >= 0) parts.push_back(pretty_seconds(seconds_left) + " left");
+    const size_t count = line.size();
     for (const std::string& part : parts) {
         if (columns > 0 && line.size() + 2 + part.size() > static_cast<size_t>(columns)) break;
         line += "  " + part;
     }
     if (columns == 0) return line;
+    if (line.size() == count && parts[0].size() <= static_cast<size_t>(columns)) return parts[0];
     if (line.size() > static_cast<size_t>(columns)) return line.substr(0, columns);
     const int bar = std::min<int>(30, columns - static_cast<int>(line.size()) - 3);
     if (bar < 8) return line;

@@ -110,8 +110,8 @@ Terminal terminal_of(FILE* out);
 std::string progress_bar(double fraction, int width, bool utf8);
 
 // One line about an update, at most `columns` wide: "|███  | 120/2000  loss 3.412  mass 0.912  812k tok/s
-// 3m12s left". What does not fit goes: the bar first, then the time left, the speed, the mass, the loss.
-// columns = 0 is for plain lines: no limit and no bar.
+// 3m12s left". What does not fit goes: the bar first, then the time left, the speed, the mass, the count of
+// updates, the loss. columns = 0 is for plain lines: no limit and no bar.
 std::string progress_line(const UpdateMetrics& m, int64_t total, double seconds_left, int columns, bool utf8);
 
 // The progress of a run. On a terminal one line that is rewritten, at most ten times a second; elsewhere

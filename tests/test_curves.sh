@@ -68,6 +68,7 @@ fi
 
 # ---- pictures
 check "the newest run, by its number" quiet
+check "whatever the user's windows are" 'MPLBACKEND=nonsense quiet'
 check "the newest run: its folder has the picture" is_png log/run10/curves.png
 check "the newest run: how far it is" grep -qx "log/run10: 45 of 60 updates; validation after 40: loss 4.9750, top-8 mass 0.7500" out
 check "the newest run: where the picture is" grep -qx log/run10/curves.png out

@@ -87,7 +87,15 @@ cp public/text.txt mirror/deep/er/text.txt
 check "a mirror folder, at any depth" env DATA_MIRROR=mirror data/fetch text >out 2>err
 check "a mirror folder: the bytes" cmp -s data/sub/text.txt public/text.txt
 check "a mirror folder: the wrong file is named" said "mirror/a/text.txt: it has"
+cp -r mirror ./-m4
 rm -rf data/sub
+check "a mirror with a name like a flag" env DATA_MIRROR=-m4 data/fetch text >out 2>err
+check "a mirror with a name like a flag: said" said "from ./-m4/"
+rm -rf data/sub && mkdir -p data/sub/text.txt
+check "a folder with a file's name" fails env DATA_MIRROR=mirror data/fetch text >out 2>err
+check "a folder with a file's name: said" said "is to be a file, and is none: move it away"
+check "a folder with a file's name: nothing is put into it" test -z "$(ls -A data/sub/text.txt)"
+rm -rf data/sub ./-m4
 rm mirror/deep/er/text.txt
 check "a mirror with the wrong file" fails env DATA_MIRROR=mirror data/fetch text >out 2>err
 check "a mirror that is not there" fails env DATA_MIRROR=none data/fetch text >out 2>err

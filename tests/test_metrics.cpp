@@ -324,6 +324,9 @@ TEST_CASE("the progress line says what there is room for") {
           " 120/2000  loss 3.4123  mass 0.9121  812k tok/s  3m12s left");
     CHECK(progress_line(m, 2000, 192, 50, false) == " 120/2000  loss 3.4123  mass 0.9121  812k tok/s");
     CHECK(progress_line(m, 2000, 192, 25, false) == " 120/2000  loss 3.4123");
+    CHECK(progress_line(m, 2000, 192, 20, false) == "loss 3.4123");  // what people look at
+    CHECK(progress_line(m, 2000, 192, 11, false) == "loss 3.4123");
+    CHECK(progress_line(m, 2000, 192, 10, false) == " 120/2000");
     CHECK(progress_line(m, 2000, 192, 6, false) == " 120/2");
     for (int columns = 1; columns < 150; columns++)
         for (bool utf8 : {false, true})

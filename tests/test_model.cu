@@ -33,6 +33,11 @@ static Batch random_batch(int n, int V, uint64_t seed) {
 }
 
 template <class Float>
+static GPT2<Float> model_with(const Context& ctx, const ModelSpec& spec, const std::vector<float>& params) {
+    return create_model<Float>(ctx, spec, [&] { return params; });
+}
+
+template <class Float>
 static std::vector<float> gradients(const Context& ctx, const GPT2<Float>& model, const Batch& batch,
                                     const TrainConfig& c, float lambda, float share = 1.0f, bool zero = true,
                                     StepStats* stats = nullptr) {
@@ -58,7 +63,7 @@ TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
     for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy})
         for (int k : {1, 4, 36, 37, 100}) {
@@ -81,7 +86,7 @@ TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradient
     const Context ctx = make_context();
     const int B = 2, T = 33;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 6);
     for (Reg reg : {Reg::kl, Reg::entropy}) {
         CAPTURE(reg_name(reg));
@@ -115,7 +120,7 @@ TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's co
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<bf16>(kSmall);
-    GPT2<bf16> model = create_model<bf16>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
+    GPT2<bf16> model = model_with<bf16>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
     for (Reg reg : {Reg::kl, Reg::entropy}) {
         CAPTURE(reg_name(reg));
@@ -155,7 +160,7 @@ TEST_CASE_TEMPLATE("recomputing activations: layers to the same bits, GELU to ro
     size_t bytes = SIZE_MAX;
     for (int recompute : {0, 1, 2}) {
         CAPTURE(recompute);
-        GPT2<Float> model = create_model<Float>(ctx, {kSmall, B, T, recompute}, busy_params<Float>(kSmall));
+        GPT2<Float> model = model_with<Float>(ctx, {kSmall, B, T, recompute}, busy_params<Float>(kSmall));
         const auto grads = gradients(ctx, model, batch, c, 1.0f);
         if (recompute == 0) first = grads;
         if (recompute == 1)
@@ -172,7 +177,7 @@ TEST_CASE_TEMPLATE("the same step twice gives the same bits", Float, float, bf16
     const Context ctx = make_context();
     const int B = 3, T = 40;
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 9);
-    GPT2<Float> model = create_model<Float>(ctx, {kSmall, B, T}, busy_params<Float>(kSmall));
+    GPT2<Float> model = model_with<Float>(ctx, {kSmall, B, T}, busy_params<Float>(kSmall));
     const TrainConfig c = small_run(B, T, 6, Reg::kl);
     const auto a = gradients(ctx, model, batch, c, 1.0f), b = gradients(ctx, model, batch, c, 1.0f);
     CHECK(a == b);
@@ -190,8 +195,8 @@ TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as writ
     for (int recompute : {0, 2}) {
         CAPTURE(recompute);
         const std::vector<float> params = busy_params<Float>(kSmall);
-        GPT2<Float> replayed = create_model<Float>(ctx, {kSmall, B, T, recompute}, params);
-        GPT2<Float> plain = create_model<Float>(ctx, {kSmall, B, T, recompute}, params);
+        GPT2<Float> replayed = model_with<Float>(ctx, {kSmall, B, T, recompute}, params);
+        GPT2<Float> plain = model_with<Float>(ctx, {kSmall, B, T, recompute}, params);
         int64_t t = 0;
         for (float lambda : {1e-4f, 0.5f, 2.0f, 0.0f, 0.0f}) {
             t++;
@@ -250,7 +255,7 @@ TEST_CASE_TEMPLATE("entropy: recomputed layers and replayed micro-steps give the
     for (int recompute : {0, 2}) {
         CAPTURE(recompute);
         GPT2<Float> model =
-            create_model<Float>(ctx, {kSmall, B, T, recompute, Reg::entropy}, busy_params<Float>(kSmall));
+            model_with<Float>(ctx, {kSmall, B, T, recompute, Reg::entropy}, busy_params<Float>(kSmall));
         for (int i = 0; i < 3; i++) {  // as written, recorded, replayed
             const auto grads = gradients(ctx, model, batch, c, 1.0f);
             if (first.empty()) first = grads;
@@ -263,7 +268,7 @@ TEST_CASE("measuring the mass at lambda = 0 changes no bit of plain GPT-2") {
     const Context ctx = make_context();
     const int B = 2, T = 40;
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 10);
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
     const auto off = gradients(ctx, model, batch, small_run(B, T, 0, Reg::tail), 0.0f);
     const auto measured = gradients(ctx, model, batch, small_run(B, T, 8, Reg::tail), 0.0f);
     CHECK(off == measured);
@@ -274,10 +279,10 @@ TEST_CASE("accumulated micro-steps are one large step") {
     const int B = 2, T = 35;
     const Batch batch = random_batch(2 * B * T, kSmall.vocab_size, 11);
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> large = create_model<float>(ctx, {kSmall, 2 * B, T}, params);
+    GPT2<float> large = model_with<float>(ctx, {kSmall, 2 * B, T}, params);
     const auto want = gradients(ctx, large, batch, small_run(2 * B, T, 4, Reg::kl), 2.0f);
 
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, params);
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, params);
     const TrainConfig c = small_run(B, T, 4, Reg::kl);
     const int half = B * T;
     const Batch first{{batch.x.begin(), batch.x.begin() + half}, {batch.y.begin(), batch.y.begin() + half}};
@@ -308,7 +313,7 @@ struct TwoUpdates {
         c.tokens_per_update = rows * T;
         c.clip = 0;
         c.weight_decay = 0.5f;
-        GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
+        GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
         DataLoader data(random_shard(folder, 3 * rows, T, 3), B, T, true, 5);
         const auto get = [&](const float* from) { return to_host(ctx, from, model.num_params); };
         before = get(model.master);
@@ -412,7 +417,7 @@ TEST_CASE("reports, one update late, have the rates and the numbers of their own
 TEST_CASE("a sample: each token is drawn behind the last T, by a number of its own") {
     const Context ctx = make_context();
     const int T = 24, V = kSmall.vocab_size, Vp = kSmall.padded_vocab_size;
-    const GPT2<float> model = create_model<float>(ctx, {kSmall, 1, T}, busy_params<float>(kSmall));
+    const GPT2<float> model = model_with<float>(ctx, {kSmall, 1, T}, busy_params<float>(kSmall));
     TrainConfig c = small_run(1, T, 4, Reg::tail);
     c.sample_tokens = 40;
     c.seed = 7;
@@ -441,7 +446,7 @@ TEST_CASE("--debug-state: lambda in full, its gradient, and thresholds between t
     c.lambda = 3.0f;
     c.lambda_warmup_updates = 100;
     c.debug_state = folder / "state.safetensors";
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
     DataLoader data(random_shard(folder, B + 1, T, 4), B, T, false, 0);
     write_first_step(ctx, model, data, c);
 
@@ -482,7 +487,7 @@ TEST_CASE("--debug-state: lambda in full, its gradient, and thresholds between t
 TEST_CASE("a shorter batch than the activations have room for") {
     const Context ctx = make_context();
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, {kSmall, 4, 40}, params);
+    GPT2<float> model = model_with<float>(ctx, {kSmall, 4, 40}, params);
     const Batch batch = random_batch(7, kSmall.vocab_size, 12);
     const auto got = gradients(ctx, model, batch, small_run(1, 7, 3, Reg::tail), 1.0f);
     std::vector<double> want;
@@ -533,7 +538,7 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
         TrainConfig c = small_run(B, T, 4, Reg::tail);
         c.val_batches = batches;
         c.layer_lambda = {1.0f, 1.0f, 1.0f};
-        GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
+        GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
         DataLoader data(folder / "val.bin", B, T, false, 0);
         const Validation v = validate(ctx, model, data, c);
         return v;
@@ -559,7 +564,7 @@ TEST_CASE("what a validation measures: the loss and the mass of the reference, a
     TrainConfig c = small_run(B, T, k, Reg::tail);
     c.layer_lambda = {1.0f, 1.0f, 1.0f};
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, params);
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, params);
     DataLoader data(random_shard(folder, B, T, 4), B, T, false, 0);
     const Validation got = validate(ctx, model, data, c);
 
@@ -639,7 +644,7 @@ TEST_CASE("GPT-2's sizes") {
 
 TEST_CASE("a gradient that is not finite stops the update, names the tensor and leaves the weights") {
     const Context ctx = make_context();
-    GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 8}, busy_params<float>(kSmall));
+    GPT2<float> model = model_with<float>(ctx, {kSmall, 1, 8}, busy_params<float>(kSmall));
     const TrainConfig c = small_run(1, 8, 4, Reg::tail);
     gradients(ctx, model, random_batch(8, kSmall.vocab_size, 1), c, 1.0f);
     const auto before = to_host(ctx, model.master, model.num_params);
@@ -670,7 +675,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
     const Batch batch = random_batch(16, kSmall.vocab_size, 2);
     // AdamW's first step is lr * sign(g) whatever the gradient's scale: look at the first moment instead
     for (float clip : {0.0f, 0.01f}) {
-        GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 16}, params);
+        GPT2<float> model = model_with<float>(ctx, {kSmall, 1, 16}, params);
         TrainConfig c = small_run(1, 16, 4, Reg::tail);
         c.clip = clip;
         const auto grads = gradients(ctx, model, batch, c, 1.0f);
@@ -683,7 +688,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
         for (float g : grads) want.push_back(0.1 * g * (clip > 0 ? clip / norm : 1.0));
         CHECK(relative_error(to_host(ctx, model.m, model.num_params), want) < 1e-5);
     }
-    GPT2<float> model = create_model<float>(ctx, {kSmall, 1, 16}, params);
+    GPT2<float> model = model_with<float>(ctx, {kSmall, 1, 16}, params);
     TrainConfig c = small_run(1, 16, 4, Reg::tail);
     c.weight_decay = 0.5f;
     CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
@@ -697,7 +702,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
 TEST_CASE("one batch is learned by heart, and its attention condenses") {
     const Context ctx = make_context();
     const int B = 2, T = 24;
-    GPT2<float> model = create_model<float>(ctx, {kSmall, B, T}, init_params(kSmall, 1));
+    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, init_params(kSmall, 1));
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 20);
     TrainConfig c = small_run(B, T, 4, Reg::tail);
     c.layer_lambda = {1, 1, 1};
@@ -721,8 +726,8 @@ TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their opera
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 21);
     const TrainConfig c = small_run(B, T, 4, Reg::tail);
     const std::vector<float> params = busy_params<bf16>(kSmall);
-    GPT2<bf16> model = create_model<bf16>(ctx, {kSmall, B, T, 0, Reg::tail, true}, params);
-    GPT2<bf16> plain = create_model<bf16>(ctx, {kSmall, B, T}, params);
+    GPT2<bf16> model = model_with<bf16>(ctx, {kSmall, B, T, 0, Reg::tail, true}, params);
+    GPT2<bf16> plain = model_with<bf16>(ctx, {kSmall, B, T}, params);
     StepStats stats;
     std::vector<float> got;
     for (int i = 0; i < 4; i++) {  // eagerly, then recorded and replayed: the same bits
@@ -755,7 +760,7 @@ TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their opera
 TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention condenses") {
     const Context ctx = make_context();
     const int B = 2, T = 24;
-    GPT2<bf16> model = create_model<bf16>(ctx, {kSmall, B, T, 1, Reg::tail, true}, init_params(kSmall, 1));
+    GPT2<bf16> model = model_with<bf16>(ctx, {kSmall, B, T, 1, Reg::tail, true}, init_params(kSmall, 1));
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 20);
     TrainConfig c = small_run(B, T, 4, Reg::tail);
     c.layer_lambda = {1, 1, 1};
@@ -784,7 +789,13 @@ TEST_CASE("a model that cannot fit says how much it needs and what to lower") {
     const Context ctx = make_context();
     GPT2Config config;
     preset_config("d48", config);
-    const std::string message = error_of([&] { create_model<float>(ctx, {config, 4096, 1024}, {}); });
+    bool drawn = false;
+    const auto weights = [&] {
+        drawn = true;
+        return init_params(config, 1);
+    };
+    const std::string message = error_of([&] { create_model<float>(ctx, {config, 4096, 1024}, weights); });
     check_mentions(message, "TB");
     check_mentions(message, "-b (4096)");
+    CHECK(!drawn);  // which would have taken long
 }

@@ -146,14 +146,14 @@ head -c 5000 "$text" >"$work/short.txt" && "$root/build/tokenize" --tokenizer by
 epochs=(-e tiny -b 2 -t 64 -i "$work/short_train_*.bin" -v 0 -s 0 -x 30 -n 10 -d 256 --precision bf16)
 run "${epochs[@]}" -o "$work/epochs" || bad "a straight run in bf16"
 check "killed and resumed in bf16, over a text that 30 updates read twice: the same bits" 'same_when_killed 24 "$work/epochs" "${epochs[@]}"'
-rm -rf "$work/interrupted"
-"$train" "${common[@]}" -x 3000 -o "$work/interrupted" >"$work/log" 2>&1 &
+stopped="$work/it's stopped" hint="go on with -y -o '$work/it'\\''s stopped'"
+"$train" "${common[@]}" -x 3000 -o "$stopped" >"$work/log" 2>&1 &
 pid=$!
-wait_for_updates 3 "$work/interrupted"
+wait_for_updates 3 "$stopped"
 kill -INT $pid
 wait $pid
-check "Ctrl-C finishes the update, saves, says how to go on, and ends what the run is part of" '[ $? = 130 ] && grep -q "go on with -y" "$work/log" &&
-    [ -f "$work/interrupted/step_$(printf %08d "$(last "$work/interrupted" step)")/model.safetensors" ]'
+check "Ctrl-C finishes the update, saves, says how to go on, and ends what the run is part of" '[ $? = 130 ] && grep -qF "$hint" "$work/log" &&
+    [ -f "$stopped/step_$(printf %08d "$(last "$stopped" step)")/model.safetensors" ]'
 # A sample that takes long: Ctrl-C while it is being made keeps the updates before it.
 "$train" "${quick[@]}" -x 3000 -s 3 -g 100000 -o "$work/sampling" >"$work/log" 2>&1 &
 pid=$!
@@ -210,7 +210,9 @@ lambda -l 0.2
 lambda-warmup --lambda-warmup 1
 lambda-layers --lambda-layers 2
 context -t 32 -d 128
+context -t 48
 batch -b 1 -d 128
+batch -b 3
 tokens-per-update -d 256
 updates -x 6
 precision --precision bf16
@@ -226,6 +228,8 @@ check "what is both trained and validated on is named, and a k that leaves nothi
     grep -q "^note: $work/one_train_000000.bin is trained on as well" "$work/log" && grep -q "top 64 keys: no row has more" "$work/log"'
 on one -x 1 -n 0 --lambda-start 7 --lambda-warmup 10 -o "$work/never"
 check "so is a lambda that never begins to rise" '[ $? = 0 ] && grep -q "so nothing is regularized" "$work/log"'
+on one -x 1 -n 0 -u 5 -o "$work/warm"
+check "and a warm-up that is longer than the run" '[ $? = 0 ] && grep -q "warm-up 5 updates (the run ends before it is reached)" "$work/log"'
 on one -x 1 -n 0 --lambda-layers 0 -o "$work/no_layer"
 check "and one for no layer" '[ $? = 0 ] && grep -q "all --lambda-layers are 0" "$work/log"'
 run "${quick[@]}" -x 3 -n 0 -l 0 -o "$work/plain_only"
@@ -261,8 +265,8 @@ cp -r "$work/straight" "$work/gap" && rm -r "$work/gap/step_00000030" && sed -i 
 run -y -o "$work/gap"
 check "updates that are missing from the metrics are named" '[ $? = 0 ] && grep -q "^note: $work/gap/metrics.jsonl lacks updates 7 to 10" "$work/log"'
 rm -r "$work/gap/step_00000030" "$work/gap/metrics.jsonl"
-run -y -o "$work/gap"
-check "so is a metrics.jsonl, with the flags of the run" 'grep -q "^note: $work/gap/metrics.jsonl does not have the flags of the run" "$work/log"'
+(unset OMP_WAIT_POLICY && run -y -o "$work/gap") # so that the program starts itself anew
+check "so is a metrics.jsonl, with the flags of the run, once" '[ "$(grep -c "^note: $work/gap/metrics.jsonl does not have the flags of the run" "$work/log")" = 1 ]'
 { "$train" "${quick[@]}" -x 3000 -n 1000 -o "$work/unread"; echo $? >"$work/status"; } 2>/dev/null | grep -m 1 "^ *1/3000" >/dev/null
 check "when nobody reads its output any more it saves and ends" '[ "$(cat "$work/status")" = 141 ] && less "$(updates_in "$work/unread")" 1000 &&
     [ -f "$work/unread/step_$(printf %08d "$(last "$work/unread" step)")/model.safetensors" ]'
@@ -454,5 +458,8 @@ check "a run that diverges names step and tensor, and its last checkpoint is goo
 check "the README's table of flags is the program's (make readme)" '"$train" --help-markdown | dev/put_table README.md flags --check'
 "$train" --help >"$work/log" 2>&1
 check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/log")" = "$("$train" --help-markdown | grep -c "^| .-")" ]'
+
+"$train" --help >/dev/full 2>"$work/log"
+check "a --help that cannot be printed is an error" '[ $? = 1 ] && grep -q "^error: the standard output could not be written" "$work/log"'
 
 finish

@@ -46,15 +46,12 @@ std::vector<Flag> bench_flags(BenchConfig& c) {
         choice_flag("only", kOnlyWords, c.only, "the part that is measured"),
         {0, "quick", "", "", "fewer repetitions; attention with k = 0 and 8, steps of one size and one T",
          [&c](auto&, auto&) { c.quick = true; }},
-        {'h', "help", "", "", "show this table and exit",
-         [&c](auto&, auto&) {
-             fputs(
-                 "Measures the machine, each kernel, attention and whole training steps.\n\n    make bench BENCH=\"--quick\"\n\n",
-                 stdout);
-             BenchConfig defaults;
-             fputs(flags_help(bench_flags(defaults)).c_str(), stdout);
-             exit(0);
-         }},
+        help_flag(
+            "Measures the machine, each kernel, attention and whole training steps.\n\n    make bench BENCH=\"--quick\"\n\n",
+            [] {
+                BenchConfig defaults;
+                return bench_flags(defaults);
+            }),
     };
 }
 
@@ -561,7 +558,7 @@ void bench_attention(Bench& b, int B, int T) {
 
 GPT2<bf16> make_model(const Context& ctx, const GPT2Config& config, int B, int T, bool fp8) {
     GPT2<bf16> model = create_model<bf16>(ctx, {.config = config, .B = B, .T = T, .fp8 = fp8},
-                                          std::vector<float>(num_parameters(config), 0.0f));
+                                          [&] { return std::vector<float>(num_parameters(config)); });
     fill_weights(ctx, model.master, config);
     const size_t n = model.num_params;
     round_kernel<<<(unsigned)ceil_div(n, 256), 256, 0, ctx.stream>>>(model.params_base, model.master, n);

@@ -48,15 +48,12 @@ std::vector<Flag> decode_flags(DecodeBenchConfig& c) {
         {0, "halves", "", "",
          "the CPU backend, too: one sequence by two kernels a layer, which are written for clusters of a GPU",
          [&c](auto&, auto&) { c.halves = true; }},
-        {'h', "help", "", "", "show this table and exit",
-         [&c](auto&, auto&) {
-             fputs(
-                 "Measures decoding: a step, its attention, and drawing a token.\n\n    make decode-bench DECODE=\"--quick\"\n\n",
-                 stdout);
-             DecodeBenchConfig defaults;
-             fputs(flags_help(decode_flags(defaults)).c_str(), stdout);
-             exit(0);
-         }},
+        help_flag(
+            "Measures decoding: a step, its attention, and drawing a token.\n\n    make decode-bench DECODE=\"--quick\"\n\n",
+            [] {
+                DecodeBenchConfig defaults;
+                return decode_flags(defaults);
+            }),
     };
 }
 

@@ -190,6 +190,7 @@ def draw(out):
     """Has the figures drawn by a Python that has matplotlib, which the distribution's has and the first in PATH need
     not have; returns the sentence to print."""
     script = os.path.join(ROOT, "dev/paper/figures.py")
+    os.environ["MPLBACKEND"] = "Agg"  # the user's own may need a window, and files are all that is drawn
     for python in (sys.executable, "/usr/bin/python3"):
         try:
             subprocess.run([python, "-c", "import matplotlib, numpy"], stderr=subprocess.DEVNULL, check=True)

@@ -365,8 +365,7 @@ class Runner:
         if cell["group"] != "untrained":
             train = train_command(plan, self.programs, cell, from_root(folder))
             # A signal may have cut short the validation behind the last update.
-            validated = any(v["step"] == plan["updates"] for v in read_metrics(folder)[2])
-            if not (self.trained(cell) and validated):
+            if not (self.trained(cell) and any(v["step"] == plan["updates"] for v in read_metrics(folder)[2])):
                 yield train, os.path.join(folder, "train.log")
         result = os.path.join(folder, "eval.json")
         close = cell["group"] in ("plain", "chosen") and not plan.get("seeds")

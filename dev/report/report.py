@@ -24,6 +24,7 @@ class Bad(Exception):
 def find_matplotlib(program):
     """The distribution's packages are those of the distribution's Python, which need not be the first in PATH: where
     this one lacks matplotlib, that one starts `program`, the file that runs, in this one's place."""
+    os.environ["MPLBACKEND"] = "Agg"  # the user's own may need a window, and files are all that is drawn
     try:
         import matplotlib, numpy  # noqa: F401
     except ImportError as error:

@@ -121,6 +121,20 @@ check "the same folder goes on" '[ $? = 0 ] && grep -q "of 5 cells are done" "$w
 check "with the same plan" 'cmp -s "$work/mini/plan.json" "$work/plan.json"'
 check "what was done is not done again" '[ "$(ls --full-time $(awk "{print \$NF}" <<<"$before"))" = "$before" ]'
 check "every cell is done" '[ "$(ls "$work"/mini/runs/*/cell.json | wc -l)" = 5 ]'
+mkdir -p "$work/half/runs" && cp "$work/mini/plan.json" "$work/half/" && cp -r "$work/mini/runs/plain-s1337" "$work/half/runs/" && rm "$work/half/runs/plain-s1337/eval.json"
+next_program() { # that run.sh would start for that cell
+    PYTHONPATH=dev/paper python3 - "$work/half" <<'END'
+import sys
+from common import read_json
+from runner import Programs, Runner
+runner = object.__new__(Runner)
+runner.out, runner.plan, runner.programs, runner.kinds = sys.argv[1], read_json(sys.argv[1] + "/plan.json", {}), Programs(False), True
+print(next(runner.steps(runner.plan["cells"][0]))[0][0])
+END
+}
+check "a run that is trained is measured" '[ "$(next_program)" = ./infer_gpt2cpu ]'
+sed -i '$d' "$work/half/runs/plain-s1337/metrics.jsonl"
+check "but first trained on, where its last validation was interrupted" '[ "$(next_program)" = ./train_gpt2cpu ]'
 check "a killed run has all its updates, once each" '[ "$(cat "$work"/mini/runs/*/metrics.jsonl | grep -c "\"loss\"")" = 100 ]'
 check "the optimizer and the earlier checkpoints of what is done are gone" '[ "$(find "$work/mini/runs" -name model.safetensors | wc -l)" = 5 ] &&
     [ -z "$(find "$work/mini/runs" -name optimizer.safetensors)" ]'

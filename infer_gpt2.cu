@@ -1337,6 +1337,17 @@ bool next_line(std::istream& in, std::string& line) {
     return true;
 }
 
+// The sums as means over the tokens.
+DecodeStats means(const DecodeStats& s) {
+    return {1,
+            s.visible / s.tokens,
+            s.keys / s.tokens,
+            s.pages / s.tokens,
+            s.tau / s.tokens,
+            s.certified / s.tokens,
+            s.worst};
+}
+
 void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow how) {
     const int NH = config.num_heads;
     fprintf(stderr, "\nmeans over the tokens generated, by layer and head%s\n",
@@ -1347,10 +1358,10 @@ void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow
     fprintf(stderr, "%5s %5s %9s %9s %8s %8s %9s %9s %9s\n", "layer", "head", "keys", "read", "share",
             "pages", "tau", "worst", "certified");
     DecodeStats all = {};
-    const auto line = [](const std::string& layer, const std::string& head, const DecodeStats& s) {
+    const auto line = [](const std::string& layer, const std::string& head, const DecodeStats& sums) {
+        const DecodeStats s = means(sums);
         fprintf(stderr, "%5s %5s %9.1f %9.1f %7.1f%% %8.1f %9.2e %9.2e %9.2e\n", layer.c_str(), head.c_str(),
-                s.visible / s.tokens, s.keys / s.tokens, 100 * s.keys / s.visible, s.pages / s.tokens,
-                s.tau / s.tokens, s.worst, s.certified / s.tokens);
+                s.visible, s.keys, 100 * s.keys / s.visible, s.pages, s.tau, s.worst, s.certified);
     };
     for (size_t i = 0; i < g.stats.size(); i++)
         if (g.stats[i].tokens > 0) {
@@ -1397,16 +1408,16 @@ Json generation_json(const Generation& g, const std::vector<Tokens>& prompts, co
                                  {"text", tokens_text(tokenizer, g.made[b])},
                                  {"tokens", g.made[b]}});
     for (size_t i = 0; i < g.stats.size(); i++) {
-        const DecodeStats& s = g.stats[i];
-        if (s.tokens > 0)
+        const DecodeStats s = means(g.stats[i]);
+        if (g.stats[i].tokens > 0)
             json["stats"].push_back({{"layer", i / num_heads},
                                      {"head", i % num_heads},
-                                     {"keys", number(s.visible / s.tokens)},
-                                     {"read", number(s.keys / s.tokens)},
-                                     {"pages", number(s.pages / s.tokens)},
-                                     {"tau", number(s.tau / s.tokens)},
+                                     {"keys", number(s.visible)},
+                                     {"read", number(s.keys)},
+                                     {"pages", number(s.pages)},
+                                     {"tau", number(s.tau)},
                                      {"worst", number(s.worst)},
-                                     {"certified", number(s.certified / s.tokens)}});
+                                     {"certified", number(s.certified)}});
     }
     return json;
 }

@@ -1481,7 +1481,8 @@ void train(TrainConfig c) {
     stop_when_told();
     fputs(settings_table(settings_rows(run, ctx, precision)).c_str(), stdout);
     if (!metrics.gap().empty())
-        printf("note: %s/metrics.jsonl lacks %s, which are done\n", c.out.c_str(), metrics.gap().c_str());
+        printf("note: %s/metrics.jsonl lacks %s of those that are done\n", c.out.c_str(),
+               metrics.gap().c_str());
     fflush(stdout);
     train_loop(ctx, run, metrics);
 }

@@ -26,12 +26,18 @@ std::string json_number(float value) {
     return {text, std::to_chars(text, text + sizeof(text), value).ptr};
 }
 
+// "updates 7 to 10"
+static std::string updates_range(int64_t first, int64_t last) {
+    if (first == last) return format("update %lld", (long long)first);
+    return format("updates %lld to %lld", (long long)first, (long long)last);
+}
+
 MetricsLog::MetricsLog(const std::string& run_folder, const std::string& config, int64_t resume_step)
     : path_(run_folder + "/metrics.jsonl") {
     lock(run_folder);
     try {
         const bool resume = resume_step >= 0 && is_file(path_);
-        if (!resume && resume_step > 0) gap_ = format("updates 1 to %lld", (long long)resume_step);
+        if (!resume && resume_step > 0) gap_ = updates_range(1, resume_step);
         write_file(path_, resume ? kept_lines(config, resume_step) : config + "\n");
         fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
         if (fd_ < 0) fail("cannot open %s: %s", path_.c_str(), strerror(errno));
@@ -91,8 +97,7 @@ std::string MetricsLog::kept_lines(const std::string& config, int64_t step) {
     size_t begin = 0;
     int64_t last = 0;  // update
     const auto missing = [&](int64_t until) {
-        if (until > last && gap_.empty())
-            gap_ = format("updates %lld to %lld", (long long)last + 1, (long long)until);
+        if (until > last && gap_.empty()) gap_ = updates_range(last + 1, until);
     };
     for (int number = 1; begin < text.size(); number++) {
         const size_t end = text.find('\n', begin);

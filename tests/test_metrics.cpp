@@ -182,7 +182,7 @@ TEST_CASE("updates that a resumed log lacks are named") {
     CHECK(gap({1, 4}, 4) == "updates 2 to 3");
     CHECK(gap({1, 2}, 4) == "updates 3 to 4");
     CHECK(gap({}, 4) == "updates 1 to 4");
-    CHECK(gap({2, 4}, 4) == "updates 1 to 1");  // the first gap
+    CHECK(gap({2, 4}, 4) == "update 1");  // the first gap
 }
 
 TEST_CASE("a resumed file keeps its first line, a new run's is new") {

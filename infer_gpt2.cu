@@ -113,7 +113,7 @@ void parse_cut_kinds(InferConfig& c, const std::string& text) {
 // The one table of flags.
 std::vector<Flag> infer_flags(InferConfig& c) {
     return {
-        {'e', "from", "WHAT", "the last of log/run1, log/run2, ...",
+        {'e', "from", "WHAT", "the last of log/run1, log/run2, ... that has a checkpoint",
          "the model: a run or checkpoint of ours, OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
          [&c](auto& flag, auto& v) { c.from = parse_name(flag, v); }},
         {'p', "prompt", "TEXT", "",
@@ -150,7 +150,8 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& flag, auto& v) { c.sampling.top_k = (int)parse_int(flag, v, 0, 65536); }},
         {0, "greedy", "", "", "always the most likely token, whatever --temperature says",
          [&c](auto&, auto&) { c.greedy = true; }},
-        {0, "seed", "N", std::to_string(c.sampling.seed), "for samples and probes",
+        {0, "seed", "N", std::to_string(c.sampling.seed),
+         "for samples, probes and the random keys of --eval and --report",
          [&c](auto& flag, auto& v) { c.sampling.seed = (uint64_t)parse_int(flag, v, 0, INT64_MAX); }},
         choice_flag("context-full", kContextFullWords, c.slide,
                     "at the end of the context: stop, or go on with its second half"),
@@ -168,7 +169,7 @@ std::vector<Flag> infer_flags(InferConfig& c) {
              }
          }},
         {0, "cut-kinds", "KIND[,KIND...]", "topk,random,recent,first_recent,raw",
-         "which keys the rows of --eval keep; raw: also without renormalizing",
+         "which keys the rows of --eval, and of --report's losses, keep; raw: also without renormalizing",
          [&c](auto&, auto& v) { parse_cut_kinds(c, v); }},
         {0, "lambada", "FILE", "", "LAMBADA (data/fetch lambada): the last word, dense and with k keys",
          [&c](auto& flag, auto& v) { c.lambada = parse_name(flag, v); }},
@@ -186,7 +187,8 @@ std::vector<Flag> infer_flags(InferConfig& c) {
          [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "N", "the model's", "tokens of a sequence of what is measured",
          [&c](auto& flag, auto& v) { c.T = (int)parse_int(flag, v, 2, 65536); }},
-        {'m', "batches", "N", std::to_string(c.batches), "batches of --eval and --report",
+        {'m', "batches", "N", std::to_string(c.batches),
+         "batches of --eval and --report, and of the text that --probes are made of",
          [&c](auto& flag, auto& v) { c.batches = parse_int(flag, v, 1, INT32_MAX); }},
         {0, "limit", "N", std::to_string(c.limit),
          "questions of each task (0 = all) and of recall (0 = 100); a quarter of them of induction, and of the needle at each depth",
@@ -1350,7 +1352,7 @@ DecodeStats means(const DecodeStats& s) {
 
 void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow how) {
     const int NH = config.num_heads;
-    fprintf(stderr, "\nmeans over the tokens generated, by layer and head%s\n",
+    fprintf(stderr, "\nmeans over the tokens made from the cache, by layer and head%s\n",
             how.mode == DecodeMode::topk ? format(" (of each row %d values are read)", how.topk).c_str()
             : how.mode == DecodeMode::pages
                 ? " (certified: the bound on tau that was proven without the rest)"

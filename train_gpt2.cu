@@ -122,7 +122,8 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          [&c](auto& flag, auto& v) { c.train_data = parse_name(flag, v); }},
         {'j', "val-data", "GLOB", "what make prepared", "token shards to validate on",
          [&c](auto& flag, auto& v) { c.val_data = parse_name(flag, v); }},
-        {'e', "from", "WHAT", "tiny on a CPU, GPT-2 124M on a GPU",
+        {'e', "from", "WHAT",
+         "tiny on a CPU; on a GPU 124M if data/fetch got it, else d12 (GPT-2 124M from scratch)",
          "start from scratch (tiny, d6 ... d48: the depth), from OpenAI's weights that data/fetch got (124M, 355M, 774M, 1558M), or from a folder or file: a checkpoint or run of ours, Hugging Face's safetensors, a TensorFlow checkpoint, llm.c's .bin",
          [&c](auto& flag, auto& v) { c.from = parse_name(flag, v); }},
         {'o', "out", "DIR", "log/run1, log/run2, ...", "run folder: metrics.jsonl and checkpoints",
@@ -136,7 +137,8 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {'b', "batch", "N", "12 on a CPU, what fits (up to 64) on a GPU",
          "micro-batch: rows of a forward and backward pass",
          [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
-        {'t', "context", "N", "128 for tiny, else 1024", "context length T in tokens",
+        {'t', "context", "N", "128 for tiny, else 1024; from weights at most their positions",
+         "context length T in tokens",
          [&c](auto& flag, auto& v) { c.T = (int)parse_int(flag, v, 1, 65536); }},
         {'d', "tokens-per-update", "N",
          "one micro-batch on a CPU, 65536 (rounded up to micro-batches) on a GPU",
@@ -1094,8 +1096,9 @@ int64_t default_update_tokens(int B, int T) {
     return ceil_div(rows, (int64_t)B) * B * T;
 }
 
-// The largest micro-batch, up to 12 rows on a CPU and 64 on a GPU, that fits on the device and divides an
-// update's tokens, or 1 where none does: then check_settings_fit() says what is wrong.
+// The micro-batch: on a CPU the largest of up to 12 rows that divides an update's tokens, if those are given;
+// on a GPU the largest of 64, 32, ..., 2 that divides them and fits into its free memory. 1 where none does:
+// then check_settings_fit() says what is wrong.
 template <class Float>
 int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
     const auto divides = [&](int B) { return c.tokens_per_update % ((int64_t)B * c.T) == 0; };
@@ -1222,8 +1225,8 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
         limit = format(" (to begin with; loss within %g of %s)", c.target_loss.margin,
                        c.target_loss.path.c_str());
     return {
-        {"device",
-         ctx.device_name + ", " + precision + (cudnn ? ", cuDNN's attention where lambda is 0" : "")},
+        {"device", ctx.device_name + ", " + precision +
+                       (cudnn ? ", cuDNN's attention where lambda is 0 and masses are not measured" : "")},
         {"model", format("%s: %d layers, %d heads, %d channels, vocabulary %d, %s parameters", c.from.c_str(),
                          config.num_layers, config.num_heads, config.channels, config.vocab_size,
                          pretty_count((double)num_weights(config)).c_str())},
@@ -1350,7 +1353,7 @@ void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, 
 void stop_when_told() {
     const auto stop = [](int sig) {
         on_interrupt(sig);
-        constexpr char kText[] = "\nstopping after this update; once more: at once, and nothing is saved\n";
+        constexpr char kText[] = "\nstopping after this update; once more: at once\n";
         if (isatty(STDERR_FILENO)) [[maybe_unused]]
             const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
     };

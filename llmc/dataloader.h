@@ -5,10 +5,11 @@
 //
 // An epoch cuts every shard into windows of T+1 tokens that lie T apart, so that each token but the first is
 // a target once; what is left behind the last whole window, less than T tokens, is not. Sequential order
-// (validation) takes them as they lie. Shuffled order (training) starts each shard at a random offset, new in
-// each epoch so that the boundaries move, and visits all windows of all shards in a random order. Both follow
-// from (seed, epoch) alone, without state and without a table: the whole state of a loader is an epoch and a
-// position in it. The windows form one sequence; the batch size only says how many of them a batch takes.
+// (validation) takes them as they lie. Shuffled order (training) starts each shard at a random offset of less
+// than T, before which its tokens are left out, new in each epoch so that the boundaries move, and visits all
+// windows of all shards in a random order. Both follow from (seed, epoch) alone, without state and without a
+// table: the whole state of a loader is an epoch and a position in it. The windows form one sequence; the
+// batch size only says how many of them a batch takes.
 #pragma once
 #include <cstdint>
 #include <span>

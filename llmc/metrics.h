@@ -78,7 +78,7 @@ class MetricsLog {
 
 // ---- Numbers for people ----
 
-// 950, 1.2k, 12.3k, 812k, 1.24M: three digits are enough to watch.
+// 950, 1.20k, 12.3k, 812k, 1.24M: three digits are enough to watch.
 std::string pretty_count(double n);
 
 // "1 update", "2 updates"

@@ -540,8 +540,7 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
         c.layer_lambda = {1.0f, 1.0f, 1.0f};
         GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, busy_params<float>(kSmall));
         DataLoader data(folder / "val.bin", B, T, false, 0);
-        const Validation v = validate(ctx, model, data, c);
-        return v;
+        return validate(ctx, model, data, c).value();
     };
     const Validation one_by_one = validation(1, windows), first = validation(1, 6);
     for (const auto& [B, batches, want] :
@@ -566,7 +565,7 @@ TEST_CASE("what a validation measures: the loss and the mass of the reference, a
     const std::vector<float> params = busy_params<float>(kSmall);
     GPT2<float> model = model_with<float>(ctx, {kSmall, B, T}, params);
     DataLoader data(random_shard(folder, B, T, 4), B, T, false, 0);
-    const Validation got = validate(ctx, model, data, c);
+    const Validation got = validate(ctx, model, data, c).value();
 
     const std::vector<int> x(data.inputs(), data.inputs() + B * T), y(data.targets(), data.targets() + B * T);
     const ref::Loss loss = ref::gpt2(kSmall, to_double(params), x, y, B, T, k, Reg::tail, {1, 1, 1}, nullptr);

@@ -253,7 +253,7 @@ mkdir -p tree/build tree/data away
 cp "$tokenize" tree/build/tokenize
 tree=$(readlink -f tree)
 by_default() { (cd "$1" && "$tree/build/tokenize" --val-fraction 0 -o "$work/default" "$work/digits.txt"); }
-check "--help says where the vocabulary is by default" grep -q 'data/gpt2 beside the$' <("$tokenize" --help)
+check "--help says where the vocabulary is by default" grep -q 'data/gpt2 beside the program' <("$tokenize" --help)
 refuses "no vocabulary anywhere: both places are named" "no GPT-2 vocabulary in $tree/data/gpt2, nor in data/gpt2 here" by_default away
 # The vocabulary of the tests is refused for its size, in a sentence that says where it is.
 mkdir -p away/data && cp -r "$fixtures/tiny_bpe" away/data/gpt2

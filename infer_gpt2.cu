@@ -1378,8 +1378,8 @@ std::string speed_line(const Generation& g, const InferConfig& c) {
     const std::string attention = how.mode == DecodeMode::topk    ? format("top-%d attention", how.topk)
                                   : how.mode == DecodeMode::pages ? format("pages, epsilon %g", how.epsilon)
                                                                   : "dense attention";
-    std::string text = format("%lld tokens, %s: the first after %.3f s", (long long)g.drawn,
-                              attention.c_str(), g.first_seconds);
+    std::string text = format("%lld token%s, %s: the first after %.3f s", (long long)g.drawn,
+                              g.drawn == 1 ? "" : "s", attention.c_str(), g.first_seconds);
     if (g.drawn > g.drawn_first)
         text += format(", then %.1f tokens/s",
                        (double)(g.drawn - g.drawn_first) / std::max(1e-9, g.seconds - g.first_seconds));
@@ -1504,6 +1504,7 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         signal(SIGINT, on_interrupt);
         const Generation g = run({text}, true);
         signal(SIGINT, SIG_DFL);
+        signal(SIGPIPE, SIG_DFL);
         g_interrupted = 0;
         text.insert(text.end(), g.made[0].begin(), g.made[0].end());
         report(g, {});

@@ -1352,7 +1352,9 @@ void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, 
 // A signal lets the update be finished and saved. Who has pressed Ctrl-C is told so: an update may take long.
 void stop_when_told() {
     const auto stop = [](int sig) {
+        const bool again = g_interrupted;
         on_interrupt(sig);
+        if (again) return;
         constexpr char kText[] = "\nstopping after this update; once more: at once\n";
         if (isatty(STDERR_FILENO)) [[maybe_unused]]
             const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
@@ -1409,14 +1411,14 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
     }
     reports.report_until(step);
     progress.finish();
-    if (step == c.updates)
-        printf("done: %s; metrics%s are in %s\n", updates_text(step).c_str(),
-               c.checkpoint_every > 0 ? " and checkpoints" : "", c.out.c_str());
-    else if (step == saved)
-        printf("stopped after %s: go on with -y -o %s\n", updates_text(step).c_str(),
-               shell_word(c.out).c_str());
-    else
-        printf("stopped after %s\n", updates_text(step).c_str());
+    const std::string end = step == c.updates
+                                ? format("done: %s; metrics%s are in %s\n", updates_text(step).c_str(),
+                                         c.checkpoint_every > 0 ? " and checkpoints" : "", c.out.c_str())
+                            : step == saved ? format("stopped after %s: go on with -y -o %s\n",
+                                                     updates_text(step).c_str(), shell_word(c.out).c_str())
+                                            : format("stopped after %s\n", updates_text(step).c_str());
+    fputs(end.c_str(), stdout);
+    if (fflush(stdout) != 0 || ferror(stdout)) fputs(end.c_str(), stderr);  // Ctrl-C has ended tee, say
 }
 
 // -e as it means the same in another folder, whatever lies beside the run: a preset's or size's name stays.

@@ -5,7 +5,9 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <ctime>
 #include <exception>
 #include <filesystem>
 #include <string>
@@ -41,13 +43,34 @@ inline void report_file_faults() {
     signal(SIGXFSZ, SIG_IGN);  // a file that may not get so large: write() fails, and that is reported
 }
 
+// Ends the program by a signal, from its handler, too.
+[[noreturn]] inline void end_by(int sig) {
+    signal(sig, SIG_DFL);
+    sigset_t one;
+    sigemptyset(&one);
+    sigaddset(&one, sig);
+    pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
+    raise(sig);
+    _exit(128 + sig);  // the first process of a container is not killed by what it sends itself
+}
+
 // Ctrl-C, for programs that finish what they are at: set as the handler of a signal, which is then in
-// g_interrupted.
+// g_interrupted. A second one ends the program at once, but for one that comes with the first: timeout, say,
+// signals the program, and then the group that it is in.
 inline volatile sig_atomic_t g_interrupted = 0;
 inline void on_interrupt(int sig) {
-    g_interrupted = sig;
-    signal(sig, SIG_DFL);      // a second Ctrl-C ends the program at once
-    signal(SIGPIPE, SIG_IGN);  // who read the output may be gone, too: what is to be saved is saved
+    static timespec first;
+    timespec now;
+    const int error = errno;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!g_interrupted) {
+        first = now;
+        g_interrupted = sig;
+        signal(SIGPIPE, SIG_IGN);  // who read the output may be gone, too: what is to be saved is saved
+    } else if ((double)(now.tv_sec - first.tv_sec) + 1e-9 * (double)(now.tv_nsec - first.tv_nsec) > 1) {
+        end_by(sig);
+    }
+    errno = error;
 }
 
 // A program's main(): what `body` throws is one sentence on stderr behind `prefix`, and exit status 1. So is
@@ -62,15 +85,12 @@ int run_program(const char* prefix, Body body) {
     try {
         body();
         status = fflush(stdout) == 0 && !ferror(stdout) ? 0 : 1;
-        if (status != 0 && g_interrupted != SIGPIPE)
+        if (status != 0 && !g_interrupted)
             fprintf(stderr, "%s: the standard output could not be written\n", prefix);
     } catch (const std::exception& e) {
         fflush(stdout);
         fprintf(stderr, "%s: %s\n", prefix, e.what());
     }
-    if (g_interrupted) {
-        signal(g_interrupted, SIG_DFL);
-        raise(g_interrupted);
-    }
+    if (g_interrupted) end_by(g_interrupted);
     return status;
 }

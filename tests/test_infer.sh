@@ -17,6 +17,13 @@ near = lambda a, b, by=1e-6: abs(a - b) <= by * max(1, abs(b))
 sys.exit(not ($2))" "$1" 2>"$work/err"
 }
 
+waits_for() { # a condition, 12 seconds
+    for _ in $(seq 600); do
+        ! eval "$1" || break
+        sleep 0.02
+    done
+}
+
 text=$root/tests/fixtures/plays.txt
 "$root/build/tokenize" --tokenizer bytes -o "$work/text" "$text" >"$work/out" 2>&1 || bad "tokenizing"
 "$root/train_gpt2cpu" -i "$work/text_train_*.bin" -j "$work/text_val_*.bin" -e tiny -b 4 -x 120 -v 0 -s 0 -n 120 -l 0.1 -k 8 \
@@ -48,13 +55,26 @@ run -e "$work/torn" -p "Good lord " -n 40
 check "where a run's newest checkpoint is damaged, the one before it is used, and that is said" '[ $? = 0 ] &&
     grep -q "^going on from $work/torn/step_00000120, for the newest checkpoint is not complete: " "$work/err" && cmp -s "$work/out" "$work/first"'
 "$infer" "${model[@]}" -p "Good lord " -n 10000000 >"$work/out" 2>"$work/err" &
-for _ in $(seq 600); do
-    [ ! -s "$work/out" ] || break
-    sleep 0.02
-done
+waits_for '[ -s "$work/out" ]'
 kill -INT $!
 wait $!
-check "Ctrl-C ends the text, and what the program is part of" '[ $? = 130 ] && grep -q "tokens/s" "$work/err"'
+check "Ctrl-C ends the text, and what the program is part of" '[ $? = 130 ] && grep -q "dense attention" "$work/err"'
+# At --interactive, a Ctrl-C ends what is being made; and when later the reader is gone, the program ends, too.
+mkfifo "$work/typed" "$work/shown"
+cat "$work/shown" >"$work/out" &
+reader=$!
+"$infer" "${model[@]}" --interactive -n 100000 <"$work/typed" >"$work/shown" 2>"$work/err" &
+pid=$!
+exec 5>"$work/typed"
+echo "int a" >&5
+waits_for '[ -s "$work/out" ]'
+kill -INT $pid
+waits_for 'grep -q "dense attention" "$work/err"'
+kill -KILL $reader && wait $reader 2>/dev/null
+echo "int b" >&5
+wait $pid
+check "interactive: Ctrl-C ends a text; without a reader there is no other" '[ $? = 141 ] && [ "$(grep -c "dense attention" "$work/err")" = 1 ]'
+exec 5>&-
 run "${model[@]}" -p "Good lord " -n 60 --greedy
 cp "$work/out" "$work/greedy"
 check "the most likely tokens are not those that are drawn" '! cmp -s <(head -c 50 "$work/first") <(head -c 50 "$work/greedy")'
@@ -154,8 +174,8 @@ check "cutting to as many keys as there are changes nothing" '[ "$(json "$work/e
 # By definition; that they also lose less is no more than likely of a model that has hardly been trained.
 check "the top k keep more of the mass than any other k keys" '[ "$(json "$work/eval.json" "all(max(c, key=lambda x: x[\"kept\"])[\"cut\"] == \"topk\" for c in [[x for x in d[\"eval\"][\"cuts\"] if x[\"k\"] == k and x[\"renormalized\"]] for k in (2, 8)])")" = True ]'
 run "${model[@]}" --eval "$text" -m 1 -b 1 --cuts 8 --cut-kinds topk,recent --json "$work/kinds.json"
-check "--cut-kinds keeps to some" '[ "$(json "$work/kinds.json" "[(c[\"cut\"], c[\"renormalized\"]) for c in d[\"eval\"][\"cuts\"]] == [(\"topk\", True), (\"recent\", True)]")" = True ]'
 check "--eval takes text, too" '[ $? = 0 ] && grep -q "dense attention: loss" "$work/out"'
+check "--cut-kinds keeps to some" '[ "$(json "$work/kinds.json" "[(c[\"cut\"], c[\"renormalized\"]) for c in d[\"eval\"][\"cuts\"]] == [(\"topk\", True), (\"recent\", True)]")" = True ]'
 of_all() { # rows in a batch, JSON: the losses of 7 sequences
     head -c 1000 "$text" >"$work/short.txt"
     run "${model[@]}" --eval "$work/short.txt" -t 128 -m 8 -b "$1" --cuts 8 --cut-kinds topk,recent,raw --json "$2"

@@ -154,6 +154,45 @@ kill -INT $pid
 wait $pid
 check "Ctrl-C finishes the update, saves, says how to go on, and ends what the run is part of" '[ $? = 130 ] && grep -qF "$hint" "$work/log" &&
     [ -f "$stopped/step_$(printf %08d "$(last "$stopped" step)")/model.safetensors" ]'
+# timeout signals a program, and then the group that it is in. And an update that takes long is not waited for twice.
+"$train" "${common[@]}" -d 12800 -x 3000 -o "$work/twice" >"$work/log" 2>&1 &
+pid=$!
+wait_for_updates 1 "$work/twice"
+kill -TERM $pid
+sleep 0.05
+kill -TERM $pid
+wait $pid
+check "a signal that comes twice at once is one" '[ $? = 143 ] && [ -f "$work/twice/step_$(printf %08d "$(last "$work/twice" step)")/model.safetensors" ]'
+"$train" "${quick[@]}" -d 1280000 -x 3 -n 1 -o "$work/long" >"$work/log" 2>&1 &
+pid=$!
+sleep 1
+kill -INT $pid
+sleep 1.5
+begin=$SECONDS
+kill -INT $pid
+wait $pid
+check "a second Ctrl-C ends an update that takes long at once" '[ $? = 130 ] && [ $((SECONDS - begin)) -le 3 ] && [ "$(updates_in "$work/long")" = 0 ] &&
+    [ "$(ls "$work/long")" = metrics.jsonl ]'
+# Ctrl-C in "train | tee log" ends tee, too.
+mkfifo "$work/pipe"
+cat "$work/pipe" >"$work/log" &
+reader=$!
+"$train" "${common[@]}" -x 3000 -o "$work/teed" >"$work/pipe" 2>"$work/err" &
+pid=$!
+wait_for_updates 3 "$work/teed"
+kill -KILL $reader && wait $reader 2>/dev/null
+kill -INT $pid
+wait $pid
+check "Ctrl-C that also ends the reader of the output: saved, and how to go on is said" '[ $? = 130 ] && [ "$(cat "$work/err")" = "stopped after $(last "$work/teed" step) updates: go on with -y -o $work/teed" ] &&
+    [ -f "$work/teed/step_$(printf %08d "$(last "$work/teed" step)")/model.safetensors" ]'
+if unshare -rpf true 2>/dev/null; then # as in a container, whose first process is not killed by its own signals
+    unshare -rpf "$train" "${common[@]}" -x 3000 -o "$work/first" >"$work/log" 2>&1 &
+    pid=$!
+    wait_for_updates 3 "$work/first"
+    kill -TERM "$(cat /proc/$pid/task/$pid/children)"
+    wait $pid
+    check "the first process of a container ends by the signal, too" '[ $? = 143 ] && grep -q "go on with -y" "$work/log"'
+fi
 # A sample that takes long: Ctrl-C while it is being made keeps the updates before it.
 "$train" "${quick[@]}" -x 3000 -s 3 -g 100000 -o "$work/sampling" >"$work/log" 2>&1 &
 pid=$!

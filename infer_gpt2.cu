@@ -222,14 +222,14 @@ struct Model {
 
 template <class Float>
 Model<Float> load_model(const Context& ctx, const WeightFiles& files, const GPT2Config& config) {
-    std::vector<float> host(num_parameters(config));
-    load_weights(files, config, host.data());
     Model<Float> m{.config = config};
     Float* params = nullptr;
-    m.memory = std::make_unique<DeviceMemory>(ctx, "the weights", "take a smaller model",
-                                              [&](Arena& arena) { params = arena.take<Float>(host.size()); });
-    const std::vector<Float> rounded(host.begin(), host.end());
-    to_device(params, rounded.data(), rounded.size());
+    m.memory = std::make_unique<DeviceMemory>(ctx, "the weights", "take a smaller model", [&](Arena& arena) {
+        params = arena.take<Float>(num_parameters(config));
+    });
+    std::vector<float> host(num_parameters(config));
+    load_weights(files, config, host.data());
+    to_device_as(params, host);
     m.params = point_to_params(params, config);
     return m;
 }

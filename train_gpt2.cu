@@ -433,10 +433,7 @@ template <class Float>
 void upload_params(GPT2<Float>& model, const std::vector<float>& host) {
     assert(host.size() == model.num_params);
     to_device(model.master, host.data(), host.size());
-    if constexpr (sizeof(Float) == 2) {
-        const std::vector<Float> rounded(host.begin(), host.end());
-        to_device(model.params_base, rounded.data(), rounded.size());
-    }
+    if constexpr (sizeof(Float) == 2) to_device_as(model.params_base, host);
 }
 
 // first_params() gives the weights to begin with, once it is known that the device has room for the run: to

@@ -88,6 +88,16 @@ template <class T>
 void to_device(T* device, const T* host, size_t n) {
     CUDA_CHECK(cudaMemcpy(device, host, n * sizeof(T), cudaMemcpyHostToDevice));
 }
+// Rounded to Float on the way.
+template <class Float>
+void to_device_as(Float* device, const std::vector<float>& host) {
+    if constexpr (sizeof(Float) == sizeof(float)) {
+        to_device(device, host.data(), host.size());
+    } else {
+        const std::vector<Float> rounded(host.begin(), host.end());
+        to_device(device, rounded.data(), rounded.size());
+    }
+}
 template <class T>
 std::vector<T> to_host(const Context& ctx, const T* device, size_t n) {
     std::vector<T> host(n);

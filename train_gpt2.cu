@@ -1351,10 +1351,9 @@ void stop_when_told() {
     const auto stop = [](int sig) {
         const bool again = g_interrupted;
         on_interrupt(sig);
-        if (again) return;
+        if (again || !isatty(STDERR_FILENO)) return;
         constexpr char kText[] = "\nstopping after this update; once more: at once\n";
-        if (isatty(STDERR_FILENO)) [[maybe_unused]]
-            const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
+        [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kText, sizeof(kText) - 1);
     };
     signal(SIGINT, stop);
     signal(SIGTERM, stop);

@@ -2,6 +2,7 @@
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
+export LC_ALL=C.UTF-8 # numbers with a point, whatever the user's language
 exec 3>&1 # where results go, wherever a check's own output does
 
 ok() { passed=$((passed + 1)); echo "ok    $1" >&3; }

@@ -291,6 +291,10 @@ cp "$infer" "$work/elsewhere/" && infer=$work/elsewhere/infer_gpt2cpu
 refuse "a prompt needs a vocabulary, and none is known for this model: data/fetch gpt2 gets GPT-2's" -e "$work/unnamed" -p x
 refuse "--interactive needs a vocabulary, and none is known for this model: data/fetch gpt2 gets" -e "$work/unnamed" --interactive
 infer=$root/infer_gpt2cpu
+python3 -c "
+import struct, sys
+sys.stdout.buffer.write(struct.pack('<256i', 20240520, 1, 500, 300, *[0] * 252) + bytes(1000))" >"$work/other_vocabulary.bin"
+refuse "have a vocabulary of 300 tokens, and the model one of 257" "${model[@]}" --eval "$work/other_vocabulary.bin"
 refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
 refuse "--json keeps one generation" "${model[@]}" --interactive --json "$work/text.json"

@@ -8,6 +8,7 @@
 #include "../llmc/gelu.cuh"
 #include "../llmc/grad_norm.cuh"
 #include "../llmc/layernorm.cuh"
+#include "../llmc/step_stats.cuh"
 
 #include "check.h"
 #include "reference.h"
@@ -404,6 +405,78 @@ TEST_CASE("gradient norm, and what is to be clipped") {
             grad_norm(ctx, result, scratch, d_grad, grad.size(), 1.0f);
             CHECK(result.get()[0].finite == 0);
             CHECK(std::isnan(result.get()[0].norm) == std::isnan(bad));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("layernorm: epsilon counts where the variance is no larger", Float, float, bf16) {
+    const int rows = 5, C = 136;
+    const auto inp = normal_values<Float>(rows * C, 1, 3e-3), res = normal_values<Float>(rows * C, 2, 3e-3);
+    const std::vector<Float> w(C, (Float)1.0f), b(C, (Float)0.0f);
+    const std::vector<double> w64(C, 1.0), b64(C, 0.0);
+    for (const Context& ctx : both_lane_counts()) {
+        CAPTURE(ctx.row_lanes);
+        DeviceArray<Float> d_inp(inp), d_res(res), d_w(w), d_b(b), out(rows * C), sum(rows * C);
+        DeviceArray<float> mean(rows), rstd(rows);
+        layernorm_forward<Float>(ctx, out, mean, rstd, nullptr, nullptr, d_inp, d_w, d_b, rows, C);
+        CHECK(relative_error(out.get(), ref::layernorm_forward(to_double(inp), w64.data(), b64.data(), rows,
+                                                               C)) < tolerance<Float>());
+        layernorm_forward<Float>(ctx, out, mean, rstd, sum, d_res, d_inp, d_w, d_b, rows, C);
+        CHECK(relative_error(out.get(), ref::layernorm_forward(to_double(sum.get()), w64.data(), b64.data(),
+                                                               rows, C)) < tolerance<Float>());
+    }
+}
+
+TEST_CASE(
+    "what an update has measured: means, each layer's factor, and the first tensor that is not finite") {
+    const int rows = 2500, L = 3, heads = 700;  // more than a block has threads for
+    const std::vector<float> losses = normal_values<float>(rows, 1, 5.0, 1.0),
+                             sums = normal_values<float>(L * heads * 2, 2, 3.0, 1.0);
+    const std::vector<float> factors = {0.5f, 0.0f, 2.0f};
+    const double mass_rows = 5000, share = 0.25, mass_share = 0.5;
+    double ce = 0, mass = 0, reg = 0;
+    for (const float loss : losses) ce += loss;
+    for (int i = 0; i < L * heads; i++) {
+        mass += sums[2 * i];
+        reg += (double)factors[i / heads] * sums[2 * i + 1];
+    }
+    const std::vector<size_t> begin = {0, 3, 1200, 1201, 2000};
+    const int tensors = (int)begin.size() - 1;
+    for (const Context& ctx : both_lane_counts()) {
+        CAPTURE(ctx.row_lanes);
+        StepStats before = {};
+        before.ce = 1, before.mass = 2, before.reg = 3;
+        DeviceArray<StepStats> stats(std::vector<StepStats>{before});
+        DeviceArray<float> d_losses(losses), d_sums(sums);
+        const auto add = [&](double of_masses) {
+            add_step_stats(ctx, stats, d_losses, rows, share, d_sums, heads, mass_rows, of_masses, factors);
+            return stats.get()[0];
+        };
+        StepStats got = add(mass_share);
+        CHECK(got.ce == doctest::Approx(1 + share * ce / rows).epsilon(1e-12));
+        CHECK(got.mass == doctest::Approx(2 + mass_share * mass / mass_rows).epsilon(1e-12));
+        CHECK(got.reg == doctest::Approx(3 + mass_share * reg / mass_rows).epsilon(1e-12));
+        const StepStats unmeasured = add(0.0);  // masses stay
+        CHECK(unmeasured.ce > got.ce);
+        CHECK(unmeasured.mass == got.mass);
+        CHECK(unmeasured.reg == got.reg);
+
+        DeviceArray<size_t> d_begin(begin);
+        for (const size_t bad : {size_t{2}, size_t{3}, size_t{1199}, size_t{1200}, size_t{1999}}) {
+            CAPTURE(bad);
+            std::vector<float> grads(begin.back(), 1.0f);
+            grads[bad] = INFINITY;
+            grads[1999] = NAN;  // the first counts
+            DeviceArray<float> d_grads(grads);
+            for (const int finite : {1, 0}) {
+                StepStats s = {};
+                s.norm.finite = finite;
+                stats.set({s});
+                find_bad_tensor(ctx, stats, d_grads, d_begin, tensors);
+                const int first =
+                    (int)(std::upper_bound(begin.begin(), begin.end(), bad) - begin.begin()) - 1;
+                CHECK(stats.get()[0].bad_tensor == (finite ? 0 : tensors - first));
+            }
         }
     }
 }

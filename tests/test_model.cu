@@ -225,6 +225,43 @@ TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as writ
     }
 }
 
+TEST_CASE("a lambda that begins to rise is not replayed without its gradient, where all else is the same") {
+    const Context ctx = make_context();
+    const int B = 2, T = 24;
+    const TrainConfig c = small_run(B, T, 5, Reg::tail);
+    const std::vector<float> params = busy_params<float>(kSmall);
+    GPT2<float> replayed = model_with<float>(ctx, {kSmall, B, T}, params);
+    GPT2<float> plain = model_with<float>(ctx, {kSmall, B, T}, params);
+    const Batch batch = random_batch(B * T, kSmall.vocab_size, 15);
+    for (float lambda : {0.0f, 0.0f, 0.0f, 2.0f, 2.0f, 2.0f, 0.0f}) {
+        const auto got = gradients(ctx, replayed, batch, c, lambda);
+        plain.micro_steps->clear();
+        CHECK(same_bits(got, gradients(ctx, plain, batch, c, lambda)));
+    }
+}
+
+TEST_CASE("the scratch that layers share has room for each of them") {
+    // Many positions of few columns need the most for the embedding where there are few multiprocessors.
+    Context ctx = make_context();
+    const int B = 8, T = 1024;
+    GPT2Config config = kSmall;
+    config.max_seq_len = T;
+    for (int num_sms : {1, 132}) {
+        ctx.num_sms = num_sms;
+        alignas(256) static char base[1];  // places are counted from here, and nothing is written
+        Arena arena{.base = base, .used = 0};
+        const Acts<float> a = lay_out_acts<float>(arena, ctx, {config, B, T});
+        const auto room = (size_t)((char*)a.stats - (char*)a.scratch) / sizeof(float);
+        CHECK(room >= column_sum_scratch(ctx, 4 * config.channels));
+        CHECK(room >= encoder_backward_scratch(B * T, config.channels));
+        CHECK(room >= (size_t)kGradNormBlocks);
+        const auto attention = (size_t)((char*)a.scratch - (char*)a.att_scratch) / sizeof(float);
+        CHECK(attention >= (size_t)B * T * 4 * config.channels);
+        CHECK(attention >= attention_backward_scratch<float>(ctx, B, T, config.num_heads,
+                                                             config.channels / config.num_heads));
+    }
+}
+
 TEST_CASE("a recording that fails leaves the stream as it was, and what waits cannot be recorded") {
     const Context ctx = make_context();
     DeviceArray<float> x(std::vector<float>(4, 1.0f));
@@ -476,12 +513,41 @@ TEST_CASE("--debug-state: lambda in full, its gradient, and thresholds between t
     }
     const Batch batch{{data.inputs(), data.inputs() + B * T}, {data.targets(), data.targets() + B * T}};
     const std::vector<float> want = gradients(ctx, model, batch, c, 3.0f);
-    for (const ParamTensor& p : gpt2_params(kSmall))
-        if (p.is_vector || p.name == "wpe.weight") {  // matrices are turned in the file
-            CAPTURE(p.name);
-            const std::vector<double> part(want.begin() + p.offset, want.begin() + p.offset + p.size());
-            CHECK(relative_error(read("grad." + p.name), part) < 1e-6);
-        }
+    const std::vector<float> params = busy_params<float>(kSmall);
+    for (const ParamTensor& p : gpt2_params(kSmall)) {
+        CAPTURE(p.name);
+        const auto on_disk = [&](const std::vector<float>& all) {  // without the padding, and turned
+            std::vector<double> part(p.size_on_disk());
+            for (int r = 0; r < p.rows_on_disk; r++)
+                for (int i = 0; i < p.cols; i++)
+                    part[p.turned ? (size_t)i * p.rows_on_disk + r : (size_t)r * p.cols + i] =
+                        all[p.offset + (size_t)r * p.cols + i];
+            return part;
+        };
+        CHECK(file.at("grad." + p.name).shape == p.shape_on_disk());
+        CHECK(relative_error(read("grad." + p.name), on_disk(want)) < 1e-6);
+        CHECK(to_double(read("param." + p.name)) == on_disk(params));
+    }
+    const auto tokens = [&](const char* name) {
+        const SafeTensor& t = file.at(name);
+        std::vector<int> values(t.elements);
+        memcpy(values.data(), t.data, t.bytes);
+        return values;
+    };
+    CHECK(tokens("x") == batch.x);
+    CHECK(tokens("y") == batch.y);
+    const ref::Loss loss =
+        ref::gpt2(kSmall, to_double(params), batch.x, batch.y, B, T, k, Reg::tail, {1.5, 3.0, 6.0}, nullptr);
+    CHECK(ce == doctest::Approx(loss.ce).epsilon(1e-6));
+    std::vector<double> logits;  // without the padding
+    for (int row = 0; row < B * T; row++)
+        for (int v = 0; v < kSmall.vocab_size; v++)
+            logits.push_back(loss.logits[(size_t)row * kSmall.padded_vocab_size + v]);
+    CHECK(file.at("logits").shape == std::vector<int64_t>{B, T, kSmall.vocab_size});
+    CHECK(relative_error(read("logits"), logits) < 1e-5);
+    for (const auto& [name, value] :
+         {std::pair("topk", "4"), {"lambda", "3"}, {"reg", "tail"}, {"n_layer", "3"}, {"n_head", "2"}})
+        CHECK(file.metadata().at(name) == value);
 }
 
 TEST_CASE("a shorter batch than the activations have room for") {
@@ -663,6 +729,15 @@ TEST_CASE("a gradient that is not finite stops the update, names the tensor and 
     check_mentions(message(), "grad.h.0.ln_1.bias");
     stats.ce = INFINITY;
     check_mentions(message(), "loss.ce");
+    for (double StepStats::*measured : {&StepStats::reg, &StepStats::mass}) {
+        stats = StepStats();
+        stats.norm = {1.0, 1.0f, 1};
+        stats.*measured = NAN;
+        check_mentions(message(), "loss.reg");
+    }
+    stats = StepStats();
+    stats.norm = {INFINITY, 1.0f, 0};  // of gradients that are finite
+    check_mentions(message(), "the gradient norm");
     stats = StepStats();
     stats.norm = {1.0, 1.0f, 1};
     CHECK(message() == "");
@@ -754,6 +829,61 @@ TEST_CASE("in 8 bits: the loss, and gradients within the rounding of their opera
         CHECK(error < 2 * relative_error(part(moved_grads), part(want)) + 1.0 / 16);
         CHECK(error > relative_error(part(in_bf16), part(want)));  // it is 8 bits that were multiplied
     }
+}
+
+TEST_CASE("in 8 bits: each linear layer has scales of its own, from its own operands, forward and backward") {
+    const Context ctx = make_context();
+    const int B = 2, T = 40, BT = B * T, C = kSmall.channels, L = kSmall.num_layers;
+    const Batch batch = random_batch(BT, kSmall.vocab_size, 21);
+    const TrainConfig c = small_run(B, T, 4, Reg::tail);
+    GPT2<bf16> model = model_with<bf16>(ctx, {kSmall, B, T, 0, Reg::tail, true}, busy_params<bf16>(kSmall));
+    const auto grads = gradients(ctx, model, batch, c, 3.0f);
+    for (int recompute : {1, 2}) {
+        GPT2<bf16> again =
+            model_with<bf16>(ctx, {kSmall, B, T, recompute, Reg::tail, true}, busy_params<bf16>(kSmall));
+        CHECK(same_bits(gradients(ctx, again, batch, c, 3.0f), grads));
+    }
+    const auto largest = [&](const bf16* x, size_t n) {
+        float most = 0;
+        for (const bf16 value : to_host(ctx, x, n)) most = std::max(most, std::fabs((float)value));
+        return most;
+    };
+    for (int l = 0; l < L; l++) {
+        const LayerParams<bf16>& p = model.params.layers[l];
+        const LayerActs<bf16>& a = model.acts.layers[l];
+        const LayerParams<float>& g = model.grads.layers[l];
+        const struct {
+            LinearLayer which;
+            const bf16 *weight, *inp;
+            float* grad;
+            size_t weights, inputs;
+        } layers[] = {{kQkv, p.qkv_w, a.ln1, g.qkv_w, (size_t)3 * C * C, (size_t)BT * C},
+                      {kAttproj, p.attproj_w, a.att, g.attproj_w, (size_t)C * C, (size_t)BT * C},
+                      {kFc, p.fc_w, a.ln2, g.fc_w, (size_t)4 * C * C, (size_t)BT * C},
+                      {kFcproj, p.fcproj_w, a.fch_gelu, g.fcproj_w, (size_t)4 * C * C, (size_t)BT * 4 * C}};
+        for (const auto& layer : layers) {
+            CAPTURE(l);
+            CAPTURE(layer.which);
+            const Fp8Buffers f = model.acts.fp8_of(l, layer.which);
+            const auto most = [&](const Fp8Scale* scale) {
+                return std::bit_cast<float>(to_host(ctx, scale, 1)[0].max_bits);
+            };
+            CHECK(most(f.weight_scale()) == largest(layer.weight, layer.weights));
+            CHECK(most(f.inp_scale()) == largest(layer.inp, layer.inputs));
+            // The backward's products take these: without one there is no gradient of this weight, and there
+            // is one with it.
+            const Fp8Scale right = to_host(ctx, f.inp_scale(), 1)[0];
+            for (const unsigned max_bits : {std::bit_cast<unsigned>(INFINITY), right.max_bits}) {
+                const Fp8Scale scale{right.inverse, max_bits};
+                to_device(f.inp_scale(), &scale, 1);
+                CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
+                backward(ctx, model, B, T, c.topk, c.reg, {true, true, true});
+                const std::vector<float> got = to_host(ctx, layer.grad, layer.weights);
+                CHECK(std::isfinite(got[0]) == (max_bits == right.max_bits));
+            }
+        }
+    }
+    CHECK(same_bits(to_host(ctx, model.grads_base, model.num_params), grads));
 }
 
 TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention condenses") {

@@ -50,11 +50,14 @@ fi
 wait_for_updates 1 "$work/peak"
 peak=$(awk '/^VmPeak/ { print $2 }' "/proc/$!/status")
 kill -KILL $! && wait $! 2>/dev/null
+refused=0
 for less in 30000 70000 110000 150000 190000; do
     (ulimit -v $((peak - less)) && timeout -s KILL 60 "$train" "${quick[@]}" -x 1 -n 0 -o "$work/in_limit" >"$work/log" 2>&1)
     check "with $less kB less address space than a run has used: it runs, or ends with a sentence" '[ $? = 0 ] || [ "$(grep -c "^error: .*: \(raise\|lower\)" "$work/log")" = 1 ]'
+    ! grep -q "^error" "$work/log" || refused=1
     rm -rf "$work/in_limit"
 done
+check "and by the most it does not" '[ $refused = 1 ]'
 
 # ---- the regularizer does what it is for
 run "${data[@]}" -e tiny -b 4 -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
@@ -134,7 +137,7 @@ same_when_killed() {
     wait_for_updates "$moment" "$work/killed"
     kill -9 $pid 2>/dev/null
     wait $pid 2>/dev/null
-    run "$@" -y -o "$work/killed" && { [ "$moment" -le 10 ] || grep -q "resumed after [123]0 updates" "$work/log"; } &&
+    run "$@" -y -o "$work/killed" && { [ "$moment" -le 10 ] || grep -q "resumed after [12]0 updates" "$work/log"; } &&
         cmp -s "$straight/step_00000030/model.safetensors" "$work/killed/step_00000030/model.safetensors" &&
         cmp -s "$straight/step_00000030/optimizer.safetensors" "$work/killed/step_00000030/optimizer.safetensors" &&
         diff -q <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$straight/metrics.jsonl") <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$work/killed/metrics.jsonl") >/dev/null
@@ -165,7 +168,10 @@ wait $pid
 check "a signal that comes twice at once is one" '[ $? = 143 ] && [ -f "$work/twice/step_$(printf %08d "$(last "$work/twice" step)")/model.safetensors" ]'
 "$train" "${quick[@]}" -d 1280000 -x 3 -n 1 -o "$work/long" >"$work/log" 2>&1 &
 pid=$!
-sleep 1
+for _ in $(seq 600); do # until it says where the run goes, which it does when it listens
+    ! grep -q "run folder" "$work/log" || break
+    sleep 0.02
+done
 kill -INT $pid
 sleep 1.5
 begin=$SECONDS
@@ -240,6 +246,8 @@ clip --clip 0.5
 weight-decay -c 0.2
 final-lr -q 0.3
 warmup -u 3
+overfit -a
+lambda-warmup --lambda-start 1
 schedule --schedule linear
 lr --lr 1e-3
 seed --seed 5
@@ -466,6 +474,12 @@ python3 -c "
 import struct, sys
 sys.stdout.buffer.write(struct.pack('<256i', 20240520, 1, 500, 1, *[0] * 252) + bytes(1000))" >"$work/one_token.bin"
 refuse "cannot be trained: the vocabulary must have 2 to 65536 entries" -i "$work/one_token.bin" -e tiny -b 2 -t 64 -x 1 -v 0 -s 0
+python3 -c "
+import struct, sys
+sys.stdout.buffer.write(struct.pack('<256i', 20240520, 1, 500, 300, *[0] * 252) + bytes(1000))" >"$work/other_vocabulary.bin"
+refuse "do not belong together" -i "$work/other_vocabulary.bin" -e "$work/straight" -b 2 -t 64 -x 1 -v 0 -s 0
+refuse "have a vocabulary of 300 tokens" -i "$work/text_train_*.bin" -j "$work/other_vocabulary.bin" -e tiny -b 2 -t 64 -x 1
+refuse "has 64 positions: give at most that" "${data[@]}" -e "$work/straight" -b 2 -t 128 -x 1
 refuse "no/such" -i "no/such*.bin" -v 0 -s 0
 refuse "without -j" -i "$work/text_train_*.bin"
 refuse "takes tiny, d6" -e nothing

@@ -1187,17 +1187,20 @@ bool make_page(const std::string& folder) {
     return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-// Removes what page.py made of an earlier report, page.html and page_*.png: a page that is not of this one
-// misleads, and whether there will be another is not known yet.
+// Removes what page.py made of an earlier report: page.html, and the pictures that it shows, DIR/page_ID.png
+// of each <figure id="ID">. A page that is not of this report misleads, and whether there will be another is
+// not known yet.
 void remove_page(const std::string& folder) {
-    std::error_code error;
-    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
-         it.increment(error)) {
-        const std::string name = it->path().filename().string();
-        std::error_code ignored;
-        if (name == "page.html" || (name.starts_with("page_") && name.ends_with(".png")))
-            std::filesystem::remove(it->path(), ignored);
+    std::ifstream file(folder + "/page.html");
+    const std::string page{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    std::error_code ignored;
+    for (size_t at = 0; (at = page.find("<figure class=", at)) != page.npos; at++) {
+        const size_t id = page.find(" id=\"", at);
+        if (id == page.npos) break;
+        const std::string name = page.substr(id + 5, page.find('"', id + 5) - id - 5);
+        if (name.find('/') == name.npos) std::filesystem::remove(folder + "/page_" + name + ".png", ignored);
     }
+    std::filesystem::remove(folder + "/page.html", ignored);
 }
 
 // Everything about each head's rows on the given text into DIR/report.json, and from that pictures and a
@@ -1308,12 +1311,12 @@ std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
 
 // A prompt's tokens; <|endoftext|> begins a text out of nothing.
 Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const GPT2Config& config,
-                     bool slide) {
+                     bool slide, const std::string& name = "the prompt") {
     if (text.empty()) return {(uint16_t)end_of_text(tokenizer, config)};
     if (!tokenizer) fail_without_vocabulary("a prompt", config);
     Tokens tokens = tokenizer->encode_special(text);
     if (!slide && (int64_t)tokens.size() > config.max_seq_len)
-        fail("the prompt has %zu tokens, and the context %d: shorten it, or give --context-full slide",
+        fail("%s has %zu tokens, and the context %d: shorten it, or give --context-full slide", name.c_str(),
              tokens.size(), config.max_seq_len);
     return tokens;
 }
@@ -1466,7 +1469,8 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
                  lines.size(), kMaxGridY / config.num_heads);
         std::vector<Tokens> prompts;
         for (const std::string& line : lines)
-            prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide));
+            prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide,
+                                            format("prompt %zu of %zu", prompts.size() + 1, lines.size())));
         if (c.slide) say_cut(prompts, "the prompt", config);
         const Generation g = run(prompts, false);
         for (size_t b = 0; b < lines.size(); b++)
@@ -1536,11 +1540,15 @@ void measure(const Context& ctx, const Model<Float>& m, const InferConfig& c, co
              config.max_seq_len);
     if (!tokenizer && !(c.lambada.empty() && c.hellaswag.empty()))
         fail("LAMBADA and HellaSwag are text, and this model's vocabulary is not known");
-    if (!c.json.empty()) output_target(c.json);
     if (!c.report.empty()) {
         make_folder(c.report);
         output_target(c.report + "/report.json");
     }
+    if (!c.json.empty()) output_target(c.json);
+    if (std::error_code none; !c.report.empty() && !c.json.empty() &&
+                              std::filesystem::weakly_canonical(c.json, none) ==
+                                  std::filesystem::weakly_canonical(c.report + "/report.json", none))
+        fail("--json %s is where --report writes the report alone: give it another name", c.json.c_str());
     // All input is read first: a name that is wrong must not cost what was measured before it came up.
     const auto limited = [&](std::vector<Scored> items, int64_t items_of_one) {
         if (c.limit > 0 && (int64_t)items.size() > c.limit * items_of_one)

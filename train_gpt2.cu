@@ -197,8 +197,9 @@ std::vector<Flag> train_flags(TrainConfig& c) {
     };
 }
 
-// What -e names when it is not a file: "tiny", or "dN" for a depth of N. False if it is neither.
-// Between GPT-2's own depths (12, 24, 36, 48) and d6, the number of heads of 64 channels is interpolated.
+// What -e names when it is not a file: "tiny", or "dN" for a depth of N. False if it is neither, or a depth
+// that there is not but a file or folder of that name. Between GPT-2's own depths (12, 24, 36, 48) and d6,
+// the number of heads of 64 channels is interpolated.
 bool preset_config(const std::string& name, GPT2Config& config) {
     if (name == "tiny") {
         config = {.max_seq_len = 128, .num_layers = 4, .num_heads = 2, .channels = 128};
@@ -219,6 +220,7 @@ bool preset_config(const std::string& name, GPT2Config& config) {
         }
         below = size;
     }
+    if (is_file(name) || is_folder(name)) return false;
     fail("-e (--from) takes depths from d6 to d48, not '%s'", name.c_str());
 }
 
@@ -840,9 +842,13 @@ struct LambdaRise {
 LambdaRise lambda_rise(const TrainConfig& c) {
     const std::string start = std::to_string(c.lambda_start_updates);
     const std::string end = std::to_string(c.lambda_warmup_updates);
+    const char* early = c.lambda_warmup_updates > c.updates ? ", and the run ends before it is full" : "";
     if (c.lambda_start_updates > 0)
-        return {" (rising from update " + start + " to " + end + ")", start + " to " + end + " updates"};
-    return {c.lambda_warmup_updates > 0 ? " (rising over " + updates_text(c.lambda_warmup_updates) + ")" : "",
+        return {" (rising from update " + start + " to " + end + early + ")",
+                start + " to " + end + " updates"};
+    return {c.lambda_warmup_updates > 0
+                ? " (rising over " + updates_text(c.lambda_warmup_updates) + early + ")"
+                : "",
             end + " updates"};
 }
 

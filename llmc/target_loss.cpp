@@ -26,6 +26,11 @@ TargetLossFlag parse_target_loss(const std::string& text) {
 std::vector<float> read_plain_losses(std::string path, const std::string& from,
                                      const std::map<std::string, std::string>& settings, int64_t updates) {
     if (is_folder(path)) path += "/metrics.jsonl";
+    if (!is_file(path))
+        fail(
+            "--target-loss: there is no %s: give the plain run's folder or metrics.jsonl (with -y, too, where "
+            "they have moved)",
+            path.c_str());
     const MappedFile file(path);
     const std::string text(reinterpret_cast<const char*>(file.data()), file.size());
     std::vector<float> losses;

@@ -68,12 +68,17 @@ fi
 
 # ---- pictures
 check "the newest run, by its number" quiet
-check "whatever the user's windows are" 'MPLBACKEND=nonsense quiet'
 check "the newest run: its folder has the picture" is_png log/run10/curves.png
 check "the newest run: how far it is" grep -qx "log/run10: 45 of 60 updates; validation after 40: loss 4.9750, top-8 mass 0.7500" out
 check "the newest run: where the picture is" grep -qx log/run10/curves.png out
 cp log/run10/curves.png first.png
 check "again: the same bytes" 'quiet && cmp -s first.png log/run10/curves.png'
+check "whatever the user's windows are" 'MPLBACKEND=nonsense quiet'
+cp log/run10/curves.png good.png
+check "a picture that cannot be written leaves the one that was there" '! (ulimit -f 10 && draw log/run2 -o good.png) && cmp -s good.png log/run10/curves.png &&
+    [ "$(cat err)" = "curves.py: cannot write good.png: File too large" ] && [ ! -e good.png.part ]'
+"$curves" log/run10 >/dev/full 2>err
+check "output that cannot be written is one sentence" '[ $? = 1 ] && [ "$(cat err)" = "curves.py: cannot write to the standard output: No space left on device" ]'
 check "files, and names that would be mathematics" 'quiet log/run2/metrics.jsonl log/run10/metrics.jsonl --labels "a \$x" "<b>" -o file.png && is_png file.png'
 check "a run that is under way: its last line is not whole" \
     'cp -r log/run2 now && printf "{\"step\":61,\"lo" >>now/metrics.jsonl && quiet now && grep -q "^now: 60 of 60" out'

@@ -54,6 +54,7 @@ cp -r "$work/log/run1" "$work/torn" && cp -r "$work/torn/step_00000120" "$work/t
 run -e "$work/torn" -p "Good lord " -n 40
 check "where a run's newest checkpoint is damaged, the one before it is used, and that is said" '[ $? = 0 ] &&
     grep -q "^going on from $work/torn/step_00000120, for the newest checkpoint is not complete: " "$work/err" && cmp -s "$work/out" "$work/first"'
+: >"$work/out" # or what is in it from before would be taken for the text
 "$infer" "${model[@]}" -p "Good lord " -n 10000000 >"$work/out" 2>"$work/err" &
 waits_for '[ -s "$work/out" ]'
 kill -INT $!
@@ -61,6 +62,7 @@ wait $!
 check "Ctrl-C ends the text, and what the program is part of" '[ $? = 130 ] && grep -q "dense attention" "$work/err"'
 # At --interactive, a Ctrl-C ends what is being made; and when later the reader is gone, the program ends, too.
 mkfifo "$work/typed" "$work/shown"
+: >"$work/out"
 cat "$work/shown" >"$work/out" &
 reader=$!
 "$infer" "${model[@]}" --interactive -n 100000 <"$work/typed" >"$work/shown" 2>"$work/err" &
@@ -222,9 +224,13 @@ check "what is printed of the probes is the JSON" 'probe "all(line in out for x 
     \"needle by depth: \" + \" \".join(\"%.2f\" % a for a in needle[x]) + \" (chance %.2f)\" % (1 / needle[\"candidates\"])))"'
 mkdir "$work/few"
 cp "$work"/report/page* "$work/few" 2>"$work/err"
-touch "$work"/few/page.html "$work"/few/page_{probes,map_0,map_1}.png "$work"/few/mine.png
+[ -e "$work/few/page.html" ] || for name in probes map_0; do # as page.py writes them, where there is no matplotlib
+    echo "<figure class=\"half\" id=\"$name\">" >>"$work/few/page.html"
+    touch "$work/few/page_$name.png"
+done
+touch "$work"/few/mine.png "$work"/few/page_of_mine.png
 run "${model[@]}" -j "$val" --report "$work/few" -t 16 -m 1 -b 3 --cuts 3 -k 3 --no-page --json "$work/few.json"
-check "the page and pictures of an earlier report are gone, and no other file" '[ $? = 0 ] && [ "$(cd "$work/few" && echo *)" = "mine.png report.json" ]'
+check "the page and pictures of an earlier report are gone, and no other file" '[ $? = 0 ] && [ "$(cd "$work/few" && echo *)" = "mine.png page_of_mine.png report.json" ]'
 check "maps have no more tokens than a sequence has" '[ "$(json "$work/few/report.json" "{len(x[\"tokens\"]) for x in d[\"maps\"]}")" = "{16}" ]'
 check "any k is measured head by head" '[ "$(json "$work/few/report.json" "all(0 < h[\"mass_nosink_k\"] <= 1 and h[\"mass\"][1] < h[\"mass_k\"] < h[\"mass\"][2] for h in d[\"heads\"])")" = True ]'
 check "the JSON has the report as well, and the mass that is printed" '[ "$(json "$work/few.json" "d[\"report\"] == json.load(open(\"$work/few/report.json\"))")" = True ] &&
@@ -295,6 +301,7 @@ python3 -c "
 import struct, sys
 sys.stdout.buffer.write(struct.pack('<256i', 20240520, 1, 500, 300, *[0] * 252) + bytes(1000))" >"$work/other_vocabulary.bin"
 refuse "have a vocabulary of 300 tokens, and the model one of 257" "${model[@]}" --eval "$work/other_vocabulary.bin"
+refuse "is where --report writes the report alone" "${model[@]}" -j "$val" --report "$work/few" --json "$work/few/../few/report.json" -t 16 -m 1 --cuts 3
 refuse "three ways to give prompts" "${model[@]}" -p x --interactive
 refuse "run one after the other" "${model[@]}" -p x --eval "$val"
 refuse "--json keeps one generation" "${model[@]}" --interactive --json "$work/text.json"

@@ -573,7 +573,7 @@ short=(--out "$work/failing" --data "$work/others" --context 32 --batch 2 --upda
 for part in train val; do cp "$work/text_${part}_000000.bin" "$work/others_${part}_000000.bin"; done
 mkdir -p "$work/failing/runs/k8-tail-l1-rise70-s1337/metrics.jsonl"
 paper "${short[@]}"
-check "a cell that fails is named, and the others are made" '[ $? = 0 ] && grep -q "k8-tail-l1-rise70-s1337 .*FAILED: " "$work/out" &&
+check "a cell that fails is named, the others are made, and the exit status says that one failed" '[ $? = 1 ] && grep -q "k8-tail-l1-rise70-s1337 .*FAILED: " "$work/out" &&
     [ "$(json "$work/failing/results.json" "*(c[\"name\"] for c in d[\"cells\"] if \"error\" in c)")" = k8-tail-l1-rise70-s1337 ] &&
     grep -q "done, 1 failed\..*Not among them, for they failed: .k8-tail-l1-rise70-s1337" <(tr "\n" " " <"$work/failing/tables.md") && [ ! -e "$work/failing/chosen.json" ]'
 rmdir "$work/failing/runs/k8-tail-l1-rise70-s1337/metrics.jsonl"

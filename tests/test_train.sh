@@ -166,6 +166,7 @@ sleep 0.05
 kill -TERM $pid
 wait $pid
 check "a signal that comes twice at once is one" '[ $? = 143 ] && [ -f "$work/twice/step_$(printf %08d "$(last "$work/twice" step)")/model.safetensors" ]'
+: >"$work/log" # or what is in it from before would be taken for it
 "$train" "${quick[@]}" -d 1280000 -x 3 -n 1 -o "$work/long" >"$work/log" 2>&1 &
 pid=$!
 for _ in $(seq 600); do # until it says where the run goes, which it does when it listens
@@ -275,6 +276,8 @@ check "what is both trained and validated on is named, and a k that leaves nothi
     grep -q "^note: $work/one_train_000000.bin is trained on as well" "$work/log" && grep -q "top 64 keys: no row has more" "$work/log"'
 on one -x 1 -n 0 --lambda-start 7 --lambda-warmup 10 -o "$work/never"
 check "so is a lambda that never begins to rise" '[ $? = 0 ] && grep -q "so nothing is regularized" "$work/log"'
+on one -x 1 -n 0 --lambda-warmup 5 -o "$work/slow"
+check "and one that is not full when the run ends" '[ $? = 0 ] && grep -q "rising over 5 updates, and the run ends before it is full" "$work/log"'
 on one -x 1 -n 0 -u 5 -o "$work/warm"
 check "and a warm-up that is longer than the run" '[ $? = 0 ] && grep -q "warm-up 5 updates (the run ends before it is reached)" "$work/log"'
 on one -x 1 -n 0 --lambda-layers 0 -o "$work/no_layer"
@@ -458,7 +461,7 @@ refuse "--lambda-warmup" "${quick[@]}" --lambda-warmup 700%
 refuse "--lambda-start" "${quick[@]}" --lambda-start -1
 refuse "behind the end of lambda's rise" "${quick[@]}" --lambda-start 80%
 refuse "--target-loss takes a plain run" --target-loss log/run1
-refuse "no/such" "${common[@]}" --target-loss no/such:0.1
+refuse "no/such: give the plain run's folder or metrics.jsonl" "${common[@]}" --target-loss no/such:0.1
 refuse "its lambda is 0.1" "${common[@]}" --target-loss "$work/straight:0.1"
 refuse "updates is 30, and here it is 40" "${common[@]}" -x 40 --target-loss "$work/limit:0.1"
 refuse "seed is 1337" "${common[@]}" --seed 7 --target-loss "$work/limit:0.1"

@@ -46,6 +46,8 @@ def seeds_of(text):
     for part in parts:
         first, last = int(part[1]), int(part[2] or part[1])
         seeds.update(range(first, min(last, first + MOST_SEEDS) + 1))  # no longer than it takes to be too many
+    if max(seeds) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"seeds are less than 2 to the 63rd, not '{text}'")
     if not 1 < len(seeds) <= MOST_SEEDS:
         raise argparse.ArgumentTypeError(f"2 to {MOST_SEEDS} seeds are wanted, not '{text}'")
     return sorted(seeds)
@@ -100,7 +102,7 @@ def make_plan(args, out, programs, gpu):
     prefix = from_root(args.data) if args.data else default_data(facts["tokens"])
     continued = size == "d12" and gpu and os.path.isdir(os.path.join(ROOT, "data/gpt2-124M"))
     can = programs.can()
-    patterns = [p.strip() for p in args.cells.split(",")] if args.cells else None
+    patterns = [p.strip() for p in args.cells.split(",")] if args.cells is not None else None
     if args.seeds:
         cells = repeats(all_cells(can, False), patterns, args.seeds)
     else:
@@ -282,7 +284,7 @@ def main():
     write_results(out, plan)
     if args.publish:
         publish(out, args.publish)
-    return 0
+    return 1 if any(os.path.exists(os.path.join(out, "runs", c["name"], "failed.json")) for c in plan["cells"]) else 0
 
 
 if __name__ == "__main__":

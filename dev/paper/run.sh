@@ -8,7 +8,7 @@
 #
 # What it does stands in README.md beside it.
 set -eu
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 for program in train_gpt2 infer_gpt2; do
     [[ " $* " != *" --help "* && " $* " != *" -h "* ]] || break # which needs neither
     # The program without a GPU is enough where there is none.

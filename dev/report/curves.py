@@ -18,7 +18,7 @@ import math
 import os
 import sys
 
-from report import Bad, find_matplotlib
+from report import Bad, find_matplotlib, say, write_file
 
 POINTS = 100
 # What gives two runs the same tokens at the same update, by the trainer's settings.
@@ -209,15 +209,10 @@ def main():
         if not path.endswith(".png"):
             raise Bad(f"-o {path}: the picture is a PNG, so name it .png")
         picture, notes = draw(runs)
-        with open(path, "wb") as file:
-            file.write(picture)
+        write_file(path, picture)
+        say(*map(summary, runs), *notes, path)
     except Bad as error:
         sys.exit(f"curves.py: {error}")
-    except OSError as error:
-        sys.exit(f"curves.py: cannot write {error.filename}: {error.strerror}")
-    for run in runs:
-        print(summary(run))
-    print(*notes, path, sep="\n")
 
 
 if __name__ == "__main__":

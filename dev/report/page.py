@@ -14,7 +14,8 @@ import math
 import os
 import sys
 
-from report import Bad, cuts, find_matplotlib, grid, mass_at_k, mass_of_all, mean, read, readable, visible
+from report import (Bad, cuts, find_matplotlib, grid, mass_at_k, mass_of_all, mean, read, readable, say, visible,
+                    write_file)
 
 NOT_MEASURED = "not measured"
 
@@ -262,8 +263,7 @@ class Page:
             content = f'<div class="missing">{NOT_MEASURED}</div>'
         else:
             picture = png(figure)
-            with open(f"{self.stem}_{name}.png", "wb") as file:
-                file.write(picture)
+            write_file(f"{self.stem}_{name}.png", picture)
             content = (f'<label class="picture"><input type="checkbox" aria-label="full size">'
                        f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"></label>')
         self.parts.append(f'<figure class="{kind}" id="{name}">{caption}{content}{after}</figure>\n')
@@ -358,15 +358,14 @@ def main():
         for r, label in zip(reports, labels):
             r["label"] = label
         path = args.page or os.path.join(args.folders[0], "page.html" if n == 1 else "compare.html")
+        if not path.endswith(".html"):
+            raise Bad(f"-o {path}: the page is HTML, so name it .html")
         find_matplotlib(__file__)
         page = make_page(reports, path)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page)
+        write_file(path, page)
+        say(path)
     except Bad as error:
         sys.exit(f"page.py: {error}")
-    except OSError as error:
-        sys.exit(f"page.py: cannot write {error.filename}: {error.strerror}")
-    print(path)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,28 @@ class Bad(Exception):
     pass
 
 
+def write_file(path, content):
+    """Under another name, and renamed: what stops it on the way leaves the file that was there."""
+    part = path + ".part"
+    try:
+        with open(part, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        os.replace(part, path)
+    except OSError as error:
+        if os.path.exists(part):
+            os.remove(part)
+        raise Bad(f"cannot write {path}: {error.strerror}") from None
+
+
+def say(*lines):
+    """Prints lines; a reader that is gone, or a full disk, is one sentence."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+        raise Bad(f"cannot write to the standard output: {error.strerror}") from None
+
+
 def find_matplotlib(program):
     """The distribution's packages are those of the distribution's Python, which need not be the first in PATH: where
     this one lacks matplotlib, that one starts `program`, the file that runs, in this one's place."""

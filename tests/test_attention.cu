@@ -493,37 +493,39 @@ TEST_CASE("bf16: the sums are in one order, whatever the order in which blocks r
 }
 
 TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
-    const Context ctx = make_context();
     const int B = 2, T = 75, NH = 2, hs = 64, C = NH * hs, rows = B * NH * T;
     const auto qkv = normal_values<float>(B * T * 3 * C, 31);
     DeviceArray<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows),
         mean_score(rows);
-    for (int k : {1, 8, 80}) {
-        const AttentionRows saved{lse, theta, mass, tie, mean_score};
-        attention_forward<float>(ctx, out, saved, d_qkv, B, T, NH, hs, k);
-        attention_mean_scores<float>(ctx, saved, d_qkv, B, T, NH, hs);
-        for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
-            DeviceArray<float> sums(B * NH * 2), sinks(B * NH * 4);
-            attention_mass_sums(ctx, sums, saved, reg, B, T, NH, k);
-            attention_sink_sums<float>(ctx, sinks, saved, d_qkv, B, T, NH, hs, k);
-            std::vector<double> want(B * NH * 2), want_sinks(B * NH * 4);
-            for (int bh = 0; bh < B * NH; bh++)
-                for (int i = k; i < T; i++) {
-                    const double* base = nullptr;
-                    const auto qkv64 = to_double(qkv);
-                    base = &qkv64[(size_t)(bh / NH) * T * 3 * C];
-                    const auto row = ref::attention_row(base, i, bh % NH, C, hs, k);
-                    want[bh * 2] += row.mass;
-                    want[bh * 2 + 1] += ref::reg_value(reg, row);
-                    want_sinks[bh * 4] += row.p[0];
-                    want_sinks[bh * 4 + 1] += row.p[i];
-                    want_sinks[bh * 4 + 2] += row.mass - row.member[0] * row.p[0];
-                    want_sinks[bh * 4 + 3] += 1 - row.p[0];
-                }
-            CHECK(relative_error(sums.get(), want) < tolerance<float>());
-            CHECK(relative_error(sinks.get(), want_sinks) < tolerance<float>());
+    for (const Context& ctx : both_lane_counts())
+        for (int k : {1, 8, 80}) {
+            CAPTURE(ctx.row_lanes);
+            CAPTURE(k);
+            const AttentionRows saved{lse, theta, mass, tie, mean_score};
+            attention_forward<float>(ctx, out, saved, d_qkv, B, T, NH, hs, k);
+            attention_mean_scores<float>(ctx, saved, d_qkv, B, T, NH, hs);
+            for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
+                DeviceArray<float> sums(B * NH * 2), sinks(B * NH * 4);
+                attention_mass_sums(ctx, sums, saved, reg, B, T, NH, k);
+                attention_sink_sums<float>(ctx, sinks, saved, d_qkv, B, T, NH, hs, k);
+                std::vector<double> want(B * NH * 2), want_sinks(B * NH * 4);
+                for (int bh = 0; bh < B * NH; bh++)
+                    for (int i = k; i < T; i++) {
+                        const double* base = nullptr;
+                        const auto qkv64 = to_double(qkv);
+                        base = &qkv64[(size_t)(bh / NH) * T * 3 * C];
+                        const auto row = ref::attention_row(base, i, bh % NH, C, hs, k);
+                        want[bh * 2] += row.mass;
+                        want[bh * 2 + 1] += ref::reg_value(reg, row);
+                        want_sinks[bh * 4] += row.p[0];
+                        want_sinks[bh * 4 + 1] += row.p[i];
+                        want_sinks[bh * 4 + 2] += row.mass - row.member[0] * row.p[0];
+                        want_sinks[bh * 4 + 3] += 1 - row.p[0];
+                    }
+                CHECK(relative_error(sums.get(), want) < tolerance<float>());
+                CHECK(relative_error(sinks.get(), want_sinks) < tolerance<float>());
+            }
         }
-    }
 }
 
 TEST_CASE("the same input twice gives the same bits") {

@@ -367,6 +367,13 @@ TEST_CASE("a million rows, random and adversarial: what was left out is never mo
     CHECK(read[7] < 0.9);
 }
 
+TEST_CASE("what was read adds up, and the worst of all stays") {
+    DecodeStats all = {1, 10, 5, 2, 0.125f, 0.25f, 0.5f};
+    all.add({2, 20, 7, 3, 0.25f, 0.5f, 0.375f});
+    const DecodeStats want = {3, 30, 12, 5, 0.375f, 0.75f, 0.5f};
+    CHECK(memcmp(&all, &want, sizeof(want)) == 0);
+}
+
 TEST_CASE("a context whose scores do not fit into shared memory is refused in words") {
     Context ctx = make_context();
     ctx.max_shared = 99 << 10;

@@ -1374,9 +1374,11 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
     int64_t& step = run.step;
     Progress progress(c.updates, step);
     const auto due = [&](int64_t every) { return every > 0 && (step % every == 0 || step == c.updates); };
+    bool all_validated = true;
     const auto validate_if_due = [&] {
         if (!due(c.validate_every)) return;
         const std::optional<Validation> v = validate(ctx, run.model, *run.val_data, c);
+        all_validated = v.has_value();
         if (!v) return;
         metrics.validation(step, (float)v->ce, (float)v->mass, (float)v->mass_nosink);
         progress.message(validation_text(*v, c, step));
@@ -1413,7 +1415,7 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
     }
     reports.report_until(step);
     progress.finish();
-    const std::string end = step == c.updates
+    const std::string end = step == c.updates && all_validated
                                 ? format("done: %s; metrics%s are in %s\n", updates_text(step).c_str(),
                                          c.checkpoint_every > 0 ? " and checkpoints" : "", c.out.c_str())
                             : step == saved ? format("stopped after %s: go on with -y -o %s\n",

@@ -228,8 +228,10 @@ check "Ctrl-C in the validation before the first update ends it" '[ $? = 130 ] &
     [ "$(wc -l <"$work/validating/metrics.jsonl")" = 1 ]'
 interrupted 2
 check "and in a later one" '[ $? = 130 ] && grep -q "^stopped after 2 updates: go on with -y" "$work/log" && [ "$(grep -c val_ce "$work/validating/metrics.jsonl")" = 1 ]'
+interrupted 4
+check "and in the last: it is not done then" '[ $? = 130 ] && grep -q "^stopped after 4 updates: go on with -y" "$work/log" && [ "$(grep -c val_ce "$work/validating/metrics.jsonl")" = 2 ]'
 run "${validating[@]}" -y -o "$work/validating"
-check "which the resumed run makes up at its place" '[ $? = 0 ] && grep -q "resumed after 2 updates" "$work/log" &&
+check "which the resumed run makes up at their places" '[ $? = 0 ] && grep -q "resumed after 4 updates" "$work/log" && grep -q "^done: 4 updates" "$work/log" &&
     diff -q <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/validated/metrics.jsonl") <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/validating/metrics.jsonl") >/dev/null'
 run "${quick[@]}" -x 6 -n 3 -a -o "$work/batch" && cp -r "$work/batch" "$work/batch_again" && rm -r "$work/batch_again/step_00000006"
 run "${quick[@]}" -x 6 -n 3 -a -y -o "$work/batch_again"

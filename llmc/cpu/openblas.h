@@ -11,6 +11,7 @@
 // Declared here, not by cblas.h, whose place differs between distributions.
 extern "C" void cblas_sgemm(int order, int transa, int transb, int m, int n, int k, float alpha,
                             const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc);
+inline constexpr int kColumnMajor = 102, kNoTranspose = 111;  // its order and transa, transb; 112: transposed
 extern "C" char* openblas_get_corename();
 
 // Which of its kernels OpenBLAS should take in place of those for `core`; "" where these will do. It knows
@@ -49,7 +50,6 @@ inline void take_openblas_buffer() {
             "OpenBLAS needs 128 MB of address space, and there is less: raise the limit (ulimit -v), or use fewer "
             "threads (OMP_NUM_THREADS)");
     munmap(room, kBuffer);
-    constexpr int kColumnMajor = 102, kNoTranspose = 111;
     constexpr int n = 128;  // small ones go without a buffer
     const std::vector<float> ones(n * n, 1.0f);
     std::vector<float> product(n * n);

@@ -349,7 +349,6 @@ void matmul(const cublasLtMatmulDescOpaque_t& op, float alpha, const float* a, i
             for (int i = 0; i < m; i++) x[j * ldx + i] = from[i];
         }
     }
-    constexpr int kColumnMajor = 102, kNoTranspose = 111;
     cblas_sgemm(kColumnMajor, kNoTranspose + op.transa, kNoTranspose + op.transb, m, n, k, alpha, a, (int)lda,
                 b, (int)ldb, with_bias ? 1.0f : beta, x, (int)ldx);
     if (sizeof(T) == 2 || with_gelu || op.epilogue == CUBLASLT_EPILOGUE_DGELU) {

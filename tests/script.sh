@@ -19,6 +19,14 @@ check() {
     if [ $# -gt 1 ]; then "$@"; else (exit $check_status); eval "$1"; fi && ok "$check_what" || bad "$check_what"
 }
 
+# Until a condition holds, or 12 seconds.
+waits_for() {
+    for _ in $(seq 600); do
+        ! eval "$1" || break
+        sleep 0.02
+    done
+}
+
 finish() {
     echo "$passed passed, $failed failed" >&3
     [ "$failed" = 0 ]

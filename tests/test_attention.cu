@@ -495,6 +495,7 @@ TEST_CASE("bf16: the sums are in one order, whatever the order in which blocks r
 TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
     const int B = 2, T = 75, NH = 2, hs = 64, C = NH * hs, rows = B * NH * T;
     const auto qkv = normal_values<float>(B * T * 3 * C, 31);
+    const auto qkv64 = to_double(qkv);
     DeviceArray<float> d_qkv(qkv), out(B * T * C), lse(rows), theta(rows), mass(rows), tie(rows),
         mean_score(rows);
     for (const Context& ctx : both_lane_counts())
@@ -511,9 +512,7 @@ TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
                 std::vector<double> want(B * NH * 2), want_sinks(B * NH * 4);
                 for (int bh = 0; bh < B * NH; bh++)
                     for (int i = k; i < T; i++) {
-                        const double* base = nullptr;
-                        const auto qkv64 = to_double(qkv);
-                        base = &qkv64[(size_t)(bh / NH) * T * 3 * C];
+                        const double* base = &qkv64[(size_t)(bh / NH) * T * 3 * C];
                         const auto row = ref::attention_row(base, i, bh % NH, C, hs, k);
                         want[bh * 2] += row.mass;
                         want[bh * 2 + 1] += ref::reg_value(reg, row);

@@ -17,13 +17,6 @@ near = lambda a, b, by=1e-6: abs(a - b) <= by * max(1, abs(b))
 sys.exit(not ($2))" "$1" 2>"$work/err"
 }
 
-waits_for() { # a condition, 12 seconds
-    for _ in $(seq 600); do
-        ! eval "$1" || break
-        sleep 0.02
-    done
-}
-
 text=$root/tests/fixtures/plays.txt
 "$root/build/tokenize" --tokenizer bytes -o "$work/text" "$text" >"$work/out" 2>&1 || bad "tokenizing"
 "$root/train_gpt2cpu" -i "$work/text_train_*.bin" -j "$work/text_val_*.bin" -e tiny -b 4 -x 120 -v 0 -s 0 -n 120 -l 0.1 -k 8 \

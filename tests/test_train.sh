@@ -9,11 +9,9 @@ source tests/script.sh
 run() { "$train" "$@" >"$work/log" 2>&1; }
 # The number that a key has in the first, the last line of a metrics file that has that key.
 updates_in() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null; true; }
-wait_for_updates() { # so many of them, or 12 seconds
-    for _ in $(seq 600); do
-        [ "0$(updates_in "$2")" -ge "$1" ] && break
-        sleep 0.02
-    done
+wait_for_updates() { # so many of them, in that folder
+    local updates=$1 folder=$2
+    waits_for '[ "0$(updates_in "$folder")" -ge "$updates" ]'
 }
 first() { grep -oE "\"$2\":[0-9][-0-9.e]*" "$1/metrics.jsonl" | head -n 1 | cut -d: -f2; }
 last() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -n 1 | cut -d: -f2; }
@@ -126,6 +124,8 @@ check "a shard that is cut short in use: one sentence" '[ $? = 1 ] && [ "$(grep 
 # ---- resuming
 common=("${quick[@]}" -x 30 -n 10 -d 256 -v 10 --reg kl)
 run "${common[@]}" -o "$work/straight" || bad "a straight run"
+untimed() { sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$1/metrics.jsonl"; }
+same_metrics() { cmp -s <(untimed "$1") <(untimed "$2"); } # of two runs
 # About when, the straight run, its arguments; what it is doing then is left to chance. Behind the first checkpoint, at
 # 10, it must have gone on from one: a run that begins again ends in the same bits.
 same_when_killed() {
@@ -140,7 +140,7 @@ same_when_killed() {
     run "$@" -y -o "$work/killed" && { [ "$moment" -le 10 ] || grep -q "resumed after [12]0 updates" "$work/log"; } &&
         cmp -s "$straight/step_00000030/model.safetensors" "$work/killed/step_00000030/model.safetensors" &&
         cmp -s "$straight/step_00000030/optimizer.safetensors" "$work/killed/step_00000030/optimizer.safetensors" &&
-        diff -q <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$straight/metrics.jsonl") <(sed -E 's/"(tok_s|ms)":[^,}]*,?//g' "$work/killed/metrics.jsonl") >/dev/null
+        same_metrics "$straight" "$work/killed"
 }
 for moment in 3 8 14; do
     check "killed after about $moment of 30 updates and resumed: the same bits" 'same_when_killed $moment "$work/straight" "${common[@]}"'
@@ -169,10 +169,7 @@ check "a signal that comes twice at once is one" '[ $? = 143 ] && [ -f "$work/tw
 : >"$work/log" # or what is in it from before would be taken for it
 "$train" "${quick[@]}" -d 1280000 -x 3 -n 1 -o "$work/long" >"$work/log" 2>&1 &
 pid=$!
-for _ in $(seq 600); do # until it says where the run goes, which it does when it listens
-    ! grep -q "run folder" "$work/log" || break
-    sleep 0.02
-done
+waits_for 'grep -q "run folder" "$work/log"' # which it says when it listens
 kill -INT $pid
 sleep 1.5
 begin=$SECONDS
@@ -181,10 +178,10 @@ wait $pid
 check "a second Ctrl-C ends an update that takes long at once" '[ $? = 130 ] && [ $((SECONDS - begin)) -le 3 ] && [ "$(updates_in "$work/long")" = 0 ] &&
     [ "$(ls "$work/long")" = metrics.jsonl ]'
 # Ctrl-C in "train | tee log" ends tee, too.
-mkfifo "$work/pipe"
-cat "$work/pipe" >"$work/log" &
+mkfifo "$work/teed_pipe"
+cat "$work/teed_pipe" >"$work/log" &
 reader=$!
-"$train" "${common[@]}" -x 3000 -o "$work/teed" >"$work/pipe" 2>"$work/err" &
+"$train" "${common[@]}" -x 3000 -o "$work/teed" >"$work/teed_pipe" 2>"$work/err" &
 pid=$!
 wait_for_updates 3 "$work/teed"
 kill -KILL $reader && wait $reader 2>/dev/null
@@ -215,10 +212,8 @@ run "${validating[@]}" -o "$work/validated" || bad "a run that validates"
 interrupted() { # when it has so many updates, and begins to validate
     "$train" "${validating[@]}" -y -o "$work/validating" >"$work/log" 2>&1 &
     pid=$!
-    for _ in $(seq 600); do
-        [ "$(updates_in "$work/validating")" != "$1" ] || break
-        sleep 0.02
-    done
+    local updates=$1
+    waits_for '[ "$(updates_in "$work/validating")" = "$updates" ]'
     sleep 0.1
     kill -INT $pid
     wait $pid
@@ -232,7 +227,7 @@ interrupted 4
 check "and in the last: it is not done then" '[ $? = 130 ] && grep -q "^stopped after 4 updates: go on with -y" "$work/log" && [ "$(grep -c val_ce "$work/validating/metrics.jsonl")" = 2 ]'
 run "${validating[@]}" -y -o "$work/validating"
 check "which the resumed run makes up at their places" '[ $? = 0 ] && grep -q "resumed after 4 updates" "$work/log" && grep -q "^done: 4 updates" "$work/log" &&
-    diff -q <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/validated/metrics.jsonl") <(sed -E "s/\"(tok_s|ms)\":[^,}]*,?//g" "$work/validating/metrics.jsonl") >/dev/null'
+    same_metrics "$work/validated" "$work/validating"'
 run "${quick[@]}" -x 6 -n 3 -a -o "$work/batch" && cp -r "$work/batch" "$work/batch_again" && rm -r "$work/batch_again/step_00000006"
 run "${quick[@]}" -x 6 -n 3 -a -y -o "$work/batch_again"
 check "-a resumes on its batch" 'grep -q "resumed after 3 updates" "$work/log" &&

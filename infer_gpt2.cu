@@ -343,9 +343,9 @@ struct Decoding {
     int* positions;  // [B] and its position
     int* streams;    // [B] numbers of the sequences, for their random numbers:
     int* counts;     // [B] and where the newest tokens were if no context had ever been full
-    int* lengths;    // [B] of the prompts
+    int* filled;     // [B] the sequences that a prefill is of,
+    int* lengths;    // [B] and how many of its tokens are each one's
     std::vector<KvCache<Float>> cache;
-    Float* last;         // [B,C] the last layernorm's output of each sequence's newest token
     Float* logits;       // [B,Vp]
     float* attention;    // scratch
     float* sampler;      // scratch
@@ -365,12 +365,12 @@ Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, 
     d.positions = arena.take<int>(B);
     d.streams = arena.take<int>(B);
     d.counts = arena.take<int>(B);
+    d.filled = arena.take<int>(B);
     d.lengths = arena.take<int>(B);
     for (int l = 0; l < config.num_layers; l++)
         d.cache.push_back({arena.take<Float>(keys), arena.take<Float>(keys),
                            arena.take<Float>(keys / kPageTokens), arena.take<Float>(keys / kPageTokens),
                            capacity});
-    d.last = arena.take<Float>(B * C);
     d.logits = arena.take<Float>((size_t)B * config.padded_vocab_size);
     d.attention =
         arena.take<float>(decode_scratch(B, config.num_heads, config.channels / config.num_heads, capacity));
@@ -389,7 +389,7 @@ static __global__ void advance_kernel(int* positions, int* counts, int B, int mo
     }
 }
 
-// d.last [B,C] to the next token of each sequence.
+// d.logits to the next token of each sequence.
 template <class Float>
 void draw_tokens(const Context& ctx, const Model<Float>& m, const Decoding<Float>& d, Sampling how) {
     sample_tokens(ctx, d.tokens, d.logits, d.sampler, d.B, m.config.vocab_size, m.config.padded_vocab_size,
@@ -397,24 +397,18 @@ void draw_tokens(const Context& ctx, const Model<Float>& m, const Decoding<Float
     launch_early(ctx, advance_kernel, 1, 32, 0, d.positions, d.counts, d.B, d.most_used);
 }
 
-// The prompts, all in one pass: a.inputs [B,T], of which d.lengths [B] tokens count. Fills the cache and
-// draws each sequence's first token. With top-k attention the prompt's rows are cut like all others; pages
-// are a way to read a cache, and the prompt is read densely.
+// Fills the cache of n sequences in one pass, d.filled, with all but the newest token of each: a.inputs
+// [n,T], of which the first d.lengths count. The newest ones are a step's. With top-k attention a prompt's
+// rows are cut like all others; pages are a way to read a cache, and a prompt is read densely.
 template <class Float>
-void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d, int T,
-             const std::vector<int>& lengths, DecodeHow how, Sampling sampling) {
-    const int B = d.B, C = m.config.channels, NH = m.config.num_heads;
-    forward(ctx, m, a, B, T, nullptr, [&](int l) {
-        kv_append(ctx, d.cache[l], a.qkv, B, T, NH, m.hs(), nullptr, d.lengths);
+void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d, int n,
+             int T, DecodeHow how) {
+    forward(ctx, m, a, n, T, nullptr, [&](int l) {
+        kv_append(ctx, d.cache[l], a.qkv, n, T, m.config.num_heads, m.hs(), d.filled, nullptr, d.lengths);
         attend_sequences(
-            ctx, m, a, l, B, T,
+            ctx, m, a, l, n, T,
             how.mode == DecodeMode::topk ? SequenceAttention{Cut::topk, how.topk} : SequenceAttention{});
     });
-    for (int b = 0; b < B; b++)
-        CUDA_CHECK(cudaMemcpyAsync(d.last + (size_t)b * C, a.normed + ((size_t)b * T + lengths[b] - 1) * C,
-                                   C * sizeof(Float), cudaMemcpyDeviceToDevice, ctx.stream));
-    matmul_forward<Float>(ctx, d.logits, d.last, m.params.wte, nullptr, B, C, m.config.padded_vocab_size);
-    draw_tokens(ctx, m, d, sampling);
 }
 
 // The sampler draws from any logits, even where none is a number: that the model is no longer one is said
@@ -527,9 +521,8 @@ using Tokens = std::vector<uint16_t>;
 struct Generation {
     std::vector<Tokens> made;               // of each prompt, without <|endoftext|>
     int64_t drawn = 0, drawn_first = 0;     // tokens drawn, of all sequences; of these, first ones
-    int64_t steps = 0;                      // after the first tokens
     double first_seconds = 0, seconds = 0;  // to the first tokens; all of it
-    int slides = 0;                         // how often the context was full
+    int slides = 0;                         // how often a text's context was full
     std::vector<DecodeStats> stats;         // [L,NH], if asked for
 };
 
@@ -542,6 +535,10 @@ int half_of(int context) {
     return std::max(1, context / 2);
 }
 
+// The tokens of prompts that are read in one pass, unless a single prompt has more: enough for a large GPU,
+// and their activations are 0.2 GB for 124M in bf16.
+constexpr int64_t kPrefillTokens = 8192;
+
 // Texts that are continued side by side, and where each of them is in the cache. A step draws a token of
 // each, for as long as any of them goes on.
 template <class Float>
@@ -552,11 +549,11 @@ struct Continuation {
     const int eot;                       // <|endoftext|>, or -1: nothing ends a text
     const int B, context;                // texts; positions that the model has
     std::vector<Tokens> text;            // [B] prompts, and what was drawn
-    std::vector<Tokens> to_read;         // [B] the end of each that the cache is filled with
-    std::vector<int> used;               // [B] tokens of each that are in the cache
+    std::vector<int> used;               // [B] tokens of each that are in the cache: all but the newest
     std::vector<bool> ended;             // [B]
     int most_used;                       // tokens that any of them will ever have in the cache
-    Acts<Float> prompt_acts, step_acts;  // for what fills the cache, and for one token of each
+    int64_t prefill_tokens;              // that one pass fills the cache with, at most
+    Acts<Float> prompt_acts, step_acts;  // for such a pass, and for one token of each
     Decoding<Float> d;
     std::unique_ptr<DeviceMemory> memory;
     BufferPair<int> mail;  // [B] tokens on their way to the host, which reads those of one step while the
@@ -573,19 +570,18 @@ struct Continuation {
           B((int)prompts.size()),
           context(m.config.max_seq_len),
           text(prompts),
-          used(B),
           ended(B, false),
           mail(B) {
-        size_t longest = 0;
-        for (const Tokens& p : prompts) {
-            to_read.push_back(tail(p, c.slide && (int64_t)p.size() >= context ? half() : (size_t)context));
-            longest = std::max(longest, to_read.back().size());
-        }
-        most_used = (int)std::min<int64_t>(context, (int64_t)longest + c.tokens);
+        for (const Tokens& p : prompts)
+            used.push_back((c.slide && (int64_t)p.size() >= context ? half_of(context) : (int)p.size()) - 1);
+        int most_filled = *std::max_element(used.begin(), used.end());
+        most_used = (int)std::min<int64_t>(context, most_filled + 1 + c.tokens);
+        if (c.slide && most_used == context) most_filled = std::max(most_filled, half_of(context) - 1);
         const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
-        const int window = c.slide && most_used == context ? context : (int)longest;
+        prefill_tokens =
+            std::max<int64_t>({1, most_filled, std::min((int64_t)B * most_filled, kPrefillTokens)});
         const auto lay_out = [&](Arena& arena) {
-            prompt_acts = lay_out_acts<Float>(arena, m.config, B, window);
+            prompt_acts = lay_out_acts<Float>(arena, m.config, 1, (int)prefill_tokens);
             step_acts = lay_out_acts<Float>(arena, m.config, B, 1);
             d = lay_out_decoding<Float>(arena, m.config, B, capacity, most_used, c.stats);
         };
@@ -602,27 +598,30 @@ struct Continuation {
 
     // Draws token 0 of each text: the one behind its prompt.
     void begin() {
-        fill_cache();
+        std::vector<int> all(B);
+        std::iota(all.begin(), all.end(), 0);
+        fill_cache(all);
+        step(0);
         check_logits(ctx, m, d);
-        send_tokens(0);
     }
 
     // Draws token i of each from token i - 1, which the host need not have seen.
     void step(int64_t i) {
         graph.run(ctx, [&] { decode_step(ctx, m, step_acts, d, c.how(), c.sampling); });
-        send_tokens(i);
+        CUDA_CHECK(cudaMemcpyAsync(mail[i], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
+        mail.launched(ctx, i);
         for (int& tokens : used) tokens = std::min(tokens + 1, most_used);
-        result.steps++;
     }
 
-    // The same where a context is full, which goes on with its second half, read like a prompt. The others
-    // are read again with all they have. Token i - 1 has been taken.
-    void slide(int64_t i) {
+    // Makes room where a context is full: it goes on with its second half, read like a prompt. All tokens
+    // that were drawn have been taken.
+    void slide() {
+        std::vector<int> full;
         for (int b = 0; b < B; b++)
-            to_read[b] = tail(text[b], ended[b] ? 1 : is_full(b) ? half() : (size_t)used[b] + 1);
-        fill_cache();
-        send_tokens(i);
-        result.slides++;
+            if (is_full(b)) full.push_back(b);
+        for (const int b : full) used[b] = half_of(context) - 1;
+        fill_cache(full);
+        result.slides += (int)full.size();
     }
 
     // Token i of each joins its text, or ends it; show(b, token) is called for each that joins.
@@ -666,30 +665,39 @@ struct Continuation {
     }
 
   private:
-    size_t half() const { return (size_t)half_of(context); }
-    static Tokens tail(const Tokens& text, size_t most) {
-        return Tokens(text.end() - (ptrdiff_t)std::min(text.size(), most), text.end());
-    }
-
-    void send_tokens(int64_t i) {
-        CUDA_CHECK(cudaMemcpyAsync(mail[i], d.tokens, B * sizeof(int), cudaMemcpyDeviceToHost, ctx.stream));
-        mail.launched(ctx, i);
-    }
-
-    void fill_cache() {
-        int T = 0;
-        for (const Tokens& w : to_read) T = std::max(T, (int)w.size());
-        std::vector<int> inputs((size_t)B * T, 0), positions;
+    // Of each of these texts the last used[b] tokens before its newest one: as many texts in a pass as there
+    // is room for.
+    void fill_cache(const std::vector<int>& texts) {
+        for (size_t begin = 0, end; begin < texts.size(); begin = end) {
+            int T = 0;
+            for (end = begin; end < texts.size(); end++) {
+                const int longest = std::max(T, used[texts[end]]);
+                if ((int64_t)(end + 1 - begin) * longest > prefill_tokens) break;
+                T = longest;
+            }
+            const std::vector<int> filled(texts.begin() + begin, texts.begin() + end);
+            const int n = (int)filled.size();
+            std::vector<int> inputs((size_t)n * T, 0), lengths;
+            for (int i = 0; i < n; i++) {
+                const Tokens& t = text[filled[i]];
+                lengths.push_back(used[filled[i]]);
+                std::copy(t.end() - 1 - lengths[i], t.end() - 1, inputs.begin() + (size_t)i * T);
+            }
+            if (T == 0) continue;  // texts of one token
+            CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+            to_device(prompt_acts.inputs, inputs.data(), inputs.size());
+            to_device(d.filled, filled.data(), n);
+            to_device(d.lengths, lengths.data(), n);
+            prefill(ctx, m, prompt_acts, d, n, T, c.how());
+        }
+        std::vector<int> newest, positions;
         for (int b = 0; b < B; b++) {
-            std::copy(to_read[b].begin(), to_read[b].end(), inputs.begin() + (size_t)b * T);
-            used[b] = (int)to_read[b].size();
-            positions.push_back(used[b] - 1);
+            newest.push_back(text[b].back());
+            positions.push_back(std::min(used[b], most_used - 1));
         }
         CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
-        to_device(prompt_acts.inputs, inputs.data(), inputs.size());
-        to_device(d.lengths, used.data(), used.size());
-        to_device(d.positions, positions.data(), positions.size());
-        prefill(ctx, m, prompt_acts, d, T, used, c.how(), c.sampling);
+        to_device(d.tokens, newest.data(), B);
+        to_device(d.positions, positions.data(), B);
     }
 
     // What these texts have read until now: of each once, when it ends.
@@ -716,10 +724,8 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
     for (int64_t i = 0; i < c.tokens && !g_interrupted; i++) {
         const auto draw_next = [&] {
             if (i + 1 == c.tokens) return;
-            if (texts.any_full())
-                texts.slide(i + 1);
-            else
-                texts.step(i + 1);
+            if (texts.any_full()) texts.slide();
+            texts.step(i + 1);
         };
         // The device works ahead of the host, except where a full context needs the token that is on its way,
         // the time to the first token is taken, statistics are to end with a text, or (on the CPU backend)

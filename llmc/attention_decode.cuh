@@ -288,18 +288,19 @@ struct DecodeHead {
 // ---------------------------------------------------------------------------------------------------------
 // the cache
 
-// Puts the keys and values of `count[b]` new tokens (T if count is null) of each sequence, qkv [B,T,3C], at
-// positions start[b] ... (0 if start is null), and renews the bounds of the pages they lie in. One block a
-// page and head; a thread has its dimensions to itself.
+// Puts the keys and values of `count[b]` new tokens (T if count is null) of each row b, qkv [B,T,3C], into
+// sequence sequences[b] (b if null) of the cache at positions start[b] ... (0 if start is null), and renews
+// the bounds of the pages they lie in. One block a page and head; a thread has its dimensions to itself.
 template <class Float>
 __global__ void kv_append_kernel(KvCache<Float> cache, const Float* qkv, int T, int num_heads, int hs,
-                                 const int* start, const int* count) {
+                                 const int* sequences, const int* start, const int* count) {
     const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads, C = num_heads * hs;
     const int first = start ? start[b] : 0, end = first + (count ? count[b] : T);
     const int page = first / kPageTokens + blockIdx.x;
     const int begin = page * kPageTokens, page_end = min(begin + kPageTokens, end);
     const Float* source = qkv + (size_t)b * T * 3 * C + head * hs;
-    const size_t keys = (size_t)blockIdx.y * cache.capacity * hs;
+    const size_t sequence = sequences ? sequences[b] : b;
+    const size_t keys = (sequence * num_heads + head) * cache.capacity * hs;
     if (begin >= end) return;
     for (int d = threadIdx.x; d < hs; d += blockDim.x) {
         float low = INFINITY, high = -INFINITY;
@@ -770,15 +771,15 @@ inline size_t decode_scratch(int B, int num_heads, int hs, int capacity) {
     return (size_t)B * num_heads * (1 + std::max((size_t)capacity, ceil_div(capacity, kDecodeChunk) * share));
 }
 
-// Adds T new tokens of each sequence to the cache: qkv [B,T,3C]; start, count [B] on the device, or null for
-// 0 and T. Nothing may reach beyond the capacity.
+// Adds T new tokens of B sequences to the cache: qkv [B,T,3C]; sequences, start, count [B] on the device, or
+// null for 0 ... B - 1, for 0, and for T. Nothing may reach beyond the capacity.
 template <class Float>
 void kv_append(const Context& ctx, const KvCache<Float>& cache, const Float* qkv, int B, int T, int num_heads,
-               int hs, const int* start, const int* count) {
+               int hs, const int* sequences, const int* start, const int* count) {
     assert(cache.capacity % kPageTokens == 0 && T <= cache.capacity && B * num_heads <= kMaxGridY);
     const int pages = T == 1 ? 1 : ceil_div(T, kPageTokens) + (start ? 1 : 0);
     kv_append_kernel<<<dim3(pages, B * num_heads), ctx.row_lanes == 1 ? 1 : 64, 0, ctx.stream>>>(
-        cache, qkv, T, num_heads, hs, start, count);
+        cache, qkv, T, num_heads, hs, sequences, start, count);
     CUDA_CHECK(cudaGetLastError());
 }
 

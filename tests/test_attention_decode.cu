@@ -101,7 +101,8 @@ TEST_CASE_TEMPLATE("dense, top k and pages at awkward lengths", Float, float, bf
             for (int n : {1, 2, 15, 16, 17, 47, 63, 64, 65, 255, 256, 257, 513, 700}) {
                 if (n > s.capacity || (kFewer && n != 2 && n != 64 && n != 257 && n != 700)) continue;
                 // anew: the page of the newest token knows of none behind it
-                kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr);
+                kv_append<Float>(ctx, cache.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr,
+                                 nullptr);
                 CAPTURE(n);
                 CAPTURE(s.hs);
                 std::vector<int> positions(s.B, n - 1);
@@ -142,7 +143,7 @@ TEST_CASE_TEMPLATE("a key that is no number shows in what is read, however the k
             for (int t = first; t < end; t++) tokens[((size_t)t * 3 + 1) * s.C() + t % s.hs] = (Float)NAN;
             Cache<Float> cache(s);
             DeviceArray<Float> all(tokens);
-            kv_append<Float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
+            kv_append<Float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr, nullptr);
             for (const DecodeHow how :
                  {DecodeHow{DecodeMode::dense}, DecodeHow{DecodeMode::pages, 0, 0.0f}}) {
                 CAPTURE(end);
@@ -161,7 +162,7 @@ TEST_CASE("equal scores: exactly k keys, the earliest of those that tie") {
     for (const Context& ctx : both_lane_counts()) {
         Cache<float> cache(s);
         DeviceArray<float> all(tokens);
-        kv_append<float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
+        kv_append<float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr, nullptr);
         for (int n : {20, 130, 300})
             for (int k : {1, 5, 19, 129}) {
                 const Rows want = reference(tokens, s, {n - 1}, k);
@@ -181,7 +182,7 @@ TEST_CASE("pages: where scores are no numbers all are read") {
     for (const Context& ctx : both_lane_counts()) {
         Cache<float> cache(s);
         DeviceArray<float> all(tokens);
-        kv_append<float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
+        kv_append<float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr, nullptr);
         const auto got = decode(ctx, cache, tokens, {n - 1}, {DecodeMode::pages, 0, 0.9f});
         CHECK(got.stats[0].pages == (float)ceil_div(n, kPageTokens));
         CHECK(got.stats[0].keys == (float)n);
@@ -205,16 +206,16 @@ TEST_CASE_TEMPLATE("token by token or all at once: the same cache, bounds includ
         array->set(std::vector<Float>(s.keys() / kPageTokens, (Float)0.0f));
     DeviceArray<Float> all(tokens);
     DeviceArray<int> counts(lengths);
-    kv_append<Float>(ctx, whole.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, counts);
+    kv_append<Float>(ctx, whole.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr, counts);
     // a first part at once, at different lengths, then one by one; sequences that have ended repeat
     // themselves
     DeviceArray<int> first(std::vector<int>{20, 3});
-    kv_append<Float>(ctx, stepwise.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, first);
+    kv_append<Float>(ctx, stepwise.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, nullptr, first);
     for (int step = 0; step < 17; step++) {
         const std::vector<int> at = {20 + step, std::min(3 + step, 15)};
         DeviceArray<Float> row(rows_at(tokens, s, at));
         DeviceArray<int> start(at);
-        kv_append<Float>(ctx, stepwise.get(), row, s.B, 1, s.NH, s.hs, start, nullptr);
+        kv_append<Float>(ctx, stepwise.get(), row, s.B, 1, s.NH, s.hs, nullptr, start, nullptr);
     }
     const auto same = [](const std::vector<Float>& a, const std::vector<Float>& b) {
         return memcmp(a.data(), b.data(), a.size() * sizeof(Float)) == 0;
@@ -226,7 +227,7 @@ TEST_CASE_TEMPLATE("token by token or all at once: the same cache, bounds includ
     // a start that is given, and several tokens
     DeviceArray<int> begin(std::vector<int>{0, 0});
     Cache<Float> again(s);
-    kv_append<Float>(ctx, again.get(), all, s.B, s.capacity, s.NH, s.hs, begin, counts);
+    kv_append<Float>(ctx, again.get(), all, s.B, s.capacity, s.NH, s.hs, nullptr, begin, counts);
     const auto first_pages = [&](DeviceArray<Float>& bounds) {
         const std::vector<Float> values = bounds.get();
         return std::vector<Float>(values.begin(), values.begin() + 3 * s.hs);  // of 37 tokens
@@ -296,7 +297,7 @@ void check_certificates(const Context& ctx, int kind, int call, int heads, doubl
         }
     Cache<Float> cache(s);
     DeviceArray<Float> all(tokens);
-    kv_append<Float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr);
+    kv_append<Float>(ctx, cache.get(), all, 1, s.capacity, s.NH, s.hs, nullptr, nullptr, nullptr);
     Float* queries = &tokens[(size_t)(n - 1) * 3 * C];  // [heads, hs]
     for (int query = 0; query < kQueries; query++) {
         fill(queries, C, seed * 104729 + (size_t)query * 15485863);

@@ -61,7 +61,7 @@ static void check_decoding(const Context& ctx, const Model<Float>& m, int B, Dec
     std::vector<int> lengths;
     for (int b = 0; b < B; b++) {
         texts.push_back(random_tokens(T, 50 + b));
-        lengths.push_back(1 + (b * 7 + 4) % 20);  // prompts of different lengths
+        lengths.push_back((b * 7 + 4) % 20);  // tokens of different numbers in the cache
     }
     const int longest = *std::max_element(lengths.begin(), lengths.end());
     Acts<Float> a, one;
@@ -72,13 +72,15 @@ static void check_decoding(const Context& ctx, const Model<Float>& m, int B, Dec
         d = lay_out_decoding<Float>(arena, config, B, 48, 40, !ctx.use_decode_halves);
     });
     memory.zero();
-    std::vector<int> inputs((size_t)B * longest), positions;
-    for (int b = 0; b < B; b++) {
-        std::copy(texts[b].begin(), texts[b].begin() + lengths[b], inputs.begin() + (size_t)b * longest);
-        positions.push_back(lengths[b] - 1);
+    std::vector<int> inputs((size_t)B * longest), filled, filled_lengths, positions = lengths;
+    for (int b = B - 1; b >= 0; b--) {  // in any order
+        std::copy(texts[b].begin(), texts[b].begin() + lengths[b], inputs.begin() + filled.size() * longest);
+        filled.push_back(b);
+        filled_lengths.push_back(lengths[b]);
     }
     to_device(a.inputs, inputs.data(), inputs.size());
-    to_device(d.lengths, lengths.data(), lengths.size());
+    to_device(d.filled, filled.data(), filled.size());
+    to_device(d.lengths, filled_lengths.data(), filled_lengths.size());
     to_device(d.positions, positions.data(), positions.size());
     std::vector<std::vector<std::vector<float>>> want;
     for (int b = 0; b < B; b++) want.push_back(all_logits(ctx, m, texts[b], same));
@@ -93,16 +95,16 @@ static void check_decoding(const Context& ctx, const Model<Float>& m, int B, Dec
             CHECK(relative_error(row, std::vector<double>(w.begin(), w.end())) < bound);
         }
     };
-    prefill(ctx, m, a, d, longest, lengths, how, {});
-    compare();
+    prefill(ctx, m, a, d, B, longest, how);
     Graph graph;
     for (int step = 0; step < T - longest; step++) {
         std::vector<int> next;
-        for (int b = 0; b < B; b++) next.push_back(texts[b][++positions[b]]);
+        for (int b = 0; b < B; b++) next.push_back(texts[b][positions[b]]);
         CHECK(to_host(ctx, d.positions, B) == positions);
         to_device(d.tokens, next.data(), next.size());  // the text's tokens, not those that were drawn
         graph.run(ctx, [&] { decode_step(ctx, m, one, d, how, {}); });
         compare();
+        for (int& position : positions) position++;
     }
     CHECK(graph.recorded());
 }
@@ -166,17 +168,18 @@ TEST_CASE("kernels that start early compute what they compute one after another"
             d = lay_out_decoding<bf16>(arena, config, B, 48, 40, false);
         });
         memory.zero();
-        std::vector<int> inputs, streams(B);
+        std::vector<int> inputs, numbers(B);
         for (int b = 0; b < B; b++) {
-            streams[b] = b;
+            numbers[b] = b;
             for (const uint16_t token : random_tokens(2, 50 + b)) inputs.push_back(token);
         }
-        const std::vector<int> lengths(B, 2), positions(B, 1);
+        const std::vector<int> lengths(B, 2);
         to_device(a.inputs, inputs.data(), inputs.size());
+        to_device(d.filled, numbers.data(), numbers.size());
         to_device(d.lengths, lengths.data(), lengths.size());
-        to_device(d.positions, positions.data(), positions.size());
-        to_device(d.streams, streams.data(), streams.size());
-        prefill(with, m, a, d, 2, lengths, how, {});
+        to_device(d.positions, lengths.data(), lengths.size());
+        to_device(d.streams, numbers.data(), numbers.size());
+        prefill(with, m, a, d, B, 2, how);
         Graph graph;
         std::vector<bf16> all;
         for (int step = 0; step < (kOnCpu ? 5 : 37); step++) {
@@ -302,6 +305,7 @@ TEST_CASE("greedy generation, alone and side by side, through full contexts and 
             if (slide) prompts.push_back(random_tokens(61, 4));
             // side by side, each is what it is alone
             const Generation together = generate(ctx, m, prompts, c, kEot, [](int, uint16_t) {});
+            int slides = 0;
             for (size_t b = 0; b < prompts.size(); b++) {
                 const Tokens want = greedy_reference(ctx, m, prompts[b], (int)c.tokens, slide, how);
                 int shown = 0;
@@ -310,8 +314,28 @@ TEST_CASE("greedy generation, alone and side by side, through full contexts and 
                 CHECK(alone.made[0] == want);
                 CHECK(shown == (int)want.size());
                 CHECK(together.made[b] == want);
+                slides += alone.slides;
             }
+            CHECK(together.slides == slides);  // nobody is read anew because another is full
         }
+}
+
+TEST_CASE("prompts that do not fit into one pass are read in several") {
+    const Context ctx = make_context();
+    Model<float> m = make_model<float>(kSmall);
+    InferConfig c;
+    c.attention = DecodeMode::dense;
+    c.sampling.temperature = 0;
+    c.tokens = 2;
+    const int B = 250;
+    std::vector<Tokens> prompts;
+    for (int b = 0; b < B; b++) prompts.push_back(random_tokens(b % 5 == 0 ? 1 : 38 - b % 3, 100 + b));
+    const auto made = [&](const std::vector<Tokens>& texts) {
+        return generate(ctx, m, texts, c, -1, [](int, uint16_t) {}).made;
+    };
+    REQUIRE(B * 37 > kPrefillTokens);
+    const std::vector<Tokens> together = made(prompts);
+    for (int b = 0; b<B; b += b> 215 && b < 230 ? 1 : 9) CHECK(together[b] == made({prompts[b]})[0]);
 }
 
 TEST_CASE(
@@ -373,10 +397,13 @@ TEST_CASE("what is counted and read is a sequence's own, not what goes on after 
     CHECK(run({full}).drawn == 1);  // there is no room for more
     CHECK(both.drawn == alone.drawn + 1);
     CHECK(both.drawn_first == 2);
+    const Generation ended = run({full});
     for (size_t i = 0; i < alone.stats.size(); i++) {
-        CHECK(both.stats[i].tokens == alone.stats[i].tokens);
-        CHECK(both.stats[i].visible == alone.stats[i].visible);
-        CHECK(both.stats[i].tau == doctest::Approx(alone.stats[i].tau).epsilon(1e-4));
+        DecodeStats sum = alone.stats[i];
+        sum.add(ended.stats[i]);
+        CHECK(both.stats[i].tokens == sum.tokens);
+        CHECK(both.stats[i].visible == sum.visible);
+        CHECK(both.stats[i].tau == doctest::Approx(sum.tau).epsilon(1e-4));
     }
 }
 
@@ -394,8 +421,8 @@ TEST_CASE("statistics of decoding: what was read of what there was") {
         const Generation g = generate(ctx, m, {random_tokens(12, 6)}, c, -1, [](int, uint16_t) {});
         REQUIRE(g.stats.size() == (size_t)kSmall.num_layers * kSmall.num_heads);
         for (const DecodeStats& s : g.stats) {
-            CHECK(s.tokens == (float)g.steps);
-            CHECK(s.visible == (float)(g.steps * 13 + g.steps * (g.steps - 1) / 2));
+            CHECK(s.tokens == (float)g.drawn);
+            CHECK(s.visible == (float)(g.drawn * 12 + g.drawn * (g.drawn - 1) / 2));
             CHECK(s.keys <= s.visible);
             CHECK(s.tau <= s.certified + 1e-6f * s.tokens);
             if (c.how().mode == DecodeMode::dense) CHECK(s.tau == 0.0f);

@@ -145,7 +145,8 @@ struct Sequences {
             to_device<int>(start, starts.data(), starts.size());
             for (int l = 0; l < b.L(); l++) {
                 fill(ctx, qkv, random_bits(2, first, l), 0.5f);
-                kv_append<Float>(ctx, d.cache[l], qkv, B, count, b.NH(), b.model.hs(), start, nullptr);
+                kv_append<Float>(ctx, d.cache[l], qkv, B, count, b.NH(), b.model.hs(), nullptr, start,
+                                 nullptr);
             }
             CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
         }

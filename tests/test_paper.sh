@@ -61,6 +61,7 @@ refuse "--budget takes a time" --budget soon
 refuse "nothing was run there yet" --tables
 refuse "no cell has a name like nothing" --data "$work/nothing" --cells nothing
 refuse "no token shard matches" --data "$work/nothing" --cells 'plain-*'
+refuse "chosen-tail-s1338 repeats the best of the cells with --reg tail, of which --cells has none" --data "$work/nothing" --cells 'plain-*,k8-kl-l0.1-rise70-*,chosen-tail-*'
 refuse "name them with --cells" --seeds 7,8
 refuse "name plain among the --cells" --data "$work/nothing" --seeds 7,8 --cells 'k8-tail-l1-rise70'
 refuse "with their top 8: leave k16-tail-l0.3-rise70 out" --data "$work/nothing" --seeds 7,8 --cells 'plain,k16-tail-l0.3-rise70'
@@ -120,6 +121,8 @@ paper --out "$work/mini" --publish "$work/published"
 check "the same folder goes on" '[ $? = 0 ] && grep -q "of 5 cells are done" "$work/out"'
 check "with the same plan" 'cmp -s "$work/mini/plan.json" "$work/plan.json"'
 check "what was done is not done again" '[ "$(ls --full-time $(awk "{print \$NF}" <<<"$before"))" = "$before" ]'
+paper --out "$work/mini"
+check "who calls it again reads that all cells are done, the chosen one too" '[ $? = 0 ] && grep -q "^5 of 5 cells are done" "$work/out"'
 check "every cell is done" '[ "$(ls "$work"/mini/runs/*/cell.json | wc -l)" = 5 ]'
 mkdir -p "$work/half/runs" && cp "$work/mini/plan.json" "$work/half/" && cp -r "$work/mini/runs/plain-s1337" "$work/half/runs/" && rm "$work/half/runs/plain-s1337/eval.json"
 next_program() { # that run.sh would start for that cell

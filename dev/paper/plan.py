@@ -124,13 +124,23 @@ def all_cells(can, continued):
     return sorted(cells, key=lambda c: c["wave"])  # stable: the order within a wave stays
 
 
+def candidates(cells, family):
+    """Those that the chosen ones are chosen from."""
+    return [c for c in cells if c["family"] == family and c["group"] in ("column", "schedule")]
+
+
 def select(cells, patterns):
     if not patterns:
         return cells
     for p in patterns:
         if not any(fnmatch.fnmatch(c["name"], p) for c in cells):
             raise Bad(f"no cell has a name like {p}: see the names in the plan of --dry-run without --cells")
-    return [c for c in cells if any(fnmatch.fnmatch(c["name"], p) for p in patterns)]
+    selected = [c for c in cells if any(fnmatch.fnmatch(c["name"], p) for p in patterns)]
+    for c in selected:
+        if c.get("pick") and not any(other["reg"] == c["pick"] for other in candidates(selected, c["family"])):
+            raise Bad(f"{c['name']} repeats the best of the cells with --reg {c['pick']}, of which --cells has none: name "
+                      "those, too, that it is to be chosen from")
+    return selected
 
 
 def stem_of(name):

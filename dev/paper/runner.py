@@ -24,9 +24,9 @@ import subprocess
 import time
 
 from common import ROOT, Bad, duration, finished_metrics, from_root, median, read_json, read_metrics, write_json
-from plan import K, LAYER0, SEEDS, cell_seconds, final_seconds, start_of, with_seed
+from plan import K, LAYER0, SEEDS, candidates, cell_seconds, final_seconds, start_of, with_seed
 from shapes import CHOSEN, DECODE, SPEED
-from tables import candidates, chosen_cells, read_eval, top_loss
+from tables import chosen_cells, read_eval, top_loss
 
 CUTS = "1,2,4,8,16,32,64"
 CALIBRATION_UPDATES = 12
@@ -404,7 +404,7 @@ class Runner:
         if family not in chosen:
             chosen[family] = chosen_cells(self.out, self.plan, family)
             if not any(os.path.exists(os.path.join(self.folder(c), "failed.json"))
-                       for c in candidates(self.plan, family)):
+                       for c in candidates(self.plan["cells"], family)):
                 write_json(path, chosen)
         found = chosen[family].get(cell["pick"])
         return found and with_seed(found, cell)
@@ -412,7 +412,7 @@ class Runner:
     def ready(self, cell, open_cells):
         """Whether what the cell needs has been tried."""
         if cell.get("pick"):
-            names = {c["name"] for c in candidates(self.plan, cell["family"])}
+            names = {c["name"] for c in candidates(self.plan["cells"], cell["family"])}
             return not any(c["name"] in names for c in open_cells)
         if "margin" in cell:
             return not any(c["name"] == f"plain-s{cell['seed']}" for c in open_cells)
@@ -454,9 +454,11 @@ class Runner:
     def run_cells(self):
         """As many cells side by side as the plan says, in its order, until all are done or no time is left."""
         waiting, running = [], []
+        missing = [c for c in self.plan["cells"] if not c.get("pick") and not self.done(c)]
         for cell in self.plan["cells"]:
-            if not cell.get("pick") and self.done(cell):
-                self.clean(cell)
+            resolved = self.resolve(cell) if not cell.get("pick") or self.ready(cell, missing) else None
+            if resolved and self.done(resolved):
+                self.clean(resolved)
             else:
                 waiting.append(cell)
         self.count = len(self.plan["cells"]) - len(waiting)

@@ -6,7 +6,7 @@ import statistics
 import textwrap
 
 from common import Bad, finished_metrics, median, read_json, write_file, write_json
-from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, choose, start_of, stem_of, with_seed
+from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, candidates, choose, start_of, stem_of, with_seed
 from shapes import CHOSEN, DECODE, DONE, EVAL, FAILED, PROBES, REPORT, RESULTS, SPEED, TASKS
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
@@ -20,18 +20,13 @@ LAST_UPDATES = 50  # of a run, over which its training loss is compared with ano
 
 # ---- gathering ----
 
-def candidates(plan, family):
-    """The cells that the chosen ones are chosen from."""
-    return [c for c in plan["cells"] if c["family"] == family and c["group"] in ("column", "schedule")]
-
-
 def chosen_cells(out, plan, family):
     """{reg: settings}: what chosen.json has; before that is written, the choice among what is done so far."""
     fixed = (read_json(os.path.join(out, "chosen.json"), CHOSEN) or {}).get(family)
     if fixed is not None:
         return fixed
     measured = []
-    for cell in candidates(plan, family):
+    for cell in candidates(plan["cells"], family):
         folder = os.path.join(out, "runs", cell["name"])
         if os.path.exists(os.path.join(folder, "cell.json")):
             loss = read_eval(folder)["eval"]

@@ -150,7 +150,7 @@ struct Bin {
     head = row_sum<32>(head);
     if (tid == 0) {
         rows.theta[row] = theta;
-        rows.mass[row] = fminf(head / total, 1.0f);
+        rows.mass[row] = head / total;  // at most 1: rounding keeps the order of two sums, term by term
         rows.tie[row] = tie;
     }
 }

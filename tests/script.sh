@@ -19,12 +19,13 @@ check() {
     if [ $# -gt 1 ]; then "$@"; else (exit $check_status); eval "$1"; fi && ok "$check_what" || bad "$check_what"
 }
 
-# Until a condition holds, or 12 seconds.
+# Until a condition holds; that it does within a minute is a check, too.
 waits_for() {
-    for _ in $(seq 600); do
-        ! eval "$1" || break
+    for _ in $(seq 3000); do
+        ! eval "$1" || return 0
         sleep 0.02
     done
+    bad "waited a minute for: $1"
 }
 
 finish() {

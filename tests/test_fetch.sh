@@ -49,7 +49,7 @@ check "no such name" fails fetch nonsense
 check "no such name, said" said "nonsense"
 check "--list" fetch --list
 check "--list shows files" said "sub/text.txt"
-check "--list expands ranges" said "shard_02.bin"
+check "--list has a line for a range" grep -q 'shard_\[01-03\].bin  *-  0 of 3$' out
 check "nothing yet" only
 
 # --- public address
@@ -429,12 +429,15 @@ check "a shard with another magic: said" said "it is not a token shard"
 rm -f data/shard_01.bin
 check "a group fails if one file does" fails fetch shards
 check "and has the others" only ./shard_01.bin
+check "--list then" fetch --list
+check "--list counts those of a range that are here" grep -q 'shard_\[01-03\].bin  *-  1 of 3$' out
 rm -f data/shard_01.bin
 
 # --- the manifest of the repository itself
 cp "$repository/data/manifest.tsv" data/
 check "the manifest: --list" fetch --list
-check "the manifest: 103 training shards" test "$(grep -c fineweb_train_ out)" = 103
+check "the manifest: 103 training shards" grep -q 'fineweb_train_\[000001-000103\].bin  *-  0 of 103$' out
+check "the manifest: --list fits 80 columns" awk 'length > 80 {exit 1}' out
 check "the manifest: six columns" awk -F'\t' 'NF != 6 {exit 1}' data/manifest.tsv
 check "the manifest: hashes and sizes" awk -F'\t' '!/^#/ && !($4 ~ /^(~?[0-9]+|-)$/ && $5 ~ /^([0-9a-f]+|-)$/ && length($5) ~ /^(1|64)$/) {exit 1}' data/manifest.tsv
 check "the manifest: four models in two sets" test "$(awk -F'\t' '$3 == "any" {print $2}' data/manifest.tsv | xargs -n 1 | while read -r name; do grep -q "^$name	" data/manifest.tsv && echo .; done | wc -l)" = 8

@@ -1503,10 +1503,11 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         }
         const Tokens more = prompt_tokens(tokenizer, line, config, true);
         if (!c.slide && (int64_t)(text.size() + more.size()) > config.max_seq_len) {
-            fprintf(
-                stderr,
-                "with this line the text has %zu tokens, and the context %d: an empty line begins a new text\n",
-                text.size() + more.size(), config.max_seq_len);
+            fprintf(stderr, "%s %zu tokens, and the context %d: %s\n",
+                    text.empty() ? "this line has" : "with this line the text has", text.size() + more.size(),
+                    config.max_seq_len,
+                    text.empty() ? "shorten it, or give --context-full slide"
+                                 : "an empty line begins a new text");
             continue;
         }
         text.insert(text.end(), more.begin(), more.end());

@@ -141,9 +141,10 @@ printf 'int b\n' | "$infer" "${model[@]}" --interactive -n 10 >"$work/out" 2>"$w
 check "interactive: behind another line it does not" '[ $? = 0 ] && [ "$(wc -c <"$work/out")" -ge 5 ] &&
     ! tail -c +12 "$work/three" | head -c "$(wc -c <"$work/out")" | cmp -s - "$work/out"'
 
-printf 'int a\r\n%0100d\r\n\r\nint b\r\n' 1 | "$infer" "${model[@]}" --interactive -n 60 --context-full stop >"$work/out" 2>"$work/err"
+printf 'int a\r\n%0100d\r\n\r\n%0150d\r\nint b\r\n' 1 1 | "$infer" "${model[@]}" --interactive -n 60 --context-full stop >"$work/out" 2>"$work/err"
 check "interactive: a text that becomes too long is said to be, and an empty line begins another; CRLF is an end of line" '[ $? = 0 ] &&
     [ "$(grep -c "tokens/s" "$work/err")" = 2 ] && grep -q "and the context 128: an empty line begins a new text" "$work/err" &&
+    grep -qx "this line has 150 tokens, and the context 128: shorten it, or give --context-full slide" "$work/err" &&
     ! grep -q "$(printf "\r")" "$work/out"'
 printf 'int a\r\n' >"$work/crlf" && printf 'int a\n' >"$work/lf"
 run "${model[@]}" -f "$work/lf" -n 20 && cp "$work/out" "$work/first"

@@ -914,6 +914,81 @@ TEST_CASE("GPT-2 124M trains in bf16 with 64 x 1024 tokens a micro-step in less 
     CHECK((double)with_entropy < 1.005 * (double)bytes);
 }
 
+TEST_CASE(
+    "what the flags leave open: a learning rate for the model's width, and for weights that are trained") {
+    const Context ctx = make_context();
+    const auto defaults = [&](const char* preset, bool from_scratch) {
+        GPT2Config config;
+        REQUIRE(preset_config(preset, config));
+        TrainConfig c;
+        c.from = preset;
+        c.B = 2;
+        resolve_defaults<float>(c, config, from_scratch, ctx);
+        return c;
+    };
+    CHECK(defaults("tiny", true).lr == 2e-3f);
+    CHECK(defaults("d6", true).lr == 6e-4f);
+    CHECK(defaults("d12", true).lr == 6e-4f);
+    CHECK(defaults("tiny", false).lr == 5e-5f);
+    CHECK(defaults("d12", false).lr == 5e-5f);
+    CHECK(defaults("d12", true).T == 1024);
+    CHECK(defaults("tiny", true).T == 128);
+    const TrainConfig c = defaults("tiny", true);
+    CHECK(c.warmup_updates == c.updates / 20);
+    CHECK(c.lambda_start_updates == 0);
+    CHECK(c.lambda_warmup_updates == c.updates * 7 / 10);
+    CHECK(c.layer_lambda == std::vector<float>(4, 1.0f));
+}
+
+TEST_CASE("settings that do not go together are refused, in a sentence that names the flag to change") {
+    Context ctx = make_context();
+    ctx.max_shared = 99 << 10;  // scores of 24,832 positions beside 2 KB
+    GPT2Config config = kSmall;
+    config.max_seq_len = 1 << 20;
+    const auto refusal = [&](auto change) {
+        TrainConfig c = small_run(2, 24, 4, Reg::tail);
+        CHECK_NOTHROW(check_settings_fit(c, config, ctx));
+        change(c);
+        return error_of([&] { check_settings_fit(c, config, ctx); });
+    };
+    const auto resize = [](TrainConfig& c, int B, int T) {
+        c.B = B;
+        c.T = T;
+        c.tokens_per_update = (int64_t)B * T;
+    };
+    check_mentions(refusal([&](TrainConfig& c) { resize(c, 1, 24833); }), "-t 24832");
+    CHECK_NOTHROW([&] {
+        TrainConfig c = small_run(1, 24832, 4, Reg::tail);
+        check_settings_fit(c, config, ctx);
+        resize(c, 1, 24833);
+        c.topk = 0;  // plain attention has no such limit
+        c.lambda = 0;
+        check_settings_fit(c, config, ctx);
+    }());
+    const int heads = kMaxGridY / config.num_heads;
+    check_mentions(refusal([&](TrainConfig& c) { resize(c, heads + 1, 1); }), "-b (--batch)");
+    check_mentions(refusal([&](TrainConfig& c) { resize(c, heads, 2048); }),
+                   "lower -b (" + std::to_string(heads) + ") or -t (2048)");
+    check_mentions(refusal([&](TrainConfig& c) { c.tokens_per_update = 47; }),
+                   "multiple of -b times -t (2 * 24 = 48)");
+    check_mentions(refusal([&](TrainConfig& c) {
+                       c.lambda_start_updates = 7;
+                       c.lambda_warmup_updates = 6;
+                   }),
+                   "--lambda-start (update 7)");
+    check_mentions(refusal([&](TrainConfig& c) {
+                       c.lambda = 0;
+                       c.target_loss.path = "run";
+                   }),
+                   "give an -l greater than 0");
+    check_mentions(refusal([&](TrainConfig& c) { c.topk = 0; }), "-k 0 measures nothing");
+    check_mentions(refusal([&](TrainConfig& c) {
+                       c.precision = Precision::fp8;
+                       resize(c, 1, 24);
+                   }),
+                   "--precision fp8");
+}
+
 TEST_CASE("a model that cannot fit says how much it needs and what to lower") {
     const Context ctx = make_context();
     GPT2Config config;

@@ -57,6 +57,12 @@ for less in 30000 70000 110000 150000 190000; do
 done
 check "and by the most it does not" '[ $refused = 1 ]'
 
+# ---- plain GPT-2, its masses measured or not
+for topk in 0 8; do run "${quick[@]}" -x 4 -v 2 -l 0 -k $topk -o "$work/plain$topk" || bad "-l 0 -k $topk"; done
+losses() { grep -oE '"(loss|val_ce)":[^,}]*' "$work/$1/metrics.jsonl"; }
+check "-k 0 measures no mass, and has the losses of -l 0" '[ "$(losses plain0)" = "$(losses plain8)" ] && [ "$(losses plain0 | wc -l)" = 7 ] &&
+    [ "$(grep -cE "\"(mass|val_mass)\":null" "$work/plain0/metrics.jsonl")" = 7 ] && ! grep -q "null" <(grep "\"loss\"" "$work/plain8/metrics.jsonl")'
+
 # ---- the regularizer does what it is for
 run "${data[@]}" -e tiny -b 4 -x 100 -v 100 -s 0 -n 0 -m 10 -l 0 -k 8 -o "$work/plain"
 check "plain GPT-2 trains" '[ $? = 0 ] && less "$(last "$work/plain" val_ce)" 3.2'

@@ -1441,14 +1441,22 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
     signal(SIGINT, on_interrupt);
     const auto run = [&](const std::vector<Tokens>& prompts, bool stream) {
         TextStream text;
-        const Generation g = generate(ctx, m, prompts, c, eot, [&](int, uint16_t token) {
-            if (!stream) return;
+        std::vector<int64_t> made(prompts.size());
+        int64_t most_made = 0;
+        const Generation g = generate(ctx, m, prompts, c, eot, [&](int b, uint16_t token) {
+            if (!stream) {
+                if (++made[b] > most_made) say_progress("tokens of each text", ++most_made, c.tokens);
+                return;
+            }
             const std::string ready =
                 tokenizer ? text.push(tokenizer->decode({&token, 1})) : std::to_string(token) + " ";
             write_text(ready);
             fflush(stdout);
         });
-        if (stream) write_text(text.finish() + "\n");
+        if (stream)
+            write_text(text.finish() + "\n");
+        else if (most_made < c.tokens)  // all have ended before
+            say_progress("tokens of each text", c.tokens, c.tokens);
         return g;
     };
     const auto report = [&](const Generation& g, const std::vector<Tokens>& prompts) {

@@ -119,6 +119,12 @@ for row, s in zip(rows, made["stats"]):
     assert all(abs(float(a) - b) <= 0.051 and abs(float(a) - b) <= 0.006 * abs(b) + 0.051 * (b > 1) for a, b in zip(row, names)), (row, s)
 END'
 done
+if script -qec true /dev/null >"$work/out" 2>&1 </dev/null; then # where there are terminals
+    script -qec "$(printf '%q ' "$infer" "${model[@]}" -f "$work/prompts" -n 20)" /dev/null >"$work/out" 2>&1 </dev/null
+    check "how far they are is said on a terminal, and the line is cleared in the end" '[ $? = 0 ] &&
+        [ "$(grep -o "tokens of each text [0-9]*/20" "$work/out" | wc -l)" = 20 ] &&
+        grep -q "$(printf "text 20/20\r\033\[K\[int\]")" "$work/out"'
+fi
 run "${model[@]}" -f "$work/prompts" -n 20 --greedy
 cp "$work/out" "$work/beside"
 for prompt in int "float x" return; do

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
@@ -19,13 +20,14 @@ constexpr __host__ __device__ auto ceil_div(A a, B b) {
 
 // Lets a kernel have so many bytes of dynamic shared memory. What it may have is only ever raised: it belongs
 // to the kernel, and a launch that a graph has recorded needs it whenever it is replayed, whatever else the
-// kernel was launched with since.
+// kernel was launched with since. It is set even where it seems to be enough already: whether what a kernel
+// has without asking counts its static part is not documented.
 template <class... Params>
 void allow_shared(void (*kernel)(Params...), size_t bytes) {
     cudaFuncAttributes now;
     CUDA_CHECK(cudaFuncGetAttributes(&now, kernel));
-    if ((size_t)now.maxDynamicSharedSizeBytes < bytes)
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    std::max((int)bytes, now.maxDynamicSharedSizeBytes)));
 }
 
 // The most blocks that a grid may have along y and z.

@@ -1,8 +1,10 @@
 // What the CPU backend uses of OpenBLAS, which multiplies its matrices.
 #pragma once
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -39,18 +41,36 @@ inline bool choose_openblas_core() {
 #endif
 }
 
-// OpenBLAS's first product takes a buffer of 128 MB of address space, and where it is refused, as by ulimit
-// -v, asks again for ever. Takes it while there is nothing else to need the room, and throws where there is
-// none.
+// OpenBLAS works in buffers of 128 MB of address space each, and where it is refused one, as by ulimit -v, it
+// asks again for ever. It takes two before main(), and another for the first product.
+inline constexpr size_t kOpenblasBuffer = 128 << 20;
+inline constexpr char kNoOpenblasBuffer[] =
+    "OpenBLAS needs more address space than there is: raise the limit (ulimit -v), or use fewer threads "
+    "(OMP_NUM_THREADS)";
+
+// Whether so many bytes can be had in the way that OpenBLAS asks for them.
+inline bool has_address_space(size_t bytes) {
+    void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) return false;
+    munmap(room, bytes);
+    return true;
+}
+
+// The first two: what is named in .preinit_array runs before any library's own beginning. The rest of the
+// program's libraries take less than 8 MB until then.
+static void check_openblas_begins() {
+    if (has_address_space(2 * kOpenblasBuffer + (8 << 20))) return;
+    for (const char* text : {"error: ", kNoOpenblasBuffer, "\n"})
+        if (write(STDERR_FILENO, text, strlen(text)) < 0) break;
+    _exit(1);
+}
+__attribute__((section(".preinit_array"),
+               used)) static void (*const before_libraries)() = check_openblas_begins;
+
+// The other one, while there is nothing else yet to need the room.
 inline void take_openblas_buffer() {
-    constexpr size_t kBuffer = 128 << 20;
-    void* room = mmap(nullptr, kBuffer, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (room == MAP_FAILED)
-        fail(
-            "OpenBLAS needs 128 MB of address space, and there is less: raise the limit (ulimit -v), or use fewer "
-            "threads (OMP_NUM_THREADS)");
-    munmap(room, kBuffer);
-    constexpr int n = 128;  // small ones go without a buffer
+    if (!has_address_space(kOpenblasBuffer)) fail("%s", kNoOpenblasBuffer);
+    constexpr int n = 128;  // small products go without a buffer
     const std::vector<float> ones(n * n, 1.0f);
     std::vector<float> product(n * n);
     cblas_sgemm(kColumnMajor, kNoTranspose, kNoTranspose, n, n, n, 1.0f, ones.data(), n, ones.data(), n, 0.0f,

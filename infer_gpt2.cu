@@ -666,24 +666,21 @@ struct Continuation {
 
   private:
     // Of each of these texts the last used[b] tokens before its newest one: as many texts in a pass as there
-    // is room for.
-    void fill_cache(const std::vector<int>& texts) {
-        for (size_t begin = 0, end; begin < texts.size(); begin = end) {
-            int T = 0;
-            for (end = begin; end < texts.size(); end++) {
-                const int longest = std::max(T, used[texts[end]]);
-                if ((int64_t)(end + 1 - begin) * longest > prefill_tokens) break;
-                T = longest;
-            }
-            const std::vector<int> filled(texts.begin() + begin, texts.begin() + end);
-            const int n = (int)filled.size();
+    // is room for, those of about one length together, for all are padded to the longest.
+    void fill_cache(std::vector<int> texts) {
+        std::stable_sort(texts.begin(), texts.end(), [&](int a, int b) { return used[a] > used[b]; });
+        for (size_t begin = 0; begin < texts.size();) {
+            const int T = used[texts[begin]];
+            if (T == 0) break;  // texts of one token
+            const int n = (int)std::min<int64_t>(prefill_tokens / T, texts.size() - begin);
+            const std::vector<int> filled(texts.begin() + begin, texts.begin() + begin + n);
+            begin += n;
             std::vector<int> inputs((size_t)n * T, 0), lengths;
             for (int i = 0; i < n; i++) {
                 const Tokens& t = text[filled[i]];
                 lengths.push_back(used[filled[i]]);
                 std::copy(t.end() - 1 - lengths[i], t.end() - 1, inputs.begin() + (size_t)i * T);
             }
-            if (T == 0) continue;  // texts of one token
             CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
             to_device(prompt_acts.inputs, inputs.data(), inputs.size());
             to_device(d.filled, filled.data(), n);

@@ -271,9 +271,10 @@ static Tokens greedy_reference(const Context& ctx, const Model<float>& m, Tokens
                                SequenceAttention how) {
     const int context = m.config.max_seq_len;
     const size_t prompt = text.size();
-    size_t window = slide && (int)prompt >= context ? context / 2 : prompt;
+    const size_t half = std::max(1, context / 2);
+    size_t window = slide && (int)prompt >= context ? half : prompt;
     for (int i = 0; i < n; i++) {
-        if (i > 0 && slide && (int)window > context) window = context / 2;
+        if (i > 0 && slide && (int)window > context) window = half;
         const auto logits = all_logits(ctx, m, Tokens(text.end() - (ptrdiff_t)window, text.end()), how);
         const auto& last = logits.back();
         const auto next = (uint16_t)(std::max_element(last.begin(), last.end()) - last.begin());
@@ -318,6 +319,24 @@ TEST_CASE("greedy generation, alone and side by side, through full contexts and 
             }
             CHECK(together.slides == slides);  // nobody is read anew because another is full
         }
+}
+
+TEST_CASE("contexts of one to three tokens, which are full again at once") {
+    const Context ctx = make_context();
+    for (const int context : {1, 2, 3}) {
+        CAPTURE(context);
+        GPT2Config config = kSmall;
+        config.max_seq_len = context;
+        Model<float> m = make_model<float>(config);
+        InferConfig c;
+        c.sampling.temperature = 0;
+        c.tokens = 9;
+        c.attention = DecodeMode::dense;
+        const std::vector<Tokens> prompts = {random_tokens(1, 1), random_tokens(2, 2), random_tokens(7, 3)};
+        const Generation g = generate(ctx, m, prompts, c, kEot, [](int, uint16_t) {});
+        for (size_t b = 0; b < prompts.size(); b++)
+            CHECK(g.made[b] == greedy_reference(ctx, m, prompts[b], (int)c.tokens, true, {}));
+    }
 }
 
 TEST_CASE("prompts that do not fit into one pass are read in several") {

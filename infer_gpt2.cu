@@ -551,7 +551,7 @@ struct Continuation {
     std::vector<Tokens> text;            // [B] prompts, and what was drawn
     std::vector<int> used;               // [B] tokens of each that are in the cache: all but the newest
     std::vector<bool> ended;             // [B]
-    int most_used;                       // tokens that any of them will ever have in the cache
+    int most_used;                       // tokens that any of them will have in the cache in the end
     int64_t prefill_tokens;              // that one pass fills the cache with, at most
     Acts<Float> prompt_acts, step_acts;  // for such a pass, and for one token of each
     Decoding<Float> d;
@@ -575,7 +575,7 @@ struct Continuation {
         for (const Tokens& p : prompts)
             used.push_back((c.slide && (int64_t)p.size() >= context ? half_of(context) : (int)p.size()) - 1);
         int most_filled = *std::max_element(used.begin(), used.end());
-        most_used = (int)std::min<int64_t>(context, most_filled + 1 + c.tokens);
+        most_used = (int)std::min<int64_t>(context, most_filled + c.tokens);
         if (c.slide && most_used == context) most_filled = std::max(most_filled, half_of(context) - 1);
         const int capacity = ceil_div(most_used, kPageTokens) * kPageTokens;
         prefill_tokens =
@@ -665,14 +665,17 @@ struct Continuation {
     }
 
   private:
-    // Of each of these texts the last used[b] tokens before its newest one: as many texts in a pass as there
-    // is room for, those of about one length together, for all are padded to the longest.
+    // Of each of these texts the last used[b] tokens before its newest one. All texts of a pass are padded to
+    // the longest, so it takes as many as there is room for, and have at least half that length.
     void fill_cache(std::vector<int> texts) {
         std::stable_sort(texts.begin(), texts.end(), [&](int a, int b) { return used[a] > used[b]; });
         for (size_t begin = 0; begin < texts.size();) {
             const int T = used[texts[begin]];
-            if (T == 0) break;  // texts of one token
-            const int n = (int)std::min<int64_t>(prefill_tokens / T, texts.size() - begin);
+            if (T == 0 || g_interrupted) break;  // texts of one token have nothing to be read
+            int n = 1;
+            while (begin + n < texts.size() && (int64_t)(n + 1) * T <= prefill_tokens &&
+                   2 * used[texts[begin + n]] >= T)
+                n++;
             const std::vector<int> filled(texts.begin() + begin, texts.begin() + begin + n);
             begin += n;
             std::vector<int> inputs((size_t)n * T, 0), lengths;
@@ -877,11 +880,11 @@ std::vector<float> sequence_losses(const Bench<Float>& bench, const int* x, cons
     return losses;
 }
 
-// A line on the terminal that is written over, for what takes minutes.
+// A line on the terminal that is written over, for what takes minutes, and cleared when it is done.
 void say_progress(const std::string& what, int64_t done, int64_t total) {
     if (!isatty(STDERR_FILENO)) return;
-    fprintf(stderr, "\r\033[K%s %lld/%lld", what.c_str(), (long long)done, (long long)total);
-    if (done == total) fprintf(stderr, "\r\033[K");
+    fprintf(stderr, "\r\033[K");
+    if (done < total) fprintf(stderr, "%s %lld/%lld", what.c_str(), (long long)done, (long long)total);
     fflush(stderr);
 }
 
@@ -1384,8 +1387,9 @@ std::string speed_line(const Generation& g, const InferConfig& c) {
     const std::string attention = how.mode == DecodeMode::topk    ? format("top-%d attention", how.topk)
                                   : how.mode == DecodeMode::pages ? format("pages, epsilon %g", how.epsilon)
                                                                   : "dense attention";
-    std::string text = format("%lld token%s, %s: the first after %.3f s", (long long)g.drawn,
-                              g.drawn == 1 ? "" : "s", attention.c_str(), g.first_seconds);
+    std::string text =
+        format("%lld token%s, %s", (long long)g.drawn, g.drawn == 1 ? "" : "s", attention.c_str());
+    if (g.drawn > 0) text += format(": the first after %.3f s", g.first_seconds);
     if (g.drawn > g.drawn_first)
         text += format(", then %.1f tokens/s",
                        (double)(g.drawn - g.drawn_first) / std::max(1e-9, g.seconds - g.first_seconds));
@@ -1452,8 +1456,8 @@ void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig&
         });
         if (stream)
             write_text(text.finish() + "\n");
-        else if (most_made < c.tokens)  // all have ended before
-            say_progress("tokens of each text", c.tokens, c.tokens);
+        else
+            say_progress("", 0, 0);
         return g;
     };
     const auto report = [&](const Generation& g, const std::vector<Tokens>& prompts) {

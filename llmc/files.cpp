@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -59,6 +60,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
         void* at = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
         int error = errno;
         close(fd);
+        if (at == MAP_FAILED && error == ENOMEM) throw std::bad_alloc();  // the file may be as it should
         if (at == MAP_FAILED) fail("cannot map %s into memory: %s", path.c_str(), strerror(error));
         data_ = static_cast<const unsigned char*>(at);
     } else {

@@ -10,6 +10,7 @@
 #include <ctime>
 #include <exception>
 #include <filesystem>
+#include <new>
 #include <string>
 
 inline std::filesystem::path program_path() {
@@ -87,6 +88,10 @@ int run_program(const char* prefix, Body body) {
         status = fflush(stdout) == 0 && !ferror(stdout) ? 0 : 1;
         if (status != 0 && !g_interrupted)
             fprintf(stderr, "%s: the standard output could not be written\n", prefix);
+    } catch (const std::bad_alloc&) {
+        fflush(stdout);
+        fprintf(stderr, "%s: there is not enough memory: raise the limit (ulimit -v), or ask for less\n",
+                prefix);
     } catch (const std::exception& e) {
         fflush(stdout);
         fprintf(stderr, "%s: %s\n", prefix, e.what());

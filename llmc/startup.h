@@ -80,7 +80,7 @@ inline void choose_device(Device wanted, const std::string& program, char** argv
                 no_toolkit ? "program was built without the CUDA Toolkit" : "is the CPU program");
     setenv(said, "1", 1);
     if (choose_openblas_core() || !getenv("OMP_WAIT_POLICY")) become(program_path(), argv);
-    take_openblas_buffer();
+    take_openblas_buffers();
 #else
     const std::string why = wanted == Device::cpu ? "" : why_no_gpu();
     if (wanted == Device::cuda && !why.empty())

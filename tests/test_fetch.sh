@@ -45,6 +45,11 @@ check "--help" data/fetch --help >out 2>err
 check "no name" fails fetch
 check "no such flag" fails fetch --bogus
 check "no such flag, said" said "--bogus"
+mv data/manifest.tsv data/away
+check "no manifest" fails fetch --list
+check "no manifest, said" said "data/manifest.tsv cannot be read"
+check "no manifest, in one line" test "$(cat out err | wc -l)" = 1
+mv data/away data/manifest.tsv
 check "no such name" fails fetch nonsense
 check "no such name, said" said "nonsense"
 check "--list" fetch --list
@@ -183,7 +188,10 @@ check "the other set" fetch tiny-openai
 check "the other set: said of the index" said "tiny.index, its format checked (no hash of it is known)"
 check "the other set: said of the data" said "each tensor's CRC-32C is checked when it is loaded"
 check "--list of sets" fetch --list
-check "--list of sets: both" said "the first of: tiny-hf tiny-openai"
+check "--list of sets: one of them is here" grep -q 'the first of: tiny-hf tiny-openai  *-  yes$' out
+for file in $(cd data && echo tiny/*); do : >"data/$file"; done
+check "--list of sets, empty files" fetch --list
+check "--list of sets, empty files: none is here" grep -q 'the first of: tiny-hf tiny-openai  *-  no$' out
 rm -rf data/tiny
 mv public/hf/weights.bin public/hf/away
 check "the second set where the first is not whole" fetch tiny

@@ -346,15 +346,17 @@ TEST_CASE("prompts that do not fit into one pass are read in several") {
     c.attention = DecodeMode::dense;
     c.sampling.temperature = 0;
     c.tokens = 2;
-    const int B = 250;
+    const int B = 300;
     std::vector<Tokens> prompts;
     for (int b = 0; b < B; b++) prompts.push_back(random_tokens(b % 5 == 0 ? 1 : 38 - b % 3, 100 + b));
     const auto made = [&](const std::vector<Tokens>& texts) {
         return generate(ctx, m, texts, c, -1, [](int, uint16_t) {}).made;
     };
-    REQUIRE(B * 37 > kPrefillTokens);
+    REQUIRE(B * 4 / 5 * 35 > kPrefillTokens);  // those of more than one token
     const std::vector<Tokens> together = made(prompts);
-    for (int b = 0; b<B; b += b> 215 && b < 230 ? 1 : 9) CHECK(together[b] == made({prompts[b]})[0]);
+    int different = 0;
+    for (int b = 0; b < B; b++) different += together[b] != made({prompts[b]})[0];
+    CHECK(different == 0);
 }
 
 TEST_CASE(
@@ -537,6 +539,8 @@ TEST_CASE("the speed is of the tokens behind the first ones") {
     CHECK(speed_line(g, c) == "33 tokens, dense attention: the first after 1.000 s, then 10.0 tokens/s");
     g.drawn = 3;  // there are none
     CHECK(speed_line(g, c) == "3 tokens, dense attention: the first after 1.000 s");
+    g.drawn = g.drawn_first = 0;  // interrupted
+    CHECK(speed_line(g, c) == "0 tokens, dense attention");
 }
 
 TEST_CASE("probes: sizes that fit the context and the alphabet, tokens that the text has, the seed's") {

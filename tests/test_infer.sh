@@ -122,8 +122,8 @@ done
 if script -qec true /dev/null >"$work/out" 2>&1 </dev/null; then # where there are terminals
     script -qec "$(printf '%q ' "$infer" "${model[@]}" -f "$work/prompts" -n 20)" /dev/null >"$work/out" 2>&1 </dev/null
     check "how far they are is said on a terminal, and the line is cleared in the end" '[ $? = 0 ] &&
-        [ "$(grep -o "tokens of each text [0-9]*/20" "$work/out" | wc -l)" = 20 ] &&
-        grep -q "$(printf "text 20/20\r\033\[K\[int\]")" "$work/out"'
+        [ "$(grep -o "tokens of each text [0-9]*/20" "$work/out" | wc -l)" = 19 ] &&
+        grep -q "$(printf "text 19/20\r\033\[K\r\033\[K\[int\]")" "$work/out"'
 fi
 run "${model[@]}" -f "$work/prompts" -n 20 --greedy
 cp "$work/out" "$work/beside"

@@ -61,7 +61,7 @@ refuse "--budget takes a time" --budget soon
 refuse "nothing was run there yet" --tables
 refuse "no cell has a name like nothing" --data "$work/nothing" --cells nothing
 refuse "no token shard matches" --data "$work/nothing" --cells 'plain-*'
-refuse "chosen-tail-s1338 repeats the best of the cells with --reg tail, of which --cells has none" --data "$work/nothing" --cells 'plain-*,k8-kl-l0.1-rise70-*,chosen-tail-*'
+refuse "chosen-tail-s1338 repeats the best cell with tail and k = 8, and --cells has none to choose from: name some, such as k8-tail-*, too" --data "$work/nothing" --cells 'plain-*,k8-kl-l0.1-rise70-*,chosen-tail-*'
 refuse "name them with --cells" --seeds 7,8
 refuse "name plain among the --cells" --data "$work/nothing" --seeds 7,8 --cells 'k8-tail-l1-rise70'
 refuse "with their top 8: leave k16-tail-l0.3-rise70 out" --data "$work/nothing" --seeds 7,8 --cells 'plain,k16-tail-l0.3-rise70'

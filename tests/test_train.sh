@@ -44,18 +44,28 @@ if [ -n "$old" ]; then
 fi
 
 # ---- a limit on the address space: less than a run has at its peak, by less and by more than a buffer of OpenBLAS
-"$train" "${quick[@]}" -x 100000 -n 0 -o "$work/peak" >"$work/log" 2>&1 &
-wait_for_updates 1 "$work/peak"
-peak=$(awk '/^VmPeak/ { print $2 }' "/proc/$!/status")
-kill -KILL $! && wait $! 2>/dev/null
-refused=0
-for less in 30000 70000 110000 150000 190000 280000; do
-    (ulimit -v $((peak - less)) && timeout -s KILL 60 "$train" "${quick[@]}" -x 1 -n 0 -o "$work/in_limit" >"$work/log" 2>&1)
-    check "with $less kB less address space than a run has used: it runs, or ends with a sentence" '[ $? = 0 ] || [ "$(grep -c "^error: .*: \(raise\|lower\)\|^libgomp: Thread creation failed" "$work/log")" = 1 ]'
-    ! grep -q "^error" "$work/log" || refused=1
-    rm -rf "$work/in_limit"
-done
-check "and by the most it does not" '[ $refused = 1 ]'
+limited() { # how many threads: as many as there are, or a number
+    export OMP_NUM_THREADS=$1
+    rm -rf "$work/peak"
+    "$train" "${quick[@]}" -x 100000 -n 0 -o "$work/peak" >"$work/log" 2>&1 &
+    wait_for_updates 1 "$work/peak"
+    peak=$(awk '/^VmPeak/ { print $2 }' "/proc/$!/status")
+    kill -KILL $! && wait $! 2>/dev/null
+    refused=0
+    for less in 30000 70000 110000 150000 190000 280000 410000; do
+        (ulimit -v $((peak - less)) && timeout -s KILL 60 "$train" "${quick[@]}" -x 1 -n 0 -o "$work/in_limit" >"$work/log" 2>&1)
+        status=$?
+        check "with $less kB less address space than a run has used${1:+, $1 threads}: it runs, or ends with a sentence" '
+            [ $status = 0 ] || [ "$(grep -cE "^error: .*: (raise|lower)|^libgomp: Thread creation failed|error while loading shared libraries" "$work/log")" = 1 ]'
+        [ $status = 0 ] || refused=1
+        rm -rf "$work/in_limit"
+    done
+    check "and by the most it does not" '[ $refused = 1 ]'
+}
+threads=${OMP_NUM_THREADS-}
+limited ""
+limited 4
+[ -n "$threads" ] && export OMP_NUM_THREADS=$threads || unset OMP_NUM_THREADS
 
 # ---- plain GPT-2, its masses measured or not
 for topk in 0 8; do run "${quick[@]}" -x 4 -v 2 -l 0 -k $topk -o "$work/plain$topk" || bad "-l 0 -k $topk"; done

@@ -138,8 +138,8 @@ def select(cells, patterns):
     selected = [c for c in cells if any(fnmatch.fnmatch(c["name"], p) for p in patterns)]
     for c in selected:
         if c.get("pick") and not any(other["reg"] == c["pick"] for other in candidates(selected, c["family"])):
-            raise Bad(f"{c['name']} repeats the best of the cells with --reg {c['pick']}, of which --cells has none: name "
-                      "those, too, that it is to be chosen from")
+            raise Bad(f"{c['name']} repeats the best cell with {c['pick']} and k = {K}, and --cells has none to choose from: "
+                      f"name some, such as k{K}-{c['pick']}-*, too")
     return selected
 
 

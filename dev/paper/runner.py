@@ -485,6 +485,7 @@ class Runner:
                 elif self.done(resolved):
                     self.count += 1
                     self.clean(resolved)
+                    print(f"{self.count}/{len(self.plan['cells'])}  {resolved['name']} is done", flush=True)
                 else:
                     running.append(Slot(cell, resolved, self))
             for slot in list(running):

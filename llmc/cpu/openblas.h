@@ -1,8 +1,10 @@
 // What the CPU backend uses of OpenBLAS, which multiplies its matrices.
 #pragma once
+#include <omp.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -42,24 +44,27 @@ inline bool choose_openblas_core() {
 }
 
 // OpenBLAS works in buffers of 128 MB of address space each, and where it is refused one, as by ulimit -v, it
-// asks again for ever. It takes two before main(), and another for the first product.
+// asks again for ever. It takes two before main(), and one for each thread but the first, or one, with the
+// first product.
 inline constexpr size_t kOpenblasBuffer = 128 << 20;
 inline constexpr char kNoOpenblasBuffer[] =
     "OpenBLAS needs more address space than there is: raise the limit (ulimit -v), or use fewer threads "
     "(OMP_NUM_THREADS)";
 
-// Whether so many bytes can be had in the way that OpenBLAS asks for them.
-inline bool has_address_space(size_t bytes) {
+// Whether there is room for so many, beside 8 MB for what else is taken meanwhile. Each is asked for by
+// itself and as OpenBLAS does: a system may refuse the sum at once.
+inline bool has_openblas_buffers(int buffers) {
+    const size_t bytes = buffers > 0 ? kOpenblasBuffer : 8 << 20;
     void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (room == MAP_FAILED) return false;
+    const bool others = buffers == 0 || has_openblas_buffers(buffers - 1);
     munmap(room, bytes);
-    return true;
+    return others;
 }
 
-// The first two: what is named in .preinit_array runs before any library's own beginning. The rest of the
-// program's libraries take less than 8 MB until then.
+// The first two: what is named in .preinit_array runs before any library's own beginning.
 static void check_openblas_begins() {
-    if (has_address_space(2 * kOpenblasBuffer + (8 << 20))) return;
+    if (has_openblas_buffers(2)) return;
     for (const char* text : {"error: ", kNoOpenblasBuffer, "\n"})
         if (write(STDERR_FILENO, text, strlen(text)) < 0) break;
     _exit(1);
@@ -67,9 +72,9 @@ static void check_openblas_begins() {
 __attribute__((section(".preinit_array"),
                used)) static void (*const before_libraries)() = check_openblas_begins;
 
-// The other one, while there is nothing else yet to need the room.
-inline void take_openblas_buffer() {
-    if (!has_address_space(kOpenblasBuffer)) fail("%s", kNoOpenblasBuffer);
+// The others, while there is nothing else yet to need the room.
+inline void take_openblas_buffers() {
+    if (!has_openblas_buffers(std::max(1, omp_get_max_threads() - 1))) fail("%s", kNoOpenblasBuffer);
     constexpr int n = 128;  // small products go without a buffer
     const std::vector<float> ones(n * n, 1.0f);
     std::vector<float> product(n * n);

@@ -44,7 +44,7 @@ if [ -n "$old" ]; then
 fi
 
 # ---- a limit on the address space: less than a run has at its peak, by less and by more than a buffer of OpenBLAS
-limited() { # how many threads: as many as there are, or a number
+limited() { # with so many threads
     export OMP_NUM_THREADS=$1
     rm -rf "$work/peak"
     "$train" "${quick[@]}" -x 100000 -n 0 -o "$work/peak" >"$work/log" 2>&1 &
@@ -55,7 +55,7 @@ limited() { # how many threads: as many as there are, or a number
     for less in 30000 70000 110000 150000 190000 280000 410000; do
         (ulimit -v $((peak - less)) && timeout -s KILL 60 "$train" "${quick[@]}" -x 1 -n 0 -o "$work/in_limit" >"$work/log" 2>&1)
         status=$?
-        check "with $less kB less address space than a run has used${1:+, $1 threads}: it runs, or ends with a sentence" '
+        check "with $less kB less address space than a run has used, $1 threads: it runs, or ends with a sentence" '
             [ $status = 0 ] || [ "$(grep -cE "^error: .*: (raise|lower)|^libgomp: Thread creation failed|error while loading shared libraries" "$work/log")" = 1 ]'
         [ $status = 0 ] || refused=1
         rm -rf "$work/in_limit"
@@ -63,8 +63,7 @@ limited() { # how many threads: as many as there are, or a number
     check "and by the most it does not" '[ $refused = 1 ]'
 }
 threads=${OMP_NUM_THREADS-}
-limited ""
-limited 4
+for n in 1 2 4; do limited $n; done
 [ -n "$threads" ] && export OMP_NUM_THREADS=$threads || unset OMP_NUM_THREADS
 
 # ---- plain GPT-2, its masses measured or not

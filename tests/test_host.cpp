@@ -1,16 +1,20 @@
 // Host mathematics and the command line: schedules, lambda's warm-up, the regularizer's functions, sampling,
-// flags.
+// flags; and files for which there is no room.
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include <cmath>
 #include <map>
+#include <new>
 
+#include "../llmc/files.h"
 #include "../llmc/flags.h"
 #include "../llmc/params.h"
 #include "../llmc/sampler.h"
 #include "../llmc/schedule.h"
 #include "../llmc/topk.h"
 #include "errors.h"
+#include "temp_folder.h"
 
 TEST_CASE("learning rate: the warm-up ends at the peak, the decay at its fraction of it") {
     for (Schedule s : {Schedule::cosine, Schedule::linear, Schedule::constant, Schedule::wsd}) {
@@ -156,6 +160,24 @@ static std::string parse(std::vector<std::string> words, Parsed& p) {
     for (std::string& w : words) argv.push_back(w.data());
     argv.push_back(nullptr);
     return error_of([&] { p.given = parse_flags((int)words.size(), argv.data(), some_flags(p)); });
+}
+
+TEST_CASE("a file for which there is no room is not called damaged") {
+    const TempFolder folder;
+    const std::string path = folder / "large";
+    write_file(path, "");
+    REQUIRE(truncate(path.c_str(), (off_t)1 << 30) == 0);
+    CHECK(MappedFile(path).size() == (size_t)1 << 30);
+    rlimit before;
+    REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+    int64_t pages = 0;  // that are taken already
+    std::ifstream("/proc/self/statm") >> pages;
+    REQUIRE(pages > 0);
+    rlimit lower = before;
+    lower.rlim_cur = (rlim_t)(pages * sysconf(_SC_PAGESIZE) + (512 << 20));
+    REQUIRE(setrlimit(RLIMIT_AS, &lower) == 0);
+    CHECK_THROWS_AS(MappedFile{path}, std::bad_alloc);
+    REQUIRE(setrlimit(RLIMIT_AS, &before) == 0);
 }
 
 TEST_CASE("flags: what is taken") {

@@ -100,6 +100,28 @@ for signal in INT TERM; do
     check "SIG$signal takes the programs along" '[ -n "$killed" ] && gone'
     rm -rf "$work/stopped"
 done
+dev/paper/run.sh --device cpu --out "$work/long" --data "$work/text" --context 32 --batch 2 --updates 1000000 --eval-tokens 64 \
+    --budget 1000h --cells plain-s1337 >"$work/out" 2>"$work/err" &
+pid=$!
+waits_for 'grep -q "\"step\":9," "$work/long/runs/plain-s1337/metrics.jsonl" 2>/dev/null'
+killed=$(cat /proc/$pid/task/$pid/children) begin=$SECONDS
+kill -TERM $pid
+wait $pid
+check "SIGTERM while a cell is trained: the trainer saves, and both are gone soon" '[ $? = 130 ] && [ $((SECONDS - begin)) -lt 30 ] &&
+    [ -n "$killed" ] && gone && grep -q "^stopped after .*: go on with -y" "$work/long/runs/plain-s1337/train.log"'
+rm -rf "$work/long"
+stops_at_once() { # programs that ignore Ctrl-C, as in the background of a script
+    PYTHONPATH=dev/paper timeout 30 python3 - <<'END'
+import signal
+import subprocess
+from runner import Runner
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+runner = object.__new__(Runner)
+runner.processes = [subprocess.Popen(["sleep", "100"])]
+runner.stop()
+END
+}
+check "so are programs that ignore Ctrl-C" stops_at_once
 dev/paper/run.sh --device cpu "${mini[@]}" >"$work/out" 2>"$work/err" &
 pid=$!
 killed= # run.sh becomes Python, and its children are the programs

@@ -319,9 +319,10 @@ class Runner:
         return process
 
     def stop(self):
-        """Ctrl-C for the programs: the trainer finishes its update and saves. Then they are gone."""
+        """The trainer finishes its update and saves; then the programs are gone. Not by SIGINT, which they ignore where
+        run.sh was started in the background of a script."""
         for process in self.processes:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         end = time.monotonic() + 60
         for process in self.processes:
             try:

@@ -617,9 +617,11 @@ struct Continuation {
     // that were drawn have been taken.
     void slide() {
         std::vector<int> full;
-        for (int b = 0; b < B; b++)
-            if (is_full(b)) full.push_back(b);
-        for (const int b : full) used[b] = half_of(context) - 1;
+        for (int b = 0; b < B; b++) {
+            if (!is_full(b)) continue;
+            full.push_back(b);
+            used[b] = half_of(context) - 1;
+        }
         fill_cache(full);
         result.slides += (int)full.size();
     }

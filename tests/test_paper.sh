@@ -125,11 +125,7 @@ check "so are programs that ignore Ctrl-C" stops_at_once
 dev/paper/run.sh --device cpu "${mini[@]}" >"$work/out" 2>"$work/err" &
 pid=$!
 killed= # run.sh becomes Python, and its children are the programs
-for _ in $(seq 1200); do
-    [ -z "$(find "$work/mini/runs" -name cell.json 2>/dev/null)" ] || killed=$(cat /proc/$pid/task/$pid/children)
-    [ -z "$killed" ] || break
-    sleep 0.05
-done
+waits_for '[ -n "$(find "$work/mini/runs" -name cell.json 2>/dev/null)" ] && killed=$(cat /proc/$pid/task/$pid/children) && [ -n "$killed" ]'
 paper "${mini[@]}"
 check "two calls do not work in one folder" '[ $? = 1 ] && [ "$(wc -l <"$work/err")" = 1 ] && grep -q "another run.sh" "$work/err"'
 kill -KILL $pid

@@ -102,9 +102,9 @@ else
 $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 	cp $< $@
 build/no_nvcc:
-	@for nvcc in $(NVCC_PLACES); do [ ! -x "$$nvcc" ] || echo "$$nvcc is of CUDA "$(CUDA_RELEASE)", and 12 is the oldest that will do"; done
+	@for nvcc in $(NVCC_PLACES); do [ ! -x "$$nvcc" ] || [ $(CUDA_RELEASE) -ge 12 ] 2>/dev/null || echo "$$nvcc is of CUDA "$(CUDA_RELEASE)", and 12 is the oldest that will do"; done
 	@echo "no nvcc was found: building for the CPU alone"
-	@[ -z "$(GPU)" ] || echo "For the NVIDIA GPU here: make cuda (528 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
+	@[ -z "$(GPU)" ] || echo "For the NVIDIA GPU here: make cuda (some 600 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
 	@touch $@
 endif
 

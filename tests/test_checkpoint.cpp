@@ -81,7 +81,7 @@ int fsync(int fd) {
                                                                   : static_cast<int>(syscall(SYS_fsync, fd));
 }
 int rename(const char* from, const char* to) noexcept {
-    return faults.next("rename", to) ? -1 : static_cast<int>(syscall(SYS_rename, from, to));
+    return faults.next("rename", to) ? -1 : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
 }
 int renameat2(int from_fd, const char* from, int to_fd, const char* to, unsigned flags) noexcept {
     if (faults.no_exchange) {
@@ -92,7 +92,7 @@ int renameat2(int from_fd, const char* from, int to_fd, const char* to, unsigned
     return static_cast<int>(syscall(SYS_renameat2, from_fd, from, to_fd, to, flags));
 }
 int mkdir(const char* path, mode_t mode) noexcept {
-    return faults.next("mkdir", path) ? -1 : static_cast<int>(syscall(SYS_mkdir, path, mode));
+    return faults.next("mkdir", path) ? -1 : static_cast<int>(syscall(SYS_mkdirat, AT_FDCWD, path, mode));
 }
 // What fails here is never deleting: a full disk can still be deleted from.
 int unlink(const char* path) noexcept {
@@ -100,7 +100,7 @@ int unlink(const char* path) noexcept {
     if (fault != Fault::kill) faults.fault = Fault::none;
     faults.next("unlink", path);
     faults.fault = fault;
-    return static_cast<int>(syscall(SYS_unlink, path));
+    return static_cast<int>(syscall(SYS_unlinkat, AT_FDCWD, path, 0));
 }
 int unlinkat(int fd, const char* path, int flags) noexcept {
     const Fault fault = faults.fault;

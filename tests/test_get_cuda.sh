@@ -30,6 +30,11 @@ value() { make -s --eval 'show: ; @echo "[$('"$1"')]"' show; }
 nvcc() { value NVCC; }
 without_nvcc() { rm -f build/no_nvcc; mkdir -p build; make -s build/no_nvcc >out 2>&1; }
 get() { make -s cuda >out 2>&1; }
+machine() { # of the architecture $1
+    rm -f "$work/bin/uname"
+    printf '#!/bin/sh\necho %s\n' "$1" >"$work/bin/uname"
+    chmod +x "$work/bin/uname"
+}
 
 # Wheels as NVIDIA's are: one tree in several packages, no program marked as one.
 python3 - "$work/mirror" <<'END'
@@ -38,13 +43,20 @@ def wheel(name, files):
     with zipfile.ZipFile(f"{sys.argv[1]}/{name}.whl", "w") as z:
         for path, text in files.items():
             z.writestr("nvidia/cu13/" + path, text)
-wheel("compiler", {"bin/nvcc": "#!/bin/sh\nprintf 'first\\nrelease 13.0\\nlast\\n'\n", "nvvm/bin/cicc": "#!/bin/sh\n"})
-wheel("library", {"lib/libcublasLt.so.13": "a library", "include/cublasLt.h": "a header"})
+for kind in "", "arm_":
+    nvcc = f"#!/bin/sh\nprintf 'first\\n{kind}release 13.0\\nlast\\n'\n"
+    wheel(kind + "compiler", {"bin/nvcc": nvcc, "nvvm/bin/cicc": "#!/bin/sh\n"})
+    wheel(kind + "library", {"lib/libcublasLt.so.13": "a library", "include/cublasLt.h": "a header"})
 END
+package() { # $2 of the set $1
+    printf '%s\t%s/%s.whl\tfile\t%s\t%s\tfile://%s\n' "$1" "$1" "$2" "$(stat -c %s "$work/mirror/$2.whl")" \
+        "$(sha256sum <"$work/mirror/$2.whl" | cut -d' ' -f1)" "$work/mirror/$2.whl"
+}
 for name in compiler library; do
-    printf 'cuda\tcuda/%s.whl\tfile\t%s\t%s\tfile://%s\n' $name "$(stat -c %s "$work/mirror/$name.whl")" \
-        "$(sha256sum <"$work/mirror/$name.whl" | cut -d' ' -f1)" "$work/mirror/$name.whl"
+    package cuda $name
+    package cuda-aarch64 arm_$name
 done >data/manifest.tsv
+machine x86_64
 
 driver none
 check "no GPU: builds for the CPU" without_nvcc
@@ -103,4 +115,10 @@ check "make cuda again" get
 driver none
 check "make cuda without a GPU" get
 check "make cuda without a GPU: says so" said "found no NVIDIA GPU here"
+machine aarch64
+check "make cuda on aarch64" get
+check "make cuda on aarch64: its own packages" said "arm_release 13.0"
+machine ppc64le
+check "make cuda on another processor" fails get
+check "make cuda on another processor: which" said "this machine is ppc64le"
 finish

@@ -527,6 +527,19 @@ TEST_CASE("sums for the metrics: mass, f(M), and where the mass goes") {
         }
 }
 
+TEST_CASE("where position 0 gets all attention, no sum is negative or too large by rounding") {
+    const Context ctx = make_context();
+    const int T = 3, hs = 4, k = 1;
+    std::vector<float> qkv(T * 3 * hs);
+    for (int i = 0; i < T; i++) qkv[i * 3 * hs] = 1.0f;
+    qkv[hs] = 40000.0f;  // a score of 20000, where floats are 0.002 apart
+    const float lse_below = std::nextafter(20000.0f, 0.0f), mass_below = std::nextafter(1.0f, 0.0f);
+    DeviceArray<float> d_qkv(qkv), lse({lse_below, lse_below, lse_below}), theta({0.0f, 1.0f, 1.0f}),
+        mass({mass_below, mass_below, mass_below}), tie(T), sinks(4);
+    attention_sink_sums<float>(ctx, sinks, {lse, theta, mass, tie}, d_qkv, 1, T, 1, hs, k);
+    CHECK(sinks.get() == std::vector<float>{2, 0, 0, 0});
+}
+
 TEST_CASE("the same input twice gives the same bits") {
     const Context ctx = make_context();
     const Shape s{2, 150, 2, 64, 8};

@@ -81,7 +81,9 @@ int fsync(int fd) {
                                                                   : static_cast<int>(syscall(SYS_fsync, fd));
 }
 int rename(const char* from, const char* to) noexcept {
-    return faults.next("rename", to) ? -1 : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
+    return faults.next("rename", to)
+               ? -1
+               : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
 }
 int renameat2(int from_fd, const char* from, int to_fd, const char* to, unsigned flags) noexcept {
     if (faults.no_exchange) {

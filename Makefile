@@ -54,6 +54,8 @@ FOR_ARCH = -arch=sm_$(1) $(if $(filter 90a,$(1)),-DCOMPILED_FOR_SM_90A)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 # -O1 is for the host's code, which has nothing to do that takes long; the GPU's is optimized in any case.
 NVCC_FLAGS = -std=c++20 -O1 $(call FOR_ARCH,$(GPU_ARCH)) -Werror all-warnings -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
+# What nlohmann-json declares for ranges comes out of nvcc 12.0 as something that g++ does not take.
+NVCC_FLAGS += -DJSON_HAS_RANGES=0
 NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
 ifdef USE_CUDNN
   NVCC_FLAGS += -DUSE_CUDNN

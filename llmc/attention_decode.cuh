@@ -249,7 +249,7 @@ struct WarpShare {
 
     // All threads of the warp must come here.
     __device__ void store(Share<HS>& share) {
-        const Groups<LANES> g;
+        const Groups<LANES> g{};
         const bool first = g.index % g.OF_WARP == 0;
         for (int p = 0; p < Slice::PACKS; p++)
             for (int i = 0; i < Slice::N; i++) {
@@ -441,7 +441,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     extern __shared__ float decode_shared[];
     __shared__ Share<HS> shares[Groups<LANES>::WARPS > PARTS ? Groups<LANES>::WARPS : PARTS];
     start_next_kernel();
-    const Groups<LANES> g;
+    const Groups<LANES> g{};
     const DecodeHead<Float> h(qkv, cache, positions, blockIdx.y, num_heads, hs);
     const int tid = threadIdx.x, n = h.n, chunks = ceil_div(n, kDecodeChunk);
     const int first = blockIdx.x * kDecodeChunk;
@@ -595,7 +595,7 @@ __global__ void __launch_bounds__(Groups<LANES>::THREADS)
     while (padded < pages) padded *= 2;
     float* bound = decode_shared;
     int* order = (int*)(bound + padded);
-    const Groups<LANES> g;
+    const Groups<LANES> g{};
     wait_for_previous_kernel();
     append_newest(h, hs);
     Slice q;

@@ -204,7 +204,7 @@ struct RowShare {
 };
 template <int ROWS, int C, class Float, class RowOf>
 __device__ void copy_rows(Float* shared, const Float* weight, RowOf row_of) {
-    const RowShare<ROWS> mine;
+    const RowShare<ROWS> mine{};
     for (int r = mine.first; r < mine.first + mine.count; r++)
         for (int column = threadIdx.x % 32 * 8; column < C; column += 256)
             copy_eight(shared + r * C + column, weight + (size_t)row_of(r) * C + column);
@@ -213,7 +213,7 @@ __device__ void copy_rows(Float* shared, const Float* weight, RowOf row_of) {
 template <int ROWS, int C, class Float, class Take>
 __device__ void multiply_rows(const float (&x)[HalfShape<C>::eights][8], const Float* shared, Take take) {
     static_assert(RowShare<ROWS>::EACH <= 8);
-    const RowShare<ROWS> mine;
+    const RowShare<ROWS> mine{};
     const int lane = threadIdx.x % 32;
     float sum[8] = {};
 #pragma unroll

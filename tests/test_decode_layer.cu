@@ -254,7 +254,7 @@ TEST_CASE("the attention half: the k largest of any scores") {
 
 TEST_CASE("what decoding in halves takes") {
     for (const Context& ctx : contexts()) {
-        const DecodeHow dense, topk = {DecodeMode::topk, 8}, pages = {DecodeMode::pages, 0, 0.1f};
+        const DecodeHow dense = {}, topk = {DecodeMode::topk, 8}, pages = {DecodeMode::pages, 0, 0.1f};
         CHECK(takes_decode_halves<bf16>(ctx, 768, 64, 8192, dense));
         CHECK(takes_decode_halves<bf16>(ctx, 768, 64, 1024, topk));
         CHECK(takes_decode_halves<bf16>(ctx, 1024, 64, 1024, topk));

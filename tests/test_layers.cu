@@ -186,7 +186,8 @@ TEST_CASE_TEMPLATE("layernorm, with and without the residual", Float, float, bf1
             const auto start_params = normal_values<float>(2 * C, 7), start_rows = normal_values<float>(C, 8);
             DeviceArray<Float> d_dout(dout);
             std::vector<float> first;
-            for (auto [add, row_sum] : {std::pair(true, true), {false, true}, {true, false}, {true, true}}) {
+            for (auto [add, row_sum] : {std::pair(true, true), std::pair(false, true), std::pair(true, false),
+                                        std::pair(true, true)}) {
                 CAPTURE(add);
                 CAPTURE(row_sum);
                 const auto start = normal_values<Float>(rows * C, 6);

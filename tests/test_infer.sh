@@ -314,7 +314,7 @@ refuse "--limit is for --lambada, --hellaswag and --probes: give" "${model[@]}" 
 refuse "for --eval give --cuts" "${model[@]}" --eval "$val" -k 4
 refuse "--attention is for generating text" "${model[@]}" --eval "$val" --attention pages
 refuse "--tokens is for generating text" "${model[@]}" --probes -n 5
-refuse "needs a context of 17 or more" "${model[@]}" --eval "$val" --probes -t 8
+refuse "needs a context of 17 or more" "${model[@]}" --eval "$val" --probes -j "$val" -t 8
 check "refused before anything was measured" '[ ! -s "$work/out" ]'
 refuse "-e (--from) takes a name" -e "" -p x
 check "text that cannot be written is an error" '! "$infer" "${model[@]}" -p x -n 3 >/dev/full 2>"$work/err" && grep -q "^error: the standard output could not be written" "$work/err"'

@@ -85,7 +85,8 @@ RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_RACE
 # What nvcc compiles depends on, how it compiles, and how it links.
 GPU_NEEDS = build/deps build/gpu_arch Makefile | build/gpu
 COMPILE_GPU = $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-LINK_GPU = $(NVCC) $(filter %.o %.a,$^) $(NVCC_LIBS) -o $@
+# Linked by our compiler, not by nvcc's: that may be an older one, whose library lacks what ours calls (on Debian 13).
+LINK_GPU = $(NVCC) -ccbin "$$(command -v $(lastword $(CXX)))" -allow-unsupported-compiler $(filter %.o %.a,$^) $(NVCC_LIBS) -o $@
 build/gpu:
 	@mkdir -p $@
 

@@ -202,7 +202,10 @@ std::vector<Flag> train_flags(TrainConfig& c) {
 // the number of heads of 64 channels is interpolated.
 bool preset_config(const std::string& name, GPT2Config& config) {
     if (name == "tiny") {
-        config = {.max_seq_len = 128, .num_layers = 4, .num_heads = 2, .channels = 128};
+        config.max_seq_len = 128;
+        config.num_layers = 4;
+        config.num_heads = 2;
+        config.channels = 128;
         return true;
     }
     if (name.size() < 2 || name.size() > 3 || name[0] != 'd' ||

@@ -477,7 +477,7 @@ TEST_CASE("random cuts: every layer and every batch has keys of its own") {
     twice.add(x.data(), y.data());
     REQUIRE(twice.inputs.size() == 2);
     InferConfig c;
-    c.cuts = {3};
+    c.cuts = std::vector<int>{3};
     c.cut_kinds = {Cut::topk, Cut::random};
     c.cut_as_they_are = false;
     const std::vector<CutLoss> a = cut_losses(bench, once, c), b = cut_losses(bench, twice, c);

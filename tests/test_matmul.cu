@@ -2,6 +2,7 @@
 // and in separate kernels, in fp32 and bf16, at sizes that fit no tile; the same in 8 bits, with rounding by
 // the definition of FP8; and the choice between cuBLASLt's algorithms, with its file.
 #include <array>
+#include <bit>
 #include <cstring>
 #include <numeric>
 #include <set>
@@ -335,7 +336,7 @@ TEST_CASE("every bf16 number is rounded to the nearest of 8 bits, a tie to the e
         for (const double largest : {448.0, 57344.0}) {
             std::vector<bf16> x;
             for (unsigned bits = 0; bits < 1u << 16; bits++) {
-                const float v = (float)__ushort_as_bfloat16((unsigned short)bits);
+                const auto v = std::bit_cast<float>(bits << 16);
                 const bool fits = std::fabs(v) <= largest && std::fabs(v) >= 0x1p-100f;
                 x.push_back((bf16)(fits ? std::ldexp(v, shift) : 0.0f));
             }

@@ -373,7 +373,7 @@ TEST_CASE("an update's tokens give the same update in micro-batches of any size"
         CHECK(relative_error(got.m, to_double(want.m)) < 1e-4);
         CHECK(relative_error(got.v, to_double(want.v)) < 1e-4);
         for (const auto& [a, b] :
-             {std::pair(got.first_stats, want.first_stats), {got.second_stats, want.second_stats}}) {
+             {std::pair(got.first_stats, want.first_stats), std::pair(got.second_stats, want.second_stats)}) {
             CHECK(a.ce == doctest::Approx(b.ce).epsilon(1e-5));
             CHECK(a.reg == doctest::Approx(b.reg).epsilon(1e-4));
             CHECK(a.mass == doctest::Approx(b.mass).epsilon(1e-4));
@@ -546,7 +546,8 @@ TEST_CASE("--debug-state: lambda in full, its gradient, and thresholds between t
     CHECK(file.at("logits").shape == std::vector<int64_t>{B, T, kSmall.vocab_size});
     CHECK(relative_error(read("logits"), logits) < 1e-5);
     for (const auto& [name, value] :
-         {std::pair("topk", "4"), {"lambda", "3"}, {"reg", "tail"}, {"n_layer", "3"}, {"n_head", "2"}})
+         {std::pair("topk", "4"), std::pair("lambda", "3"), std::pair("reg", "tail"),
+          std::pair("n_layer", "3"), std::pair("n_head", "2")})
         CHECK(file.metadata().at(name) == value);
 }
 
@@ -609,8 +610,8 @@ TEST_CASE("a validation sees every window once, in micro-batches of any size") {
         return validate(ctx, model, data, c).value();
     };
     const Validation one_by_one = validation(1, windows), first = validation(1, 6);
-    for (const auto& [B, batches, want] :
-         {std::tuple{7, 20, one_by_one}, {3, 20, one_by_one}, {10, 1, one_by_one}, {3, 2, first}}) {
+    for (const auto& [B, batches, want] : {std::tuple(7, 20, one_by_one), std::tuple(3, 20, one_by_one),
+                                           std::tuple(10, 1, one_by_one), std::tuple(3, 2, first)}) {
         CAPTURE(B);
         const Validation v = validation(B, batches);
         CHECK(v.ce == doctest::Approx(want.ce).epsilon(1e-6));
@@ -696,7 +697,8 @@ TEST_CASE("GPT-2's sizes") {
         REQUIRE(preset_config("d" + std::to_string(depth), config));
         CHECK(config_problem(config) == "");
     }
-    for (const auto& [name, heads] : {std::pair("d6", 6), {"d9", 9}, {"d14", 13}, {"d18", 14}, {"d47", 25}}) {
+    for (const auto& [name, heads] : {std::pair("d6", 6), std::pair("d9", 9), std::pair("d14", 13),
+                                      std::pair("d18", 14), std::pair("d47", 25)}) {
         preset_config(name, config);
         CHECK(config.num_heads == heads);  // to the nearest: 12 + 4 * 2 / 12 for d14
     }

@@ -731,7 +731,7 @@ TEST_CASE("a gradient that is not finite stops the update, names the tensor and 
     check_mentions(message(), "grad.h.0.ln_1.bias");
     stats.ce = INFINITY;
     check_mentions(message(), "loss.ce");
-    for (double StepStats::*measured : {&StepStats::reg, &StepStats::mass}) {
+    for (const auto measured : {&StepStats::reg, &StepStats::mass}) {
         stats = StepStats();
         stats.norm = {1.0, 1.0f, 1};
         stats.*measured = NAN;

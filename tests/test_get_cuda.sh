@@ -91,6 +91,9 @@ done
 driver none
 check "no GPU: nvcc compiles for 8.0" test "$(value GPU_ARCH)" = "[80]"
 check "unless something else is said" test "$(GPU_ARCH=90a value GPU_ARCH)" = "[90a]"
+check "warnings are errors" test "$(value WARN)$(value GPU_WARN)" = "[-Wall -Wextra -Werror -Wno-restrict][-Werror all-warnings]"
+newer() { make -s GCC=99 CUDA=99 --eval 'show: ; @echo "[$('"$1"')]"' show; }
+check "but not for compilers newer than those tried" test "$(newer WARN)$(newer GPU_WARN)" = "[-Wall -Wextra  -Wno-restrict][]"
 rm "$work/bin/nvcc"
 
 driver 12.4

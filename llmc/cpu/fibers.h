@@ -4,11 +4,11 @@
 // which makes a system call.
 #pragma once
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
 #if defined(__has_feature)  // clang says so in its own way
@@ -145,8 +145,11 @@ inline Fiber* make_fiber(void (*entry)(), int index) {
     void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) {
-        perror("CUDA on the CPU: no memory for the stack of a CUDA thread");
-        abort();
+        fflush(stdout);
+        fputs(
+            "error: there is not enough memory for the stacks of CUDA threads: raise the limit (ulimit -v), or set OMP_NUM_THREADS lower\n",
+            stderr);
+        _exit(1);
     }
     f->stack = static_cast<char*>(stack);
     // An overrun stops at the lowest page. Each such page splits a mapping in two, and Linux allows a process

@@ -556,8 +556,12 @@ void bench_attention(Bench& b, int B, int T) {
 // ---------------------------------------------------------------------------------------------------------
 // whole steps
 
+ModelSpec step_spec(const GPT2Config& config, int B, int T, bool fp8) {
+    return {.config = config, .B = B, .T = T, .recompute = 0, .reg = Reg::tail, .fp8 = fp8};
+}
+
 GPT2<bf16> make_model(const Context& ctx, const GPT2Config& config, int B, int T, bool fp8) {
-    GPT2<bf16> model = create_model<bf16>(ctx, {config, B, T, 0, Reg::tail, fp8},
+    GPT2<bf16> model = create_model<bf16>(ctx, step_spec(config, B, T, fp8),
                                           [&] { return std::vector<float>(num_parameters(config)); });
     fill_weights(ctx, model.master, config);
     const size_t n = model.num_params;
@@ -595,7 +599,7 @@ int largest_batch(const Context& ctx, const GPT2Config& config, int most, int T,
     const size_t reserve = kOnCpu ? 0 : (size_t)1 << 30;
     for (int B = most; B > 0; B = B > 32 ? B - 8 : B > 8 ? B - 4 : B - 1)
         if ((int64_t)B * config.num_heads <= 65535 &&
-            model_bytes<bf16>(ctx, {config, B, T, 0, Reg::tail, fp8}) + reserve <= free_bytes)
+            model_bytes<bf16>(ctx, step_spec(config, B, T, fp8)) + reserve <= free_bytes)
             return B;
     return 0;
 }

@@ -40,12 +40,17 @@ WARN = -Wall -Wextra $(if $(filter $(TRIED_GCC),$(GCC)),-Werror)
 GPU_WARN = $(if $(filter $(TRIED_CUDA),$(CUDA)),-Werror all-warnings)
 # g++ 12 reports "literal" + std::string as overlapping copies (its bug 105651)
 WARN += -Wno-restrict
+# Where this user may not install libraries, dev/deps unpacks them in build/packages (maybe after make read this line, so the
+# shell is asked when a command runs). A library there finds another one by an rpath of the old kind alone.
+UNPACKED = -isystem build/packages/include
+UNPACKED_LIBS = $(shell [ ! -d build/packages ] || \
+    echo "-Lbuild/packages/lib -Xlinker --disable-new-dtags -Xlinker -rpath -Xlinker '$(CURDIR)/build/packages/lib'")
 # What -O3 adds to this takes a third longer to compile, and in fp32, which the CPU trains in, is no faster.
-CPU_FLAGS = -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -funswitch-loops -march=native -fopenmp $(WARN)
-CPU_LIBS = -fopenmp -lopenblas -lpcre2-8 -lsnappy
+CPU_FLAGS = -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -funswitch-loops -march=native -fopenmp $(UNPACKED) $(WARN)
+CPU_LIBS = $(UNPACKED_LIBS) -fopenmp -lopenblas -lpcre2-8 -lsnappy
 # What is not the GPU's: files, tokens, flags. It is compiled once, for all programs, and not for this processor alone: those
 # for a GPU may be built elsewhere. -O2 takes a sixth longer, and tokenizes and loads no faster.
-HOST_FLAGS = -std=c++20 -O1 -fopenmp $(WARN)
+HOST_FLAGS = -std=c++20 -O1 -fopenmp $(UNPACKED) $(WARN)
 HOST_OBJECTS = $(patsubst llmc/%.cpp,%.o,$(filter-out llmc/attention_cudnn.cpp,$(wildcard llmc/*.cpp)))
 
 # Compute capability of the GPU here (80: 8.0), if there is one that is new enough; of several the oldest such, whose code
@@ -60,10 +65,10 @@ endif
 FOR_ARCH = -arch=sm_$(1) $(if $(filter 90a,$(1)),-DCOMPILED_FOR_SM_90A)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 # -O1 is for the host's code, which has nothing to do that takes long; the GPU's is optimized in any case.
-NVCC_FLAGS = -std=c++20 -O1 $(call FOR_ARCH,$(GPU_ARCH)) $(GPU_WARN) -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
+NVCC_FLAGS = -std=c++20 -O1 $(call FOR_ARCH,$(GPU_ARCH)) $(UNPACKED) $(GPU_WARN) -Xcompiler -fopenmp,-Wall,-Wextra,-Wno-restrict
 # What nlohmann-json declares for ranges comes out of nvcc 12.0 as something that g++ does not take.
 NVCC_FLAGS += -DJSON_HAS_RANGES=0
-NVCC_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
+NVCC_LIBS = $(UNPACKED_LIBS) -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
 ifdef USE_CUDNN
   NVCC_FLAGS += -DUSE_CUDNN
   NVCC_LIBS += $(CUDNN_LIBS)
@@ -72,7 +77,7 @@ endif
 
 # Tests are built with the CPU backend's checks; each kind of build has its own folder. More optimization than this would
 # take longer to compile than it saves; kernels as they are built for the user, with -O2, are what the scripts run.
-CHECKED = -std=c++20 -O1 -g1 -march=native -fopenmp $(WARN) -DCUDA_CPU_CHECK -DEVERY_KERNEL \
+CHECKED = -std=c++20 -O1 -g1 -march=native -fopenmp $(UNPACKED) $(WARN) -DCUDA_CPU_CHECK -DEVERY_KERNEL \
     -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS
 ifdef SAN
   BUILD = build/san
@@ -150,7 +155,7 @@ build/host.a: $(HOST_OBJECTS:%=build/host/%)
 build/tokenize.o: data/tokenize.cpp build/deps Makefile
 	$(CXX) $(HOST_FLAGS) -MMD -MF $(@:.o=.d) -c $< -o $@
 build/tokenize: build/tokenize.o build/host.a
-	$(CXX) $(filter %.o %.a,$^) -fopenmp -lpcre2-8 -o $@
+	$(CXX) $(filter %.o %.a,$^) $(UNPACKED_LIBS) -fopenmp -lpcre2-8 -o $@
 
 # Asked again as long as something is missing: a network or a mirror may be there by now.
 data/default_dataset: $(if $(wildcard data/tinyshakespeare_gpt2_train_000000.bin),,FORCE) | build/tokenize
@@ -311,7 +316,7 @@ endif
 # PTX. Host code is only looked at: the programs have it compiled.
 GPU_COMPILE_ARCHS = 80 90a
 COMPILED_ONLY = $(KERNEL_TESTS:%=tests/%.cu) dev/cuda/attention_ladder.cu $(BENCHES:%=dev/bench/%.cu)
-GPU_COMPILE = $(NVCC) -std=c++20 $(GPU_WARN) -Xcompiler -Wno-restrict
+GPU_COMPILE = $(NVCC) -std=c++20 $(UNPACKED) $(GPU_WARN) -Xcompiler -Wno-restrict
 gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.cubin)) \
              $(COMPILED_ONLY:%=build/gpu/compiled/%.ptx)
 define COMPILE_FOR

@@ -47,8 +47,8 @@ export work whole_path=$PATH real_cxx=$CXX
 PATH=$work/installed:$work/bare CXX=g++ dev/deps tests >"$work/out" 2>"$work/err"
 check "neither a compiler nor python3: one call installs all" '[ $? = 0 ] && [ ! -s "$work/err" ] && grep -q "g++ .*doctest-dev python3$" "$work/apt"'
 
-# A user who may not install, with a compiler that finds no header but those in build/packages, and an apt-get that would
-# install what Ubuntu's does: libraries, of one of which only what compilers need is missing, and a new C library.
+# A user who may not install, with a compiler that finds no header and no OpenBLAS but in build/packages, and an apt-get that
+# would install what Ubuntu's does: libraries, of one of which only what compilers need is missing, and a new C library.
 mkdir -p "$work/user" "$work/checkout/dev"
 cp dev/deps "$work/checkout/dev/"
 cat >"$work/user/apt-get" <<'END'
@@ -69,7 +69,11 @@ fi
 END
 printf '#!/bin/sh\necho 1000\n' >"$work/user/id"
 printf '#!/bin/sh\nexit 1\n' >"$work/user/sudo"
-printf '#!/bin/sh\nexec %s -nostdinc "$@"\n' "$CXX" >"$work/user/no_headers"
+cat >"$work/user/bare_compiler" <<END
+#!/bin/sh
+case "\$*" in *-lopenblas*) [ -e build/packages/lib/libopenblas.so ]; exit ;; esac
+exec $CXX -nostdinc "\$@"
+END
 chmod +x "$work"/user/*
 package() { # its name; its files and, as "LINK -> FILE", links, all below /usr
     local root=$work/debs/$1 file
@@ -88,12 +92,11 @@ processor=$(uname -m)-linux-gnu
 installed=$(basename "$(realpath "$($CXX -print-file-name=libpcre2-8.so)")")
 package libopenblas0-openmp "lib/$processor/openblas-openmp/libopenblas-r0.so" \
     "lib/$processor/openblas-openmp/libopenblas.so.0 -> libopenblas-r0.so"
-package libopenblas-openmp-dev "include/$processor/openblas-openmp/cblas.h" \
-    "lib/$processor/openblas-openmp/libopenblas.so -> libopenblas-r0.so"
+package libopenblas-openmp-dev "lib/$processor/openblas-openmp/libopenblas.so -> libopenblas-r0.so"
 package libpcre2-dev include/pcre2.h "lib/$processor/libpcre2-8.so -> $installed"
 package libsnappy-dev include/snappy-c.h
 package nlohmann-json3-dev include/nlohmann/json.hpp
-as_user() { PATH=$work/user:$PATH CXX=no_headers env "$@" "$work/checkout/dev/deps" >"$work/out" 2>"$work/err"; }
+as_user() { PATH=$work/user:$PATH CXX=bare_compiler env "$@" "$work/checkout/dev/deps" >"$work/out" 2>"$work/err"; }
 line="missing packages; paste this line and run make again:    sudo apt-get install -y libopenblas-openmp-dev libpcre2-dev libsnappy-dev nlohmann-json3-dev doctest-dev"
 unpacked=$work/checkout/build/packages
 
@@ -109,8 +112,8 @@ as_user
 check "a user who may not install gets libraries unpacked" \
     '[ $? = 0 ] && [ ! -s "$work/err" ] && [ "$(cat "$work/out")" = "unpacked in build/packages, since this user may not install them: ${line##*-y }" ]'
 check "of what apt-get would install those alone" 'grep -q "^download .*libopenblas0-openmp libopenblas-openmp-dev .*doctest-dev$" "$work/asked" && ! grep -q "^download .*libc6" "$work/asked"'
-check "in two folders, whatever folders they were in" \
-    '[ -e "$unpacked/lib/libopenblas.so" ] && [ -e "$unpacked/lib/libopenblas.so.0" ] && [ -e "$unpacked/include/cblas.h" ] && [ -e "$unpacked/include/nlohmann/json.hpp" ] && [ ! -e "$unpacked.part" ]'
+check "libraries in one folder, whatever folders they were in" \
+    '[ -e "$unpacked/lib/libopenblas.so" ] && [ -e "$unpacked/lib/libopenblas.so.0" ] && [ -e "$unpacked/include/nlohmann/json.hpp" ] && [ ! -e "$unpacked.part" ]'
 check "a link to a library that is installed" '[ "$(basename "$(realpath -e "$unpacked/lib/libpcre2-8.so")")" = "$installed" ]'
 as_user
 check "then nothing is missing" '[ $? = 0 ] && [ ! -s "$work/out" ] && [ ! -s "$work/err" ]'

@@ -13,6 +13,8 @@
 #include <new>
 #include <string>
 
+#include "threads.h"
+
 inline std::filesystem::path program_path() {
     std::error_code error;
     const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
@@ -82,6 +84,7 @@ template <class Body>
 int run_program(const char* prefix, Body body) {
     open_standard_streams();
     report_file_faults();
+    limit_threads();
     int status = 1;
     try {
         body();

@@ -1,5 +1,5 @@
 // Host mathematics and the command line: schedules, lambda's warm-up, the regularizer's functions, sampling,
-// flags; and files for which there is no room.
+// flags; files for which there is no room; and the processors that a container leaves.
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 
@@ -12,6 +12,7 @@
 #include "../llmc/params.h"
 #include "../llmc/sampler.h"
 #include "../llmc/schedule.h"
+#include "../llmc/threads.h"
 #include "../llmc/topk.h"
 #include "errors.h"
 #include "temp_folder.h"
@@ -257,4 +258,44 @@ TEST_CASE("flags: help and Markdown come from the table") {
     CHECK(flags_markdown(some_flags(p = {.kind = Kind::two})).find("| two | a choice |") !=
           std::string::npos);
     CHECK(markdown.find("| `--kind one\\|two` | one | a choice |") != std::string::npos);
+}
+
+TEST_CASE("the processors that control groups leave, in both versions of their files") {
+    TempFolder folder;
+    const auto write = [&](const std::string& file, const std::string& text) {
+        std::filesystem::create_directories(std::filesystem::path(folder / file).parent_path());
+        write_text(folder / file, text);
+    };
+    const auto quota = [&](const std::string& groups) {
+        write("groups", groups);
+        return cpu_quota(folder.path, folder / "groups");
+    };
+    CHECK(cpu_quota(folder / "none", folder / "none") == 0);
+    CHECK(quota("0::/\n") == 0);
+
+    write("a/b/cpu.max", "250000 100000\n");
+    CHECK(quota("0::/a/b\n") == 3);
+    CHECK(quota("0::/a/b/c\n") == 3);  // by the group above
+    CHECK(quota("0::/a\n") == 0);
+    write("a/b/cpu.max", "max 100000\n");
+    CHECK(quota("0::/a/b\n") == 0);
+    write("cpu.max", "20000 100000\n");  // a fifth of one, for a container as a whole
+    CHECK(quota("0::/a/b\n") == 1);
+    CHECK(quota("0::/of/the/host\n") == 1);
+    write("a/b/cpu.max", "garbage\n");
+    CHECK(quota("0::/a/b\n") == 1);
+    write("cpu.max", "");
+    CHECK(quota("0::/\n") == 0);
+
+    write("cpu/docker/x/cpu.cfs_quota_us", "400000\n");
+    write("cpu/docker/x/cpu.cfs_period_us", "100000\n");
+    const std::string others = "9:memory:/docker/x\n6:cpuset:/docker/x\n1:name=systemd:/docker/x\n";
+    CHECK(quota(others + "4:cpu,cpuacct:/docker/x\n") == 4);
+    CHECK(quota(others + "4:cpuacct,cpu:/docker/x\n0::/docker/x\n") == 4);
+    CHECK(quota(others) == 0);
+    write("cpu/docker/x/cpu.cfs_quota_us", "-1\n");
+    CHECK(quota("4:cpu,cpuacct:/docker/x\n") == 0);
+    write("cpu/docker/x/cpu.cfs_quota_us", "400000\n");
+    write("a/cpu.max", "200000 100000\n");  // both: the smaller
+    CHECK(quota("4:cpu:/docker/x\n0::/a\n") == 2);
 }

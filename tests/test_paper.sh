@@ -369,6 +369,20 @@ def shared_seeds():
     assert [[c["seed"] for c in cells] for _, cells in tables.on_shared_seeds(found)] == [[2, 3], [2, 3]]
 
 
+def shared_cuts():
+    """Of a cut that one model has for some of its seeds alone, the others' and the dense losses are of those seeds, too."""
+    results = from_json("results.json")
+    two = [c for c in results["cells"] if c["name"] in MODELS["plain"]][:2]
+    other = lambda c, cuts: dict(c, name="x", group="repeat", loss=dict(c["loss"], cuts=cuts))
+    top = [cut for cut in two[1]["loss"]["cuts"] if cut["cut"] == "topk"]
+    results.update(chosen={}, cells=[*two, dict(other(two[0], two[0]["loss"]["cuts"]), name="x-s1"),
+                                     dict(other(two[1], top), name="x-s2")])
+    rows = {(row["model"], row["keys kept"]): row for row in rows_of(tables.matrix_table(results, "scratch"))}
+    for model in ("plain", "x"):
+        assert (rows[model, "top k"]["seeds"], rows[model, "the most recent"]["seeds"]) == ("2", "1")
+        assert rows[model, "the most recent"]["all"] == f'{two[0]["loss"]["dense"]:.4f}', rows[model, "the most recent"]
+
+
 def schedules():
     """In the table by layers, beginning and end, whatever the order they were run in."""
     results = from_json("results.json")
@@ -380,7 +394,7 @@ def schedules():
 
 
 for what, test in (("plain and chosen", summary), ("the last updates' losses", last_losses),
-                   ("means over the seeds that are shared", shared_seeds), ("the schedules' order", schedules), ("loss when every row keeps k keys", matrix),
+                   ("means over the seeds that are shared", shared_seeds), ("cuts of some seeds alone", shared_cuts), ("the schedules' order", schedules), ("loss when every row keeps k keys", matrix),
                    ("attention by layer", layers), ("probes", lambda: probes_in(section("Probes"), probes)),
                    ("probes of made-up accuracies", made_up_probes), ("the bars, of made-up costs", bars)):
     try:

@@ -211,7 +211,7 @@ def draw(out):
 CAPTIONS = {"cuts": "Loss against the keys that every row keeps at inference, and what the cut costs",
             "maps": "Attention of plain and of a condensed model on the same text, in heads that stand out",
             "mass_by_head": f"The mass in the top {K}, by layer and head",
-            "mass_in_training": "Loss and mass through training",
+            "mass_in_training": f"The mass in the top {K} through training",
             "pareto": "Loss above plain against the mass outside the top k, over lambda and k",
             "repeats": f"Loss above plain against the mass outside the top {K}, means over the seeds"}
 

@@ -622,7 +622,7 @@ class Runner:
         write_json(final, [dict(row, name=name) for name, row in rows.items() if row["ms"]])
 
     def decode(self, cells):
-        """Tokens a second of generating until the context is full; DIR/decode.json."""
+        """Tokens a second of generating until the context is nearly full; DIR/decode.json."""
         final = self.path("decode.json")
         batches = [1] + ([32] if self.plan["gpu"] else [])
         wanted = {(c["name"], attention, batch) for c in cells for attention in ("dense", "topk", "pages")

@@ -6,7 +6,7 @@ import statistics
 import textwrap
 
 from common import Bad, finished_metrics, median, read_json, write_file, write_json
-from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, SEEDS, candidates, choose, start_of, stem_of, with_seed
+from plan import COST_BAR, K, KS, LAMBDAS, LAYER0, REGS, RISE, SEEDS, candidates, choose, start_of, stem_of, with_seed
 from shapes import CHOSEN, DECODE, DONE, EVAL, FAILED, PROBES, REPORT, RESULTS, SPEED, TASKS
 
 CUT_NAMES = {"topk": "top k", "first_recent": "position 0 and the most recent", "recent": "the most recent",
@@ -258,6 +258,10 @@ def interval(values, digits=4, sign=True):
     return text if half is None else f"{text} ± {number(half, digits)}"
 
 
+def largest(values):
+    return number(max((v for v in values if v is not None), default=None), 0) + of_how_many(values)
+
+
 def of_how_many(values):
     """"" if all are there and if none is."""
     there = sum(v is not None for v in values)
@@ -296,7 +300,7 @@ def summary_table(results, family):
                      spread([cut_loss(c, K) for c in cells]), spread([c.get("mass") for c in cells]),
                      spread([outside(c, K, "mass_nosink") for c in cells]),
                      spread([a and mean(a["keys95"]) for a in look], 2),
-                     number(max((a["largest_score"] for a in look if a and a.get("largest_score")), default=None), 0),
+                     largest([a and a.get("largest_score") for a in look]),
                      names(cells)])
     return table(["model", "validation loss", "above plain", f"cost of the cut to the top {K}", "loss when cut",
                   f"top-{K} mass", "outside of it, without position 0", "keys for 95%", "largest score", "runs"], rows)
@@ -381,6 +385,12 @@ def schedule(cell):
     return rise
 
 
+def lambda_of(cell):
+    """Where other schedules stand beside it, the usual one goes without saying."""
+    usual = start_of(cell) == "0" and cell["rise"] == RISE and not cell["layers"]
+    return f"{cell['lambda']:g}" + ("" if usual else f", {schedule(cell)}")
+
+
 def schedule_order(cell):
     return cell["layers"], int(start_of(cell).rstrip("%")), int(cell["rise"].rstrip("%"))
 
@@ -446,17 +456,18 @@ def pairs_table(results):
 
 
 def matrix_table(results, family, shown=spread):
-    """Loss when every row of every layer keeps k keys: the models, and the controls."""
-    found = on_shared_seeds(models(results, family))
-    found += [("untrained", [c]) for c in done(results, family=family, group="untrained")]
-    ks = sorted({c["k"] for _, cells in found for cell in cells for c in cell["loss"]["cuts"]})
+    """Loss when every row of every layer keeps k keys: the models, and the controls, each on the seeds for which all
+    models were cut so."""
+    found = models(results, family)
+    untrained = [("untrained", [c]) for c in done(results, family=family, group="untrained")]
+    ks = sorted({c["k"] for _, cells in found + untrained for cell in cells for c in cell["loss"]["cuts"]})
     rows = []
     for cut, cut_name in CUT_NAMES.items():
-        for label, cells in found:
-            values = [[cut_loss(c, k, cut) for c in cells] for k in ks]
-            if any(v is not None for column in values for v in column):
-                rows.append([label, cut_name, shown([c["loss"]["dense"] for c in cells]), *map(shown, values),
-                             len(cells)])
+        cut_so = lambda cell: any(c["cut"] == cut for c in cell["loss"]["cuts"])
+        with_cut = lambda models: [(label, some) for label, cells in models if (some := [*filter(cut_so, cells)])]
+        for label, cells in on_shared_seeds(with_cut(found)) + with_cut(untrained):
+            rows.append([label, cut_name, shown([c["loss"]["dense"] for c in cells]),
+                         *[shown([cut_loss(c, k, cut) for c in cells]) for k in ks], len(cells)])
     return table(["model", "keys kept", "all", *[f"k = {k}" for k in ks], "seeds"], rows)
 
 
@@ -530,9 +541,9 @@ def decoding_table(results):
 def baselines_table(results):
     rows = [["plain, cut at inference", "", *cell_row(c, K)]
             for c in done(results, family="scratch", group="plain", seed=SEEDS[0])]
-    rows += [["entropy penalty", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, group="baseline")]
+    rows += [["entropy penalty", lambda_of(c), *cell_row(c, K)] for c in done(results, group="baseline")]
     for reg, name in results["chosen"].get("scratch", {}).items():
-        rows += [[f"chosen, {reg}", f"{c['lambda']:g}", *cell_row(c, K)] for c in done(results, name=name)]
+        rows += [[f"chosen, {reg}", lambda_of(c), *cell_row(c, K)] for c in done(results, name=name)]
     return table(["training", "lambda at the end", *cell_head(K)], rows)
 
 
@@ -595,9 +606,10 @@ NOTES = f"""A number with two in parentheses is the mean over the seeds, with th
 The cost of a cut is the loss when every row of every head and layer keeps its k largest entries, renormalized, less the
 dense loss of the same model on the same tokens. "Outside, without position 0": of the attention that does not go to
 position 0, the share that is not within the top k. Masses are those of dense attention in the validation that ends a
-run; the plain run's at other k than {K} are from its report of attention, on the first quarter of the same tokens. From
-there are also keys, entropies (in nats), scores and τ, the mass outside a row's top {K}; keys and entropies are means over
-all rows, also those that have no more than {K} keys. The largest gradient norm is of the whole run, and most often one of
+run; the plain run's at other k than {K} are from its report of attention, on the first quarter of the same tokens, and
+means over the heads of each head's share, where the others' is the share of all heads' attention. From the report are
+also keys, entropies (in nats), scores and τ, the mass outside a row's top {K}; keys and entropies are means over all
+rows, also those that have no more than {K} keys. The largest gradient norm is of the whole run, and most often one of
 its first updates'.
 """
 
@@ -642,7 +654,7 @@ def markdown(results):
                   f"## Probes{of}\n", probes_table(results, family), f"## Tasks{of}\n", tasks_table(results, family)]
     parts += ["## Speed and memory of training\n",
               "Alone on the machine, all threads, in turns; the median of the rounds.\n", training_table(results),
-              "## Speed of decoding\n", "Generating until the context is full, alone on the machine; the median of the "
+              "## Speed of decoding\n", "Generating until the context is nearly full, alone on the machine; the median of the "
               "rounds.\n", decoding_table(results), "## Runs\n", runs_table(results)]
     return "\n".join(parts)
 

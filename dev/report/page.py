@@ -184,7 +184,7 @@ def cuts_table(reports):
             c = of.get(key, {"loss": math.nan, "perplexity": math.nan, "kept": math.nan})
             row += [figure_of(c["loss"]), figure_of(c["perplexity"], 2), figure_of(c["kept"])]
         rows.append(row)
-    return f"<details><summary>All cuts in figures</summary>{table('', head, rows, 'number')}</details>" if rows else ""
+    return f"<details><summary>All cuts in figures (mass kept: of each row as the model computes it that is cut in all layers)</summary>{table('', head, rows, 'number')}</details>" if rows else ""
 
 
 def probes_table(reports):

@@ -31,7 +31,7 @@ GREY, MISSING = "#6b6b6b", "#c9c9c9"
 MODELS = [(BLUE, "--"), (VERMILION, "-")]
 VIRIDIS = matplotlib.colormaps["viridis"].with_extremes(bad=MISSING)
 LAYERS = ListedColormap(VIRIDIS(np.linspace(0, 0.93, 256)))  # its last yellows are too faint for a line on white
-LEAST, LEAST_TEXT = 1e-8, "10⁻⁸"  # tau is a difference of floats near 1: below this it is rounding
+LEAST, LEAST_TEXT = 1e-8, "10⁻⁸"  # of tau in pictures: what is smaller is drawn as this
 
 
 def set_style():

@@ -55,12 +55,15 @@ HOST_OBJECTS = $(patsubst llmc/%.cpp,%.o,$(filter-out llmc/attention_cudnn.cpp,$
 
 # Compute capability of the GPU here (80: 8.0), if there is one that is new enough; of several the oldest such, whose code
 # the others can run.
-GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d '. ' | awk '/^[0-9]+$$/ && $$1 >= 80' | sort -n | head -n 1)
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d '. ' | awk '/^[0-9]+$$/ && $$1 >= 80' | sort -n)
+GPU := $(firstword $(GPUS))
 # What is compiled for: this GPU, or the newest before it that nvcc knows; where there is none, 8.0. Newer GPUs translate
-# that on loading. Hopper's own instructions are those of 9.0a, which nothing newer takes.
+# that on loading. Hopper's own instructions are those of 9.0a, which nothing newer takes: where there is something newer as
+# well, they are left out.
 ifndef GPU_ARCH
-  GPU_ARCH := $(shell "$(NVCC)" --list-gpu-arch 2>/dev/null | tr -dc '0-9\n' | awk -v gpu="$(or $(GPU),80)" \
-      '$$1 <= gpu + 0 && $$1 > best { best = $$1 } END { print best < 80 ? 80 : best == 90 && gpu == 90 ? "90a" : best }')
+  GPU_ARCH := $(shell "$(NVCC)" --list-gpu-arch 2>/dev/null | tr -dc '0-9\n' | awk -v gpus="$(or $(GPUS),80)" \
+      'BEGIN { n = split(gpus, gpu, " ") } $$1 <= gpu[1] + 0 && $$1 > best { best = $$1 } \
+       END { print best < 80 ? 80 : best == 90 && gpu[n] == 90 ? "90a" : best }')
 endif
 FOR_ARCH = -arch=sm_$(1) $(if $(filter 90a,$(1)),-DCOMPILED_FOR_SM_90A)
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))

@@ -24,7 +24,7 @@ done
 
 # Without a compiler and python3, and with an apt-get that installs: a machine that lacks both has them after one call.
 mkdir "$work/bare" "$work/installed"
-for program in bash sh env dirname id xargs tr head echo chmod make perl curl; do
+for program in bash sh env true dirname id xargs tr head echo chmod make perl curl; do
     ln -s "$(type -P $program)" "$work/bare/"
 done
 cat >"$work/bare/apt-get" <<'END'
@@ -41,15 +41,16 @@ for package in "$@"; do
     chmod +x "$work/installed/$package"
 done
 END
-printf '#!/bin/sh\nshift\nexec "$@"\n' >"$work/bare/sudo" # sudo -n true
+printf '#!/bin/sh\n[ "$1" != -n ] || shift\nexec "$@"\n' >"$work/bare/sudo"
 chmod +x "$work/bare/apt-get" "$work/bare/sudo"
 export work whole_path=$PATH real_cxx=$CXX
 PATH=$work/installed:$work/bare CXX=g++ dev/deps tests >"$work/out" 2>"$work/err"
 check "neither a compiler nor python3: one call installs all" '[ $? = 0 ] && [ ! -s "$work/err" ] && grep -q "g++ .*doctest-dev python3$" "$work/apt"'
 
-# A user who may not install, with a compiler that finds no header and no OpenBLAS but in build/packages, and an apt-get that
+# A user who may not install, with a compiler that finds no header and no library but in build/packages, and an apt-get that
 # would install what Ubuntu's does: libraries, of one of which only what compilers need is missing, and a new C library.
-mkdir -p "$work/user" "$work/checkout/dev"
+mkdir -p "$work/user" "$work/checkout/dev" "$work/system"
+touch "$work/system/libpcre2-8.so.0.10.4"
 cp dev/deps "$work/checkout/dev/"
 cat >"$work/user/apt-get" <<'END'
 #!/bin/sh
@@ -69,10 +70,15 @@ fi
 END
 printf '#!/bin/sh\necho 1000\n' >"$work/user/id"
 printf '#!/bin/sh\nexit 1\n' >"$work/user/sudo"
-cat >"$work/user/bare_compiler" <<END
+cat >"$work/user/bare_compiler" <<'END'
 #!/bin/sh
-case "\$*" in *-lopenblas*) [ -e build/packages/lib/libopenblas.so ]; exit ;; esac
-exec $CXX -nostdinc "\$@"
+for argument; do
+    case $argument in
+        -print-file-name=*) echo "$work/system/${argument#*=}"; exit ;;
+        -l*) [ -e "build/packages/lib/lib${argument#-l}.so" ]; exit ;;
+    esac
+done
+exec $real_cxx -nostdinc "$@"
 END
 chmod +x "$work"/user/*
 package() { # its name; its files and, as "LINK -> FILE", links, all below /usr
@@ -89,12 +95,11 @@ package() { # its name; its files and, as "LINK -> FILE", links, all below /usr
     dpkg-deb --build "$root" "$root.deb" >/dev/null
 }
 processor=$(uname -m)-linux-gnu
-installed=$(basename "$(realpath "$($CXX -print-file-name=libpcre2-8.so)")")
 package libopenblas0-openmp "lib/$processor/openblas-openmp/libopenblas-r0.so" \
     "lib/$processor/openblas-openmp/libopenblas.so.0 -> libopenblas-r0.so"
 package libopenblas-openmp-dev "lib/$processor/openblas-openmp/libopenblas.so -> libopenblas-r0.so"
-package libpcre2-dev include/pcre2.h "lib/$processor/libpcre2-8.so -> $installed"
-package libsnappy-dev include/snappy-c.h
+package libpcre2-dev include/pcre2.h "lib/$processor/libpcre2-8.so -> libpcre2-8.so.0.10.4"
+package libsnappy-dev include/snappy-c.h "lib/$processor/libsnappy.so"
 package nlohmann-json3-dev include/nlohmann/json.hpp
 as_user() { PATH=$work/user:$PATH CXX=bare_compiler env "$@" "$work/checkout/dev/deps" >"$work/out" 2>"$work/err"; }
 line="missing packages; paste this line and run make again:    sudo apt-get install -y libopenblas-openmp-dev libpcre2-dev libsnappy-dev nlohmann-json3-dev doctest-dev"
@@ -114,7 +119,7 @@ check "a user who may not install gets libraries unpacked" \
 check "of what apt-get would install those alone" 'grep -q "^download .*libopenblas0-openmp libopenblas-openmp-dev .*doctest-dev$" "$work/asked" && ! grep -q "^download .*libc6" "$work/asked"'
 check "libraries in one folder, whatever folders they were in" \
     '[ -e "$unpacked/lib/libopenblas.so" ] && [ -e "$unpacked/lib/libopenblas.so.0" ] && [ -e "$unpacked/include/nlohmann/json.hpp" ] && [ ! -e "$unpacked.part" ]'
-check "a link to a library that is installed" '[ "$(basename "$(realpath -e "$unpacked/lib/libpcre2-8.so")")" = "$installed" ]'
+check "a link to a library that is installed" '[ "$unpacked/lib/libpcre2-8.so" -ef "$work/system/libpcre2-8.so.0.10.4" ]'
 as_user
 check "then nothing is missing" '[ $? = 0 ] && [ ! -s "$work/out" ] && [ ! -s "$work/err" ]'
 rm -r "$unpacked" "$work/asked"

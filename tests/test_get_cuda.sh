@@ -84,8 +84,8 @@ check "an nvcc that is too old: which, and what would do" said "$work/bin/nvcc i
 sed -i s/11/12/g "$work/bin/nvcc"
 check "an nvcc that will do" test "$(nvcc)" = "[$work/bin/nvcc]"
 printf '#!/bin/sh\n[ $1 = --version ] && echo "release 12.4" || printf "compute_%%s\\n" 52 75 80 86 89 90 90a\n' >"$work/bin/nvcc"
-for case in 8.0:80 8.6:86 8.9:89 9.0:90a 10.0:90 12.0:90 7.5:80; do
-    driver 13.0 ${case%:*}
+for case in 8.0:80 8.6:86 8.9:89 9.0:90a 10.0:90 12.0:90 7.5:80 "9.0 9.0":90a "9.0 12.0":90 "12.0 8.9 9.0":89; do
+    driver 13.0 "${case%:*}"
     check "a GPU of ${case%:*}, an nvcc that knows 9.0: compiles for ${case#*:}" test "$(value GPU_ARCH)" = "[${case#*:}]"
 done
 driver none

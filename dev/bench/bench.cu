@@ -464,6 +464,13 @@ void bench_kernels(Bench& b, int B, int T) {
 // ---------------------------------------------------------------------------------------------------------
 // attention
 
+// Throws where attention takes no such batch or context, so that a row says so.
+void check_case(const Context& ctx, const GPT2Config& config, int B, int T, int topk) {
+    check_batch_fits(B, T, config.num_heads);
+    if (topk > 0 && T > max_topk_context(ctx))
+        fail("the top k can be found in contexts of up to %d here", max_topk_context(ctx));
+}
+
 void bench_attention(Bench& b, int B, int T) {
     const std::vector<int> all_k = b.config.quick ? std::vector{0, 8} : std::vector{0, 1, 8, 16, 32, 64};
     struct Case {
@@ -502,6 +509,7 @@ void bench_attention(Bench& b, int B, int T) {
     for (const Case& c : cases)
         attempt(b, table, std::to_string(c.topk), rows, 2, [&] {
             const GPT2Config config = size_config(b.config.size, c.T);
+            check_case(b.ctx, config, c.B, c.T, c.topk);
             size_t cudnn_scratch = 0;
             if constexpr (kUseCudnn)
                 if (c.cudnn)
@@ -598,7 +606,7 @@ int largest_batch(const Context& ctx, const GPT2Config& config, int most, int T,
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     const size_t reserve = kOnCpu ? 0 : (size_t)1 << 30;
     for (int B = most; B > 0; B = B > 32 ? B - 8 : B > 8 ? B - 4 : B - 1)
-        if ((int64_t)B * config.num_heads <= 65535 &&
+        if ((int64_t)B * config.num_heads <= kMaxGridY &&
             model_bytes<bf16>(ctx, step_spec(config, B, T, fp8)) + reserve <= free_bytes)
             return B;
     return 0;
@@ -716,6 +724,7 @@ void bench_steps(Bench& b, int B, int T) {
                 const std::string case_name =
                     format("%s, lambda = %g, k = %d", name.c_str(), k.lambda, k.topk);
                 attempt(b, table, case_name, rows, seconds, [&] {
+                    check_case(b.ctx, config, rows_B, g.T, k.topk);
                     c.lambda = k.lambda;
                     c.topk = k.topk;
                     const Timing t = time_steps(b, model, batches, c, k, updates);
@@ -769,7 +778,8 @@ int kernels_batch(const GPT2Config& config, int most, int T) {
                         rows * 40.0 * config.channels);
     };
     int B = most;
-    while (B > 1 && (bytes(B) > 0.8 * (double)free_bytes || (int64_t)B * config.num_heads > 65535)) B /= 2;
+    while (B > 1 && (bytes(B) > 0.8 * (double)free_bytes || (int64_t)B * config.num_heads > kMaxGridY))
+        B /= 2;
     return B;
 }
 

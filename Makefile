@@ -11,6 +11,7 @@
 # make format / make clean
 #
 # What is missing is found by dev/deps, which installs it where it may and otherwise says what to install.
+.DEFAULT_GOAL = all
 
 # A job for each processor, of those that have 2 GB of free memory to compile in; make -j1: one after the other.
 ifeq ($(MAKELEVEL),0)
@@ -29,6 +30,8 @@ endif
 # ---- flags ----
 
 , := ,
+# SAN=0 is as if it were not given.
+given = $(filter-out 0,$(1))
 
 # Warnings are errors for the compilers that this has been tried with. A newer one may warn of what is none, and that is not
 # for who wants to train to mend.
@@ -72,7 +75,7 @@ NVCC_FLAGS = -std=c++20 -O1 $(call FOR_ARCH,$(GPU_ARCH)) $(UNPACKED) $(GPU_WARN)
 # What nlohmann-json declares for ranges comes out of nvcc 12.0 as something that g++ does not take.
 NVCC_FLAGS += -DJSON_HAS_RANGES=0
 NVCC_LIBS = $(UNPACKED_LIBS) -L$(CUDA_HOME)/lib64 -lcublasLt -lpcre2-8 -lsnappy -lgomp -Xlinker -rpath,$(CUDA_HOME)/lib64,-rpath,'$$ORIGIN'
-ifdef USE_CUDNN
+ifneq ($(call given,$(USE_CUDNN)),)
   NVCC_FLAGS += -DUSE_CUDNN
   NVCC_LIBS += $(CUDNN_LIBS)
   CUDNN_OBJECT = build/attention_cudnn.o
@@ -82,7 +85,7 @@ endif
 # take longer to compile than it saves; kernels as they are built for the user, with -O2, are what the scripts run.
 CHECKED = -std=c++20 -O1 -g1 -march=native -fopenmp $(UNPACKED) $(WARN) -DCUDA_CPU_CHECK -DEVERY_KERNEL \
     -DDOCTEST_CONFIG_SUPER_FAST_ASSERTS
-ifdef SAN
+ifneq ($(call given,$(SAN)),)
   BUILD = build/san
   # Sanitizers' calls take long to optimize; with -Og tests compile in half the time, and hardly run longer.
   SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -297,10 +300,10 @@ build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/gpu/docte
 	$(LINK_GPU) $(CUDNN_LIBS)
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
-ifdef RACE
+ifneq ($(call given,$(RACE)),)
 test: $(addprefix build/race/,$(KERNEL_TESTS))
 	tests/run $^
-else ifdef SAN
+else ifneq ($(call given,$(SAN)),)
 SAN_TESTS = $(addprefix $(BUILD)/,$(filter-out $(SKIP),$(CU_TESTS) $(HOST_TESTS) $(FUZZERS)))
 test: $(SAN_TESTS)
 	tests/run $^

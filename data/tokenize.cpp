@@ -433,17 +433,33 @@ static void read_separated(const Input& input, Corpus& corpus, const std::string
     end();
 }
 
+// Half a surrogate pair, as Python writes it where a text has it, is no character: like tiktoken's, here it
+// becomes U+FFFD.
+static std::string without_half_pairs(std::string json) {
+    const auto unit = [&](size_t at) -> unsigned {  // of the \uXXXX there; 0: there is none
+        unsigned value = 0;
+        if (at + 6 > json.size() || json[at] != '\\' || json[at + 1] != 'u') return 0;
+        const char* end = &json[at] + 6;
+        return std::from_chars(end - 4, end, value, 16).ptr == end ? value : 0;
+    };
+    size_t length = 0;
+    for (size_t at = json.find('\\'); at != json.npos; at = json.find('\\', at + length)) {
+        const unsigned first = unit(at) >> 10, second = unit(at + 6) >> 10;  // 0xD800 >> 10 is 0x36
+        const bool pair = first == 0x36 && second == 0x37;
+        if (!pair && (first == 0x36 || first == 0x37)) json.replace(at + 2, 4, "fffd");
+        length = pair ? 12 : 2;
+    }
+    return json;
+}
+
 static std::string json_field(const std::string& line, const std::string& field, const Input& input,
                               int64_t number) {
-    const auto problem = [&](const char* what) {
-        fail("line %lld of %s %s", static_cast<long long>(number), input.path.c_str(), what);
-    };
-    const auto object = parse_json(line);
-    if (object.is_discarded()) problem("is not valid JSON");
-    if (!object.is_object()) problem("is not a JSON object");
+    constexpr int most_levels = 1000;
+    const std::string where = format("line %lld of %s", static_cast<long long>(number), input.path.c_str());
+    const auto object = parse_json_object(where, without_half_pairs(line), most_levels);
     const auto found = object.find(field);
-    if (found == object.end()) problem(format("has no field \"%s\"", field.c_str()).c_str());
-    if (!found->is_string()) problem(format("has a field \"%s\" that is not a text", field.c_str()).c_str());
+    if (found == object.end()) fail("%s has no field \"%s\"", where.c_str(), field.c_str());
+    if (!found->is_string()) fail("%s has a field \"%s\" that is not a text", where.c_str(), field.c_str());
     return found->get<std::string>();
 }
 

@@ -333,6 +333,7 @@ static int64_t last_update(const std::string& path) {
 std::string open_run_folder(const std::string& run_folder, bool resume,
                             std::map<std::string, std::string> settings, const std::string& from, FILE* say) {
     make_folder(run_folder, "run folder");
+    const FolderLock ours(run_folder);  // so that nothing is said, nor blamed, of what another process is at
     const std::vector<int64_t> steps = checkpoint_steps(run_folder);
     if (!resume) {
         if (!steps.empty() || is_file(run_folder + "/metrics.jsonl"))

@@ -143,14 +143,25 @@ std::string glob_of(const std::string& name) {
     return glob;
 }
 
+// A run remembers the pattern as JSON, which holds UTF-8 alone: other bytes are matched by any.
+static std::string as_utf8(std::string pattern) {
+    for (size_t at = bpe::valid_prefix(pattern); at < pattern.size();
+         at += bpe::valid_prefix(std::string_view(pattern).substr(at)))
+        pattern[at] = '?';
+    return pattern;
+}
+
 std::string absolute_pattern(const std::string& pattern) {
-    if (is_file(pattern)) return absolute_path(pattern);
+    if (is_file(pattern)) {
+        const std::string path = absolute_path(pattern);
+        return bpe::valid_prefix(path) == path.size() ? path : as_utf8(glob_of(path));
+    }
     std::error_code error;
     const std::string here = glob_of(std::filesystem::current_path(error).string() + "/");
     std::string all;
     for (const std::string& one : split_list(pattern))
         all += (all.empty() ? "" : ",") + (one.starts_with('/') || one.starts_with('~') ? "" : here) + one;
-    return error ? pattern : all;
+    return error ? pattern : as_utf8(all);
 }
 
 std::vector<std::string> find_shards(const std::string& pattern) {

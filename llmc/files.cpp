@@ -1,6 +1,7 @@
 #include "files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -179,6 +180,21 @@ void make_folder(const std::string& path, const char* what) {
         fail("cannot create the %s %s: %s", what, path.c_str(),
              error ? error.message().c_str() : "there is a file of that name");
     for (const std::string& folder : made) sync_folder(folder_of(folder));
+}
+
+FolderLock::FolderLock(const std::string& run_folder)
+    : fd_(open(run_folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    if (fd_ < 0) fail("cannot open the run folder %s: %s", run_folder.c_str(), strerror(errno));
+    // Some network file systems have no locks: those are not worth stopping for.
+    if (flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        close(fd_);
+        fail("another process is training in %s: wait for it, or choose another folder with -o",
+             run_folder.c_str());
+    }
+}
+
+FolderLock::~FolderLock() {
+    close(fd_);
 }
 
 void sync_folder(const std::string& path) {

@@ -97,5 +97,18 @@ void write_file(const std::string& path, const std::string& text);
 // A folder, and those that it is in, where they are not there yet. `what` it is goes into the Error.
 void make_folder(const std::string& path, const char* what = "folder");
 
+// Keeps other processes from a run folder: Error where one has it. It ends with the object, and with the
+// process.
+class FolderLock {
+  public:
+    explicit FolderLock(const std::string& run_folder);
+    FolderLock(const FolderLock&) = delete;
+    FolderLock& operator=(const FolderLock&) = delete;
+    ~FolderLock();
+
+  private:
+    int fd_;
+};
+
 // Makes the names in a folder (files created, renamed, removed) survive a power cut.
 void sync_folder(const std::string& path);

@@ -1,7 +1,6 @@
 #include "metrics.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -33,23 +32,16 @@ static std::string updates_range(int64_t first, int64_t last) {
 }
 
 MetricsLog::MetricsLog(const std::string& run_folder, const std::string& config, int64_t resume_step)
-    : path_(run_folder + "/metrics.jsonl") {
-    lock(run_folder);
-    try {
-        const bool resume = resume_step >= 0 && is_file(path_);
-        if (!resume && resume_step > 0) gap_ = updates_range(1, resume_step);
-        write_file(path_, resume ? kept_lines(config, resume_step) : config + "\n");
-        fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-        if (fd_ < 0) fail("cannot open %s: %s", path_.c_str(), strerror(errno));
-    } catch (...) {
-        close(lock_);
-        throw;
-    }
+    : lock_(run_folder), path_(run_folder + "/metrics.jsonl") {
+    const bool resume = resume_step >= 0 && is_file(path_);
+    if (!resume && resume_step > 0) gap_ = updates_range(1, resume_step);
+    write_file(path_, resume ? kept_lines(config, resume_step) : config + "\n");
+    fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (fd_ < 0) fail("cannot open %s: %s", path_.c_str(), strerror(errno));
 }
 
 MetricsLog::~MetricsLog() {
     close(fd_);
-    close(lock_);
 }
 
 void MetricsLog::update(const UpdateMetrics& m) {
@@ -68,16 +60,6 @@ void MetricsLog::validation(int64_t step, float val_ce, float val_mass, float va
 
 void MetricsLog::sync() {
     if (fsync(fd_) != 0) fail("cannot write %s to the disk: %s", path_.c_str(), strerror(errno));
-}
-
-void MetricsLog::lock(const std::string& run_folder) {
-    lock_ = open(run_folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (lock_ < 0) fail("cannot open the run folder %s: %s", run_folder.c_str(), strerror(errno));
-    // Some network file systems have no locks: those are not worth stopping for.
-    if (flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-        close(lock_);
-        fail("another process is training in %s: choose another folder with -o", run_folder.c_str());
-    }
 }
 
 // The first line of a resumed run. With -y a flag that is given anew, such as where the data are now, holds

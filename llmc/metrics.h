@@ -21,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "files.h"
+
 struct UpdateMetrics {
     int64_t step = 0;  // updates done, this one included
     float loss = 0;    // ce + lambda * reg
@@ -63,17 +65,16 @@ class MetricsLog {
     void sync();
 
   private:
-    void lock(const std::string& run_folder);
-
     // The configuration, with the flags of `config`, and the lines up to `step`. A last line that a kill cut
     // short is dropped with the rest.
     std::string kept_lines(const std::string& config, int64_t step);
 
     void append(const std::string& line);
 
+    FolderLock lock_;
     std::string path_, gap_;
     bool validated_ = false;
-    int fd_ = -1, lock_ = -1;
+    int fd_ = -1;
 };
 
 // ---- Numbers for people ----

@@ -1,5 +1,6 @@
 // Token shards and the data loader: bad files, what an epoch covers, orders, resuming.
 #include "../llmc/dataloader.h"
+#include "../llmc/tokenizer.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -536,4 +537,20 @@ TEST_CASE("a pattern that means the same in another folder") {
     CHECK(find_shards(one).size() == 1);
     CHECK(absolute == folder / "a*");
     CHECK(home == "~/x*");
+}
+
+TEST_CASE("a pattern that is remembered is UTF-8, whatever the folder's name is") {
+    const Folder folder;
+    const std::filesystem::path before = std::filesystem::current_path();
+    const std::string latin = folder / "lat\xe9in \xff[1] \u00fc";
+    std::filesystem::create_directory(latin);
+    std::filesystem::current_path(latin);
+    write_shard("a_0.bin", {1, 2, 3}, 257);
+    write_shard("b\xe9.bin", {1, 2, 3}, 257);
+    const std::string list = absolute_pattern("a_*.bin"), one = absolute_pattern("b\xe9.bin");
+    std::filesystem::current_path(before);
+    CHECK(find_shards(list) == std::vector<std::string>{latin + "/a_0.bin"});
+    CHECK(find_shards(one) == std::vector<std::string>{latin + "/b\xe9.bin"});
+    for (const std::string& pattern : {list, one}) CHECK(bpe::valid_prefix(pattern) == pattern.size());
+    CHECK(list.ends_with("/lat?in ?\\[1\\] \u00fc/a_*.bin"));
 }

@@ -350,6 +350,9 @@ check "-y where there is no run says so, and begins one" '[ $? = 0 ] && grep -q 
 "$train" "${common[@]}" -x 3000 -o "$work/hung_up" >"$work/log" 2>&1 &
 pid=$!
 wait_for_updates 3 "$work/hung_up"
+"$train" -y -o "$work/hung_up" >"$work/second" 2>&1
+check "a second process does not say that it begins the run anew" '[ $? = 1 ] && grep -q "^error: another process is training in" "$work/second" &&
+    ! grep -q "begins anew" "$work/second"'
 kill -HUP $pid
 wait $pid
 check "a terminal that is closed: as Ctrl-C" '[ $? = 129 ] && [ -f "$work/hung_up/step_$(printf %08d "$(last "$work/hung_up" step)")/model.safetensors" ]'

@@ -295,5 +295,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on", flush=True)
         sys.exit(130)
-    except (Bad, OSError) as problem:
+    except Bad as problem:
         sys.exit(f"paper: {problem}")
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+        sys.exit(f"paper: {problem.filename or 'cannot write'}: {problem.strerror}")

@@ -35,7 +35,9 @@ def write_file(path, content):
 
 
 def say(*lines):
-    """Prints lines; a reader that is gone, or a full disk, is one sentence."""
+    """Prints lines; a reader that is gone, or a full disk, is one sentence. What the output's encoding lacks is escaped."""
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(*lines, sep="\n", flush=True)
     except OSError as error:

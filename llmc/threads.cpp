@@ -46,6 +46,10 @@ int cpu_quota(const std::string& mounted, const std::string& groups) {
 }
 
 void limit_threads() {
+    omp_set_dynamic(0);
+    omp_set_max_active_levels(std::max(1, omp_get_max_active_levels()));
+    int threads = std::min(omp_get_max_threads(), omp_get_thread_limit());
     const int quota = getenv("OMP_NUM_THREADS") ? 0 : cpu_quota();
-    if (quota > 0 && quota < omp_get_max_threads()) omp_set_num_threads(quota);
+    if (quota > 0) threads = std::min(threads, quota);
+    omp_set_num_threads(threads);
 }

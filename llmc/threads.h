@@ -10,5 +10,7 @@
 // kernel's cgroup-v2.rst and sched-bwc.rst describe both.
 int cpu_quota(const std::string& mounted = "/sys/fs/cgroup", const std::string& groups = "/proc/self/cgroup");
 
-// No more OpenMP threads than that, unless OMP_NUM_THREADS says how many.
+// No more OpenMP threads than that, unless OMP_NUM_THREADS says how many. And as many as are announced: where
+// OMP_THREAD_LIMIT, OMP_DYNAMIC or OMP_MAX_ACTIVE_LEVELS would have parallel regions begin with fewer,
+// OpenBLAS waits for the others for ever.
 void limit_threads();

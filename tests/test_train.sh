@@ -43,6 +43,14 @@ if [ -n "$old" ]; then
     ! grep -qw avx2 /proc/cpuinfo || check "otherwise they use the vectors that this processor has" '[[ "$(blas_core)" =~ ^(Haswell|Zen|SkylakeX|Cooperlake|SapphireRapids)$ ]]'
 fi
 
+# ---- OpenMP may give fewer threads than it announces, for which OpenBLAS would wait
+for fewer in OMP_THREAD_LIMIT=1 OMP_DYNAMIC=true OMP_MAX_ACTIVE_LEVELS=0 "OMP_NUM_THREADS=8 OMP_THREAD_LIMIT=2"; do
+    # shellcheck disable=SC2086  # settings are words
+    env $fewer timeout -s KILL 60 "$train" "${quick[@]}" -x 1 -n 0 -o "$work/fewer" >"$work/log" 2>&1
+    check "it runs with $fewer" '[ $? = 0 ]'
+    rm -rf "$work/fewer"
+done
+
 # ---- a limit on the address space: less than a run has at its peak, by less and by more than a buffer of OpenBLAS
 limited() { # with so many threads
     export OMP_NUM_THREADS=$1

@@ -7,6 +7,7 @@
 
 #include "../../llmc/device_memory.cuh"
 #include "../../llmc/flags.h"
+#include "../../llmc/program.h"
 #include "report.h"
 
 // ---------------------------------------------------------------------------------------------------------
@@ -234,15 +235,11 @@ void report_on(Measuring& b, const std::string& out, const std::string& prefix, 
 // A benchmark's main(): run() with the configuration that flags_of() describes.
 template <class Config, class Flags>
 int bench_main(int argc, char** argv, Flags flags_of, void (*run)(const Config&)) {
-    try {
+    return run_program("error", [&] {
         Config config;
         parse_flags(argc, argv, flags_of(config));
         run(config);
-        return 0;
-    } catch (const std::exception& e) {
-        fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -144,7 +144,9 @@ std::vector<Flag> train_flags(TrainConfig& c) {
          "one micro-batch on a CPU, 65536 (rounded up to micro-batches) on a GPU",
          "tokens of an update, a multiple of batch times context; more than one micro-batch accumulates gradients",
          [&c](auto& flag, auto& v) { c.tokens_per_update = parse_int(flag, v, 1, int64_t{1} << 32); }},
-        {'x', "updates", "N", "1000 on a CPU, 500 on a GPU", "updates of the whole run",
+        {'x', "updates", "N",
+         "1000 on a CPU; on a GPU 500, or as many as read the data 20 times, but at least 100",
+         "updates of the whole run",
          [&c](auto& flag, auto& v) { c.updates = parse_int(flag, v, 1, int64_t{1} << 40); }},
         {0, "lr", "X", "2e-3 for tiny, 6e-4 from scratch, 5e-5 from weights", "peak learning rate",
          [&c](auto& flag, auto& v) { c.lr = parse_float(flag, v, 0, 100); }},
@@ -1102,6 +1104,12 @@ int64_t default_update_tokens(int B, int T) {
     return ceil_div(rows, (int64_t)B) * B * T;
 }
 
+// The updates of a run on a GPU where -x does not say. 500 would read the default data, 300,000 tokens, a
+// hundred times: GPT-2 learns that by heart, and its loss on other text rises again.
+int64_t default_updates(int64_t data_tokens, int64_t tokens_per_update) {
+    return std::clamp<int64_t>(20 * data_tokens / tokens_per_update, 100, 500);
+}
+
 // The micro-batch: on a CPU the largest of up to 12 rows that divides an update's tokens, if those are given;
 // on a GPU the largest of 64, 32, ..., 2 that divides them and fits into its free memory. 1 where none does:
 // then check_settings_fit() says what is wrong.
@@ -1122,10 +1130,8 @@ int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig
     return 1;
 }
 
-// The vocabulary of a model from scratch is that of the data; weights must share it. Batch and context need
-// not be known yet.
-void match_vocabulary(GPT2Config& config, const Start& start, const TrainConfig& c) {
-    const int vocab_size = DataLoader(c.train_data, 1, 1, false, 0).vocab_size();
+// The vocabulary of a model from scratch is that of the data; weights must share it.
+void match_vocabulary(GPT2Config& config, const Start& start, const TrainConfig& c, int vocab_size) {
     if (start.from_scratch) {
         config.vocab_size = vocab_size;
         config.padded_vocab_size = pad_vocab(vocab_size);
@@ -1145,9 +1151,10 @@ std::unique_ptr<DataLoader> open_val_data(const TrainConfig& c, const GPT2Config
     return data;
 }
 
-// What the flags left open, and shares of the run in updates.
+// What the flags left open, and shares of the run in updates. data_tokens: what there is to train on.
 template <class Float>
-void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, const Context& ctx) {
+void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, int64_t data_tokens,
+                      const Context& ctx) {
     if (c.T < 0) c.T = from_scratch ? config.max_seq_len : std::min(1024, config.max_seq_len);
     if (from_scratch) config.max_seq_len = c.T;
     if (c.T > config.max_seq_len)
@@ -1156,7 +1163,7 @@ void resolve_defaults(TrainConfig& c, GPT2Config& config, bool from_scratch, con
     if (!kOnCpu && c.tokens_per_update < 0) c.tokens_per_update = default_update_tokens(c.B, c.T);
     if (c.B < 0) c.B = choose_batch<Float>(ctx, config, c);
     if (c.tokens_per_update < 0) c.tokens_per_update = (int64_t)c.B * c.T;
-    if (c.updates < 0) c.updates = kOnCpu ? 1000 : 500;
+    if (c.updates < 0) c.updates = kOnCpu ? 1000 : default_updates(data_tokens, c.tokens_per_update);
     if (c.lr < 0) c.lr = !from_scratch ? 5e-5f : config.channels <= 128 ? 2e-3f : 6e-4f;
     c.warmup_updates = parse_updates("-u (--warmup)", c.warmup, c.updates);
     c.lambda_warmup_updates = parse_updates("--lambda-warmup", c.lambda_warmup, c.updates);
@@ -1437,8 +1444,9 @@ std::string name_elsewhere(const std::string& from) {
 // What the machine decided where no flag did (files, free memory), as if it had been given: with -y it must
 // be the same. And names that mean the same in another folder.
 void keep_decisions(TrainConfig& c) {
-    c.given.insert(
-        {{"batch", std::to_string(c.B)}, {"tokens-per-update", std::to_string(c.tokens_per_update)}});
+    c.given.insert({{"batch", std::to_string(c.B)},
+                    {"tokens-per-update", std::to_string(c.tokens_per_update)},
+                    {"updates", std::to_string(c.updates)}});
     c.given["from"] = name_elsewhere(c.from);
     c.given["train-data"] = absolute_pattern(c.train_data);
     if (!c.val_data.empty()) c.given["val-data"] = absolute_pattern(c.val_data);
@@ -1455,8 +1463,9 @@ void train(TrainConfig c) {
     Start start = find_start(c);
     choose_data(c, start);
     GPT2Config& config = start.config;
-    match_vocabulary(config, start, c);
-    resolve_defaults<Float>(c, config, start.from_scratch, ctx);
+    const DataLoader data(c.train_data, 1, 1, false, 0);  // batch and context are not known yet
+    match_vocabulary(config, start, c, data.vocab_size());
+    resolve_defaults<Float>(c, config, start.from_scratch, data.num_tokens(), ctx);
     check_settings_fit(c, config, ctx);
     keep_decisions(c);
     Run<Float> run{.c = c,

@@ -682,6 +682,16 @@ TEST_CASE(
     CHECK(default_update_tokens(12, 1024) == 72 * 1024);
 }
 
+TEST_CASE(
+    "updates on a GPU, where -x does not say: 500, but no more than 20 readings of the data, at least 100") {
+    CHECK(default_updates(1'000'000'000, 65536) == 500);
+    CHECK(default_updates(25 * 65536, 65536) == 500);
+    CHECK(default_updates(24 * 65536, 65536) == 480);
+    CHECK(default_updates(304'222, 65536) == 100);  // tinyshakespeare
+    CHECK(default_updates(304'222, 16384) == 371);
+    CHECK(default_updates(1, int64_t{1} << 32) == 100);
+}
+
 TEST_CASE("GPT-2's sizes") {
     const std::pair<const char*, size_t> sizes[] = {
         {"d12", 124439808}, {"d24", 354823168}, {"d36", 774030080}, {"d48", 1557611200}};
@@ -925,7 +935,7 @@ TEST_CASE(
         TrainConfig c;
         c.from = preset;
         c.B = 2;
-        resolve_defaults<float>(c, config, from_scratch, ctx);
+        resolve_defaults<float>(c, config, from_scratch, 1'000'000, ctx);
         return c;
     };
     CHECK(defaults("tiny", true).lr == 2e-3f);

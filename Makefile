@@ -7,6 +7,7 @@
 # make decode-bench     times of decoding token by token; DECODE="--quick": flags, see there
 # make cuda             get NVIDIA's compiler into build/cuda, where the CUDA Toolkit is not installed
 # make gpu-compile      compile the GPU code for sm_80 and sm_90a, on a machine that need not have a GPU
+#   CXX=g++-12 NVCC=... the compilers; NVCC= for the CPU alone. GPU_ARCH=90a: the GPU to compile for, if not the one here
 # make readme           put the table of flags into the README
 # make format / make clean
 #
@@ -101,12 +102,16 @@ endif
 RACE_FLAGS = $(CHECKED) -Wno-tsan -DCUDA_CPU_RACE
 
 # What nvcc compiles depends on, how it compiles, and how it links.
-GPU_NEEDS = build/deps build/gpu_arch Makefile | build/gpu
+GPU_NEEDS = build/deps build/gpu_arch Makefile | need_nvcc build/gpu
 COMPILE_GPU = $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 # Linked by our compiler, not by nvcc's: that may be an older one, whose library lacks what ours calls (on Debian 13).
 LINK_GPU = $(NVCC) -ccbin "$$(command -v $(lastword $(CXX)))" -allow-unsupported-compiler $(filter %.o %.a,$^) $(NVCC_LIBS) -o $@
 build/gpu:
 	@mkdir -p $@
+# (Without this, a command that begins with a flag in nvcc's place is one whose failure make ignores.)
+.PHONY: need_nvcc
+need_nvcc:
+	@[ -n "$(NVCC)" ] || { echo "this needs nvcc of CUDA 12 or newer: install the CUDA Toolkit, or: make cuda" >&2; exit 1; }
 
 # ---- the programs ----
 
@@ -125,7 +130,7 @@ $(PROGRAMS:=cu): %cu: %cpu build/no_nvcc | data/default_dataset
 build/no_nvcc:
 	@for nvcc in $(NVCC_PLACES); do [ ! -x "$$nvcc" ] || [ $(CUDA_RELEASE) -ge 12 ] 2>/dev/null || echo "$$nvcc is of CUDA "$(CUDA_RELEASE)", and 12 is the oldest that will do"; done
 	@echo "no nvcc was found: building for the CPU alone"
-	@[ -z "$(GPU)" ] || echo "For the NVIDIA GPU here: make cuda (some 600 MB, into build/cuda, no root needed), or install the CUDA Toolkit; then make again"
+	@[ -z "$(GPU)" ] || echo "For the NVIDIA GPU here: make cuda (a download of some 600 MB, no root needed), or install the CUDA Toolkit; then make again"
 	@touch $@
 endif
 
@@ -163,7 +168,7 @@ build/tokenize.o: data/tokenize.cpp build/deps Makefile
 build/tokenize: build/tokenize.o build/host.a
 	$(CXX) $(filter %.o %.a,$^) $(UNPACKED_LIBS) -fopenmp -lpcre2-8 -o $@
 
-# Asked again as long as something is missing: a network or a mirror may be there by now.
+# Called as long as something is missing: a network or a mirror may be there by now, for which it looks once a day.
 data/default_dataset: $(if $(wildcard data/tinyshakespeare_gpt2_train_000000.bin),,FORCE) | build/tokenize
 	@data/prepare || [ -s $@ ]
 
@@ -326,12 +331,12 @@ GPU_COMPILE = $(NVCC) -std=c++20 $(UNPACKED) $(GPU_WARN) -Xcompiler -Wno-restric
 gpu-compile: $(foreach a,$(GPU_COMPILE_ARCHS),$(PROGRAMS:%=build/gpu/sm_$(a)/%.cubin)) \
              $(COMPILED_ONLY:%=build/gpu/compiled/%.ptx)
 define COMPILE_FOR
-build/gpu/sm_$(1)/%.cubin: %.cu build/deps FORCE
+build/gpu/sm_$(1)/%.cubin: %.cu build/deps FORCE | need_nvcc
 	@mkdir -p $$(@D)
 	$$(GPU_COMPILE) $(call FOR_ARCH,$(1)) --cubin $$< -o $$@
 endef
 $(foreach a,$(GPU_COMPILE_ARCHS),$(eval $(call COMPILE_FOR,$(a))))
-build/gpu/compiled/%.ptx: % build/deps FORCE
+build/gpu/compiled/%.ptx: % build/deps FORCE | need_nvcc
 	@mkdir -p $(@D)
 	$(GPU_COMPILE) -DEVERY_KERNEL -arch=compute_80 -Xcicc -O0 --ptx $< -o $@
 

@@ -95,7 +95,7 @@ def enter_environment(folder):
 
 def default_environment():
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(cache, "condensed-gpt2", "venv")
+    return os.path.join(cache, "condensed_gpt2", "venv")
 
 
 def print_into(path):

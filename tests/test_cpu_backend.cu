@@ -108,7 +108,6 @@ TEST_CASE("#pragma unroll, with and without a number, leaves the code around it 
 
 TEST_CASE("vector types have CUDA's sizes and alignments") {
     CHECK((sizeof(float2) == 8 && alignof(float2) == 8));
-    CHECK((sizeof(float3) == 12 && alignof(float3) == 4));
     CHECK((sizeof(float4) == 16 && alignof(float4) == 16));
     CHECK((sizeof(uint4) == 16 && alignof(uint4) == 16));
     CHECK((sizeof(double2) == 16 && alignof(double2) == 16));

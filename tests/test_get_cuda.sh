@@ -75,6 +75,9 @@ driver 13.0 "No devices were found"
 check "a driver without a GPU" test "$(value GPU)" = "[]"
 driver 13.0
 check "no nvcc yet" test "$(nvcc)" = "[]"
+needs_nvcc() { make -s need_nvcc >out 2>&1; }
+check "what needs nvcc fails" eval '! needs_nvcc'
+check "what needs nvcc: how to get it" said "install the CUDA Toolkit, or: make cuda"
 
 printf '#!/bin/sh\necho "Cuda compilation tools, release 11.8, V11.8.89"\n' >"$work/bin/nvcc"
 chmod +x "$work/bin/nvcc"
@@ -83,6 +86,7 @@ check "an nvcc that is too old: builds for the CPU" without_nvcc
 check "an nvcc that is too old: which, and what would do" said "$work/bin/nvcc is of CUDA 11, and 12 is the oldest"
 sed -i s/11/12/g "$work/bin/nvcc"
 check "an nvcc that will do" test "$(nvcc)" = "[$work/bin/nvcc]"
+check "what needs nvcc has it" needs_nvcc
 printf '#!/bin/sh\n[ $1 = --version ] && echo "release 12.4" || printf "compute_%%s\\n" 52 75 80 86 89 90 90a\n' >"$work/bin/nvcc"
 for case in 8.0:80 8.6:86 8.9:89 9.0:90a 10.0:90 12.0:90 7.5:80 "9.0 9.0":90a "9.0 12.0":90 "12.0 8.9 9.0":89; do
     driver 13.0 "${case%:*}"

@@ -23,8 +23,6 @@ die() { printf 'pack.sh: %s\n' "$1" >&2; exit 1; }
 [[ ${1:-} == -h || ${1:-} == --help ]] && { sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}"; exit 0; }
 (($# == 1)) && [[ $1 != -* ]] || die "give one folder, for example: dev/bench/pack.sh /tmp/gpu"
 folder=$1
-command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || die "there is no nvcc: install the CUDA Toolkit"
-
 make -C "$root" GPU_ARCH="$arch" "${programs[@]}" "${built[@]/#/build/gpu/}"
 if make -C "$root" GPU_ARCH="$arch" "${with_cudnn[@]/#/build/gpu/}"; then
     built+=("${with_cudnn[@]}")

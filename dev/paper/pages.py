@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How many keys a certificate makes models read. Each passage of a text fills a model's context but for a few tokens; then
+"""How many keys a certificate makes models read. Each passage of a text fills most of a model's context; then
 the model goes on with it for STEPS tokens, and reads the cache in pages until what is unread provably holds less than
 epsilon of a row's mass (infer_gpt2cu --attention pages). So nearly all of the keys are of a real text, which is the same
 for all models. With -o also writes DIR/pages.md and DIR/pages.json."""
@@ -14,7 +14,7 @@ from common import ROOT, Bad, NUMBER, read_json, write_file, write_json
 from tables import mean, number, table
 
 STEPS = 8
-BYTES = 257  # the vocabulary of a model of bytes; others have GPT-2's, of 4 characters a token or less
+BYTES = 257  # the vocabulary of a model of bytes; others have GPT-2's, of 3 characters a token or more
 STATS = {"layer": int, "head": int, "keys": NUMBER, "read": NUMBER, "pages": NUMBER, "tau": NUMBER, "worst": NUMBER,
          "certified": NUMBER}
 MADE = {"commit": str, "device": str, "precision": str, "date": str,
@@ -33,8 +33,9 @@ def read_text(path):
 
 
 def passages(whole, count, context, vocabulary):
-    """`count` pieces of a text, evenly apart, of about as many tokens as leave room for STEPS."""
-    size = context - 2 * STEPS if vocabulary == BYTES else 7 * context // 2
+    """`count` pieces of a text, evenly apart, of as many tokens as leave room for STEPS, or with GPT-2's vocabulary, where
+    a token is 3 characters long or longer, fewer."""
+    size = context - 2 * STEPS if vocabulary == BYTES else 3 * context
     if size < 1 or len(whole) < size:
         raise Bad(f"the text has {len(whole)} characters, and a passage is to have {size}: name a longer text or a model of "
                   "another context")

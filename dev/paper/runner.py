@@ -234,9 +234,11 @@ def measure(out, plan, programs, started):
 
 
 def environment(threads):
-    """For the programs. A PATH without python3: infer_gpt2 --report would draw a page of each report, in seconds each;
-    dev/report/page.py DIR/reports/NAME draws one when it is wanted."""
-    return dict(os.environ, OMP_NUM_THREADS=str(threads), PATH="/nonexistent")
+    """For the programs; with all processors, they choose the number of threads: a container's CPU quota may leave fewer.
+    A PATH without python3: infer_gpt2 --report would draw a page of each report, in seconds each; dev/report/page.py
+    DIR/reports/NAME draws one when it is wanted."""
+    few = {"OMP_NUM_THREADS": str(threads)} if threads < len(os.sched_getaffinity(0)) else {}
+    return dict(os.environ, PATH="/nonexistent", **few)
 
 
 def last_line(log):

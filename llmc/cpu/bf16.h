@@ -68,9 +68,6 @@ inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) {
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
     return {x, y};
 }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) {
-    return {v.x, v.y};
-}
 inline float2 __bfloat1622float2(__nv_bfloat162 v) {
     return {v.x, v.y};
 }

@@ -1,5 +1,5 @@
-// CUDA on the CPU: lets g++ and clang++ compile CUDA C++ and run its kernels, so that the same kernel source
-// is tested, sanitized and used on machines without a GPU. cpu_nvcc includes this file ahead of every source
+// CUDA on the CPU: lets g++ compile CUDA C++ and run its kernels, so that the same kernel source is tested,
+// sanitized and used on machines without a GPU. cpu_nvcc includes this file ahead of every source
 // and has launch.pl rewrite the syntax that is not C++'s, such as K<<<...>>>(...).
 //
 // Blocks run in parallel over OpenMP threads. The threads of one block, or of a cluster's blocks, are fibers
@@ -30,18 +30,13 @@
 #define __device__
 #define __host__
 #define __constant__
-#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
 // What launch.pl puts in the place of __shared__. Without constinit, g++ asks at every use of an array of
-// __nv_bfloat16 whether it is initialized; clang++ never does, and does not accept it.
-#ifdef __clang__
-#pragma cuda_cpu_shared static thread_local
-#else
+// __nv_bfloat16 whether it is initialized.
 #pragma cuda_cpu_shared static constinit thread_local
-#endif
 
 #include "bf16.h"
 #include "fibers.h"

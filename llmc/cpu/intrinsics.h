@@ -5,7 +5,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <type_traits>
 
 #include "types.h"
@@ -34,10 +33,6 @@ T atomicAdd(T* p, cuda_cpu::Same<T> v) {
         return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
     else
         return cuda_cpu::atomic_update(p, [v](T old) { return old + v; });
-}
-template <class T>
-T atomicSub(T* p, cuda_cpu::Same<T> v) {
-    return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomicMin(T* p, cuda_cpu::Same<T> v) {
@@ -72,25 +67,12 @@ T atomicCAS(T* p, cuda_cpu::Same<T> expected, cuda_cpu::Same<T> v) {
 inline void __threadfence() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
 }
-inline void __threadfence_block() {}  // the threads of a block share one OS thread
 
 // ---------------------------------------------------------------- cache hints
 
 template <class T>
-T __ldg(const T* p) {
-    return *p;
-}
-template <class T>
-T __ldcs(const T* p) {
-    return *p;
-}
-template <class T>
 T __ldcg(const T* p) {
     return *p;
-}
-template <class T>
-void __stcs(T* p, cuda_cpu::Same<T> v) {
-    *p = v;
 }
 template <class T>
 void __stcg(T* p, cuda_cpu::Same<T> v) {
@@ -112,9 +94,6 @@ inline float __uint_as_float(unsigned x) {
     return std::bit_cast<float>(x);
 }
 inline int __popc(unsigned x) {
-    return std::popcount(x);
-}
-inline int __popcll(unsigned long long x) {
     return std::popcount(x);
 }
 inline int __clz(int x) {
@@ -196,35 +175,8 @@ inline float __expf(float x) {
     float scale2 = std::bit_cast<float>(static_cast<unsigned>(exponent - half + 127) << 23);
     return p * scale1 * scale2;
 }
-inline float __logf(float x) {
-    return logf(x);
-}
-inline float __sinf(float x) {
-    return sinf(x);
-}
-inline float __cosf(float x) {
-    return cosf(x);
-}
-inline float __powf(float x, float y) {
-    return powf(x, y);
-}
-inline float __fdividef(float a, float b) {
-    return a / b;
-}
-inline float __frcp_rn(float x) {
-    return 1.0f / x;
-}
-inline float __fsqrt_rn(float x) {
-    return sqrtf(x);
-}
-inline float __fmaf_rn(float a, float b, float c) {
-    return fmaf(a, b, c);
-}
 inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
-}
-inline void __trap() {
-    abort();
 }
 
 // ---------------------------------------------------------------- vectors

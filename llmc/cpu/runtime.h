@@ -214,13 +214,6 @@ inline cudaError_t cudaFree(void* p) {
     return cuda_cpu::release(p, true);
 }
 template <class T>
-cudaError_t cudaMallocAsync(T** p, size_t bytes, cudaStream_t) {
-    return cudaMalloc(p, bytes);
-}
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
-    return cudaFree(p);
-}
-template <class T>
 cudaError_t cudaHostAlloc(T** p, size_t bytes, unsigned) {
     return cuda_cpu::allocate(reinterpret_cast<void**>(p), bytes, false);
 }
@@ -348,9 +341,6 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaDeviceSynchronize() {
     return cuda_cpu::refuse(cudaErrorStreamCaptureUnsupported, cuda_cpu::any_stream);
-}
-inline cudaError_t cudaDeviceReset() {
-    return cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
     *version = 0;  // what CUDA says where there is no driver

@@ -41,22 +41,6 @@ CUDA_CPU_VECTOR2(double, double)
 CUDA_CPU_VECTOR2(long long, longlong)
 CUDA_CPU_VECTOR2(unsigned long long, ulonglong)
 
-struct int3 {
-    int x, y, z;
-};
-struct float3 {
-    float x, y, z;
-};
-inline int3 make_int3(int x, int y, int z) {
-    return {x, y, z};
-}
-inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) {
-    return {x, y, z};
-}
-inline float3 make_float3(float x, float y, float z) {
-    return {x, y, z};
-}
-
 // constinit: without it every use in another file would first ask whether the variable is initialized.
 inline constinit thread_local uint3 threadIdx{0, 0, 0};
 inline constinit thread_local uint3 blockIdx{0, 0, 0};

@@ -117,12 +117,6 @@ inline int __any_sync(uint32_t mask, int predicate, CUDA_CPU_WHERE) {
 inline int __all_sync(uint32_t mask, int predicate, CUDA_CPU_WHERE) {
     return cuda_cpu::ballot(mask, predicate == 0, where) == 0;
 }
-inline uint32_t __activemask() {
-    const cuda_cpu::Worker& w = *cuda_cpu::worker;
-    int warp = w.current / 32, lanes = w.num_threads - warp * 32;
-    if (!w.straight) return w.warp[warp].alive;
-    return lanes >= 32 ? ~0u : (1u << lanes) - 1;
-}
 
 namespace cuda_cpu {
 struct Min {

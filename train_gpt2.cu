@@ -1463,9 +1463,11 @@ void train(TrainConfig c) {
     Start start = find_start(c);
     choose_data(c, start);
     GPT2Config& config = start.config;
-    const DataLoader data(c.train_data, 1, 1, false, 0);  // batch and context are not known yet
-    match_vocabulary(config, start, c, data.vocab_size());
-    resolve_defaults<Float>(c, config, start.from_scratch, data.num_tokens(), ctx);
+    {
+        const DataLoader data(c.train_data, 1, 1, false, 0);  // batch and context are not known yet
+        match_vocabulary(config, start, c, data.vocab_size());
+        resolve_defaults<Float>(c, config, start.from_scratch, data.num_tokens(), ctx);
+    }
     check_settings_fit(c, config, ctx);
     keep_decisions(c);
     Run<Float> run{.c = c,

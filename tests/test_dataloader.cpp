@@ -1,6 +1,5 @@
 // Token shards and the data loader: bad files, what an epoch covers, orders, resuming.
 #include "../llmc/dataloader.h"
-#include "../llmc/tokenizer.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -15,6 +14,7 @@
 #include <random>
 #include <set>
 
+#include "../llmc/tokenizer.h"
 #include "errors.h"
 
 namespace fs = std::filesystem;

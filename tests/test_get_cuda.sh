@@ -94,10 +94,10 @@ for case in 8.0:80 8.6:86 8.9:89 9.0:90a 10.0:90 12.0:90 7.5:80 "9.0 9.0":90a "9
 done
 driver none
 check "no GPU: nvcc compiles for 8.0" test "$(value GPU_ARCH)" = "[80]"
+check "unless something else is said" test "$(GPU_ARCH=90a value GPU_ARCH)" = "[90a]"
 check "make by itself makes the programs" test "$(value .DEFAULT_GOAL)" = "[all]"
 check "make USE_CUDNN=1, SAN=1, RACE=1 are asked for" test "$(USE_CUDNN=1 value CUDNN_OBJECT)$(SAN=1 value BUILD)$(RACE=1 value RACE)" = "[build/attention_cudnn.o][build/san][1]"
 check "with 0 they are not" test "$(USE_CUDNN=0 value CUDNN_OBJECT)$(SAN=0 value BUILD)" = "[][build/test]"
-check "unless something else is said" test "$(GPU_ARCH=90a value GPU_ARCH)" = "[90a]"
 check "warnings are errors" test "$(value WARN)$(value GPU_WARN)" = "[-Wall -Wextra -Werror -Wno-restrict][-Werror all-warnings]"
 newer() { make -s GCC=99 CUDA=99 --eval 'show: ; @echo "[$('"$1"')]"' show; }
 check "but not for compilers newer than those tried" test "$(newer WARN)$(newer GPU_WARN)" = "[-Wall -Wextra  -Wno-restrict][]"

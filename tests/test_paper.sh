@@ -373,10 +373,9 @@ def shared_cuts():
     """Of a cut that one model has for some of its seeds alone, the others' and the dense losses are of those seeds, too."""
     results = from_json("results.json")
     two = [c for c in results["cells"] if c["name"] in MODELS["plain"]][:2]
-    other = lambda c, cuts: dict(c, name="x", group="repeat", loss=dict(c["loss"], cuts=cuts))
     top = [cut for cut in two[1]["loss"]["cuts"] if cut["cut"] == "topk"]
-    results.update(chosen={}, cells=[*two, dict(other(two[0], two[0]["loss"]["cuts"]), name="x-s1"),
-                                     dict(other(two[1], top), name="x-s2")])
+    results.update(chosen={}, cells=[*two, dict(two[0], name="x-s1", group="repeat"),
+                                     dict(two[1], name="x-s2", group="repeat", loss=dict(two[1]["loss"], cuts=top))])
     rows = {(row["model"], row["keys kept"]): row for row in rows_of(tables.matrix_table(results, "scratch"))}
     for model in ("plain", "x"):
         assert (rows[model, "top k"]["seeds"], rows[model, "the most recent"]["seeds"]) == ("2", "1")

@@ -149,7 +149,7 @@ def measure(out, plan, programs, started):
     folder = os.path.join(out, "calibration")
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    cores = len(os.sched_getaffinity(0))
+    cores = all_cores()
     options = plan["options"]
     shape = [flag for name, flag in (("batch", "-b"), ("context", "-t")) if options[name]
              for flag in (flag, str(options[name]))]
@@ -233,11 +233,15 @@ def measure(out, plan, programs, started):
     return facts
 
 
+def all_cores():
+    return len(os.sched_getaffinity(0))
+
+
 def environment(threads):
     """For the programs; with all processors, they choose the number of threads: a container's CPU quota may leave fewer.
     A PATH without python3: infer_gpt2 --report would draw a page of each report, in seconds each; dev/report/page.py
     DIR/reports/NAME draws one when it is wanted."""
-    few = {"OMP_NUM_THREADS": str(threads)} if threads < len(os.sched_getaffinity(0)) else {}
+    few = {"OMP_NUM_THREADS": str(threads)} if threads < all_cores() else {}
     return dict(os.environ, PATH="/nonexistent", **few)
 
 
@@ -351,7 +355,7 @@ class Runner:
         log = self.path(name + ".log")
         open(log, "wb").close()
         try:
-            self.wait(command, len(os.sched_getaffinity(0)), log)
+            self.wait(command, all_cores(), log)
         except Failed as problem:
             print(f"{what}: {problem}", flush=True)
             return None
@@ -552,7 +556,7 @@ class Runner:
         result = os.path.join(folder, "eval.json")
         kinds = {c["cut"] for c in read_eval(folder)["eval"]["cuts"]}
         log = os.path.join(folder, "eval.log")
-        cores = len(os.sched_getaffinity(0))
+        cores = all_cores()
 
         def make(what, final, command):
             print(f"{name}: {what}", flush=True)

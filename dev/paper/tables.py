@@ -464,7 +464,7 @@ def matrix_table(results, family, shown=spread):
     rows = []
     for cut, cut_name in CUT_NAMES.items():
         cut_so = lambda cell: any(c["cut"] == cut for c in cell["loss"]["cuts"])
-        with_cut = lambda models: [(label, some) for label, cells in models if (some := [*filter(cut_so, cells)])]
+        with_cut = lambda these: [(label, some) for label, cells in these if (some := [*filter(cut_so, cells)])]
         for label, cells in on_shared_seeds(with_cut(found)) + with_cut(untrained):
             rows.append([label, cut_name, shown([c["loss"]["dense"] for c in cells]),
                          *[shown([cut_loss(c, k, cut) for c in cells]) for k in ks], len(cells)])

@@ -1,7 +1,7 @@
 // Runs GPT-2 from any weights that the trainer loads, and shows what condensed attention buys. Read from top
 // to bottom: configuration, the model, a forward over whole sequences, one token at a time with a KV cache,
-// generating text, then what is measured: losses with attention cut to k keys, tasks and probes, and the
-// report of where attention goes. Each kernel's formula is in its header under llmc/.
+// texts side by side and on the terminal; then what is measured: losses with attention cut to k keys, tasks
+// and probes, and the report of where attention goes. Each kernel's formula is in its header under llmc/.
 //
 // Shapes: B sequences, T tokens of each, C channels, NH heads, hs = C / NH, L layers, V vocabulary, Vp the
 // vocabulary padded to a multiple of 128. Float is bf16 or float.
@@ -626,7 +626,8 @@ struct Continuation {
         result.slides += (int)full.size();
     }
 
-    // Token i of each joins its text, or ends it; show(b, token) is called for each that joins.
+    // Token i of each joins its text, or ends it; show(made) is called for each that joins, with what was
+    // made of its text until now.
     template <class Show>
     void take(int64_t i, Show show) {
         mail.wait(i);
@@ -641,7 +642,7 @@ struct Continuation {
             if (!ended[b]) {
                 text[b].push_back(token);
                 result.made[b].push_back(token);
-                show(b, token);
+                show(result.made[b]);
                 ended[b] = !c.slide && (int64_t)text[b].size() > context;
             }
             if (ended[b]) ending.push_back(b);
@@ -716,7 +717,8 @@ struct Continuation {
 };
 
 // Continues each prompt by up to c.tokens tokens, to <|endoftext|> (eot) or, unless c.slide, to the end of
-// the context. show(b, token) is called for each token as it comes. A prompt has at least one token.
+// the context. show(made) is called for each token as it comes, the last of what was made of its text. A
+// prompt has at least one token.
 template <class Float, class Show>
 Generation generate(const Context& ctx, const Model<Float>& m, const std::vector<Tokens>& prompts,
                     const InferConfig& c, int eot, Show show) {
@@ -746,6 +748,306 @@ Generation generate(const Context& ctx, const Model<Float>& m, const std::vector
 
 int end_of_text(const Tokenizer* tokenizer, const GPT2Config& config) {
     return tokenizer ? tokenizer->eot() : end_of_text(config);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// generation on the terminal
+
+// A line on the terminal that is written over, for what takes minutes, and cleared when it is done.
+void say_progress(const std::string& what, int64_t done, int64_t total) {
+    if (!isatty(STDERR_FILENO)) return;
+    fprintf(stderr, "\r\033[K");
+    if (done < total) fprintf(stderr, "%s %lld/%lld", what.c_str(), (long long)done, (long long)total);
+    fflush(stderr);
+}
+
+std::string today() {
+    const time_t now = time(nullptr);
+    char text[16];
+    strftime(text, sizeof(text), "%Y-%m-%d", localtime(&now));
+    return text;
+}
+
+// What the file of --json begins with: the model, and where it runs.
+template <class Float>
+Json json_facts(const Context& ctx, const InferConfig& c, const GPT2Config& config) {
+    return {{"model", c.from},
+            {"layers", config.num_layers},
+            {"heads", config.num_heads},
+            {"channels", config.channels},
+            {"vocabulary", config.vocab_size},
+            {"parameters", num_weights(config)},
+            {"device", ctx.device_name},
+            {"precision", sizeof(Float) == 2 ? "bf16" : "fp32"},
+            {"commit", kGitCommit},
+            {"date", today()}};
+}
+
+// All of a text, zero bytes included: they are tokens like others.
+void write_text(const std::string& text) {
+    const std::string shown = terminal_text(text);
+    fwrite(shown.data(), 1, shown.size(), stdout);
+}
+
+std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
+    if (tokenizer) return tokenizer->decode(tokens);
+    std::string text;
+    for (const uint16_t t : tokens) text += std::to_string(t) + " ";
+    return text;
+}
+
+[[noreturn]] void fail_without_vocabulary(const char* what, const GPT2Config& config) {
+    fail("%s needs a vocabulary, and none is known for this model%s", what,
+         config.vocab_size == kGpt2Vocab ? ": data/fetch gpt2 gets GPT-2's" : "");
+}
+
+// A prompt's tokens; <|endoftext|> begins a text out of nothing.
+Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const GPT2Config& config,
+                     bool slide, const std::string& name = "the prompt") {
+    if (text.empty()) return {(uint16_t)end_of_text(tokenizer, config)};
+    if (!tokenizer) fail_without_vocabulary("a prompt", config);
+    Tokens tokens = tokenizer->encode_special(text);
+    if (!slide && (int64_t)tokens.size() > config.max_seq_len)
+        fail("%s has %zu tokens, and the context %d: shorten it, or give --context-full slide", name.c_str(),
+             tokens.size(), config.max_seq_len);
+    return tokens;
+}
+
+// Says of texts that fill the context that only their ends are read.
+void say_cut(const std::vector<Tokens>& texts, const char* what, const GPT2Config& config) {
+    const int context = config.max_seq_len, half = half_of(context);
+    const auto fills = [&](const Tokens& text) { return (int64_t)text.size() >= context; };
+    const auto count = std::count_if(texts.begin(), texts.end(), fills);
+    if (count > 0 && texts.size() == 1)
+        fprintf(stderr, "%s has %zu tokens, and the context %d: its last %d are read\n", what,
+                texts[0].size(), context, half);
+    else if (count > 0)
+        fprintf(stderr,
+                "%d of %zu prompts have %d tokens, the context, or more: of each the last %d are read\n",
+                (int)count, texts.size(), context, half);
+}
+
+// A line without its end, which may be CRLF.
+bool next_line(std::istream& in, std::string& line) {
+    if (!std::getline(in, line)) return false;
+    if (line.ends_with('\r')) line.pop_back();
+    return true;
+}
+
+// The sums as means over the tokens.
+DecodeStats means(const DecodeStats& s) {
+    return {1,
+            s.visible / s.tokens,
+            s.keys / s.tokens,
+            s.pages / s.tokens,
+            s.tau / s.tokens,
+            s.certified / s.tokens,
+            s.worst};
+}
+
+void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow how) {
+    const int NH = config.num_heads;
+    fprintf(stderr, "\nmeans over the tokens made from the cache, by layer and head%s\n",
+            how.mode == DecodeMode::topk ? format(" (of each row %d values are read)", how.topk).c_str()
+            : how.mode == DecodeMode::pages
+                ? " (certified: the bound on tau that was proven without the rest)"
+                : "");
+    fprintf(stderr, "%5s %5s %9s %9s %8s %8s %9s %9s %9s\n", "layer", "head", "keys", "read", "share",
+            "pages", "tau", "worst", "certified");
+    DecodeStats all = {};
+    const auto line = [](const std::string& layer, const std::string& head, const DecodeStats& sums) {
+        const DecodeStats s = means(sums);
+        fprintf(stderr, "%5s %5s %9.1f %9.1f %7.1f%% %8.1f %9.2e %9.2e %9.2e\n", layer.c_str(), head.c_str(),
+                s.visible, s.keys, 100 * s.keys / s.visible, s.pages, s.tau, s.worst, s.certified);
+    };
+    for (size_t i = 0; i < g.stats.size(); i++)
+        if (g.stats[i].tokens > 0) {
+            line(std::to_string(i / NH), std::to_string(i % NH), g.stats[i]);
+            all.add(g.stats[i]);
+        }
+    if (all.tokens > 0) line("all", "", all);
+}
+
+std::string speed_line(const Generation& g, const InferConfig& c) {
+    const DecodeHow how = c.how();
+    const std::string attention = how.mode == DecodeMode::topk    ? format("top-%d attention", how.topk)
+                                  : how.mode == DecodeMode::pages ? format("pages, epsilon %g", how.epsilon)
+                                                                  : "dense attention";
+    std::string text =
+        format("%lld token%s, %s", (long long)g.drawn, g.drawn == 1 ? "" : "s", attention.c_str());
+    if (g.drawn > 0) text += format(": the first after %.3f s", g.first_seconds);
+    if (g.drawn > g.drawn_first)
+        text += format(", then %.1f tokens/s",
+                       (double)(g.drawn - g.drawn_first) / std::max(1e-9, g.seconds - g.first_seconds));
+    if (g.slides > 0)
+        text += format("; the context was full %d time%s, and went on with its second half", g.slides,
+                       g.slides == 1 ? "" : "s");
+    return text;
+}
+
+// The prompts and what became of them; with --stats, the means over the tokens generated, by layer and head.
+Json generation_json(const Generation& g, const std::vector<Tokens>& prompts, const InferConfig& c,
+                     const Tokenizer* tokenizer, int num_heads) {
+    const auto number = [](float x) { return parse_json(json_number(x)); };  // 0.1 stays 0.1
+    Json json = {{"attention", kDecodeWords[(int)c.attention]},
+                 {"temperature", number(c.sampling.temperature)},
+                 {"top_p", number(c.sampling.top_p)},
+                 {"top_tokens", c.sampling.top_k},
+                 {"seed", c.sampling.seed},
+                 {"drawn", g.drawn},
+                 {"seconds", g.seconds},
+                 {"first_seconds", g.first_seconds},
+                 {"slides", g.slides}};
+    if (c.attention == DecodeMode::topk) json["k"] = c.topk;
+    if (c.attention == DecodeMode::pages) json["epsilon"] = number(c.epsilon);
+    for (size_t b = 0; b < prompts.size(); b++)
+        json["texts"].push_back({{"prompt", tokens_text(tokenizer, prompts[b])},
+                                 {"prompt_tokens", prompts[b]},
+                                 {"text", tokens_text(tokenizer, g.made[b])},
+                                 {"tokens", g.made[b]}});
+    for (size_t i = 0; i < g.stats.size(); i++) {
+        const DecodeStats s = means(g.stats[i]);
+        if (g.stats[i].tokens > 0)
+            json["stats"].push_back({{"layer", i / num_heads},
+                                     {"head", i % num_heads},
+                                     {"keys", number(s.visible)},
+                                     {"read", number(s.keys)},
+                                     {"pages", number(s.pages)},
+                                     {"tau", number(s.tau)},
+                                     {"worst", number(s.worst)},
+                                     {"certified", number(s.certified)}});
+    }
+    return json;
+}
+
+// What generating text on the terminal works with, of one program.
+template <class Float>
+struct Writer {
+    const Context& ctx;
+    const Model<Float>& m;
+    const InferConfig& c;
+    const Tokenizer* tokenizer;  // null: tokens are shown as numbers
+
+    int eot() const { return end_of_text(tokenizer, m.config); }
+    Tokens tokens_of(const std::string& text, bool slide, const std::string& name = "the prompt") const {
+        return prompt_tokens(tokenizer, text, m.config, slide, name);
+    }
+};
+
+// Continues a text, whose new tokens are written as they come.
+template <class Float>
+Generation write_on(const Writer<Float>& w, const Tokens& prompt) {
+    TextStream text;
+    const Generation g = generate(w.ctx, w.m, {prompt}, w.c, w.eot(), [&](const Tokens& made) {
+        write_text(text.push(tokens_text(w.tokenizer, {made.back()})));
+        fflush(stdout);
+    });
+    write_text(text.finish() + "\n");
+    return g;
+}
+
+// What was read and how fast it went, and the file of --json.
+template <class Float>
+void report_generation(const Writer<Float>& w, const Generation& g, const std::vector<Tokens>& prompts) {
+    const GPT2Config& config = w.m.config;
+    fflush(stdout);
+    if (w.c.stats) print_decode_stats(g, config, w.c.how());
+    fprintf(stderr, "%s\n", speed_line(g, w.c).c_str());
+    if (w.c.json.empty()) return;
+    Json json = json_facts<Float>(w.ctx, w.c, config);
+    json["generation"] = generation_json(g, prompts, w.c, w.tokenizer, config.num_heads);
+    write_file(w.c.json, json_text(json, 1) + "\n");
+    fprintf(stderr, "wrote %s\n", w.c.json.c_str());
+}
+
+// -p: one prompt, or a text out of nothing.
+template <class Float>
+void continue_prompt(const Writer<Float>& w) {
+    const Tokens prompt = w.tokens_of(w.c.prompt, w.c.slide);
+    if (w.c.slide) say_cut({prompt}, "the prompt", w.m.config);
+    write_text(w.c.prompt);
+    report_generation(w, write_on(w, prompt), {prompt});
+}
+
+// -f: a file's lines side by side, written when all of them are done.
+template <class Float>
+void continue_file(const Writer<Float>& w) {
+    const std::string& name = w.c.prompt_file;
+    const int NH = w.m.config.num_heads;
+    std::ifstream file(name);
+    if (!file || is_folder(name)) fail("cannot read the prompts in %s", name.c_str());
+    std::vector<std::string> lines;
+    for (std::string line; next_line(file, line);)
+        if (!line.empty()) lines.push_back(line);
+    if (lines.empty()) fail("%s has no prompts: one a line", name.c_str());
+    if ((int64_t)lines.size() * NH > kMaxGridY)
+        fail("%s has %zu prompts; at most %d can be continued side by side", name.c_str(), lines.size(),
+             kMaxGridY / NH);
+    std::vector<Tokens> prompts;
+    for (const std::string& line : lines)
+        prompts.push_back(
+            w.tokens_of(line, w.c.slide, format("prompt %zu of %zu", prompts.size() + 1, lines.size())));
+    if (w.c.slide) say_cut(prompts, "the prompt", w.m.config);
+    size_t longest = 0;
+    const Generation g = generate(w.ctx, w.m, prompts, w.c, w.eot(), [&](const Tokens& made) {
+        if (made.size() <= longest) return;
+        longest = made.size();
+        say_progress("tokens of each text", (int64_t)longest, w.c.tokens);
+    });
+    say_progress("", 0, 0);
+    for (size_t b = 0; b < lines.size(); b++)
+        write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(w.tokenizer, g.made[b]) + "\n");
+    report_generation(w, g, prompts);
+}
+
+// --interactive: the text so far is the context of what follows; an empty line begins a new text.
+template <class Float>
+void continue_lines(const Writer<Float>& w) {
+    const int context = w.m.config.max_seq_len;
+    if (!w.tokenizer) fail_without_vocabulary("--interactive", w.m.config);
+    Tokens text;
+    const bool asked = isatty(STDIN_FILENO);
+    // At the prompt, Ctrl-C ends the program; while a text is made, it ends the text.
+    signal(SIGINT, SIG_DFL);
+    for (std::string line; fputs(asked ? "> " : "", stderr), next_line(std::cin, line);) {
+        if (line.empty()) {
+            text.clear();
+            continue;
+        }
+        const Tokens more = w.tokens_of(line, true);
+        if (!w.c.slide && (int64_t)(text.size() + more.size()) > context) {
+            fprintf(stderr, "%s %zu tokens, and the context %d: %s\n",
+                    text.empty() ? "this line has" : "with this line the text has", text.size() + more.size(),
+                    context,
+                    text.empty() ? "shorten it, or give --context-full slide"
+                                 : "an empty line begins a new text");
+            continue;
+        }
+        text.insert(text.end(), more.begin(), more.end());
+        if (w.c.slide) say_cut({text}, "with this line the text", w.m.config);
+        signal(SIGINT, on_interrupt);
+        const Generation g = write_on(w, text);
+        signal(SIGINT, SIG_DFL);
+        signal(SIGPIPE, SIG_DFL);
+        g_interrupted = 0;
+        text.insert(text.end(), g.made[0].begin(), g.made[0].end());
+        report_generation(w, g, {});
+    }
+    if (asked) fputs("\n", stderr);
+}
+
+template <class Float>
+void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig& c,
+                   const Tokenizer* tokenizer) {
+    const Writer<Float> writer = {ctx, m, c, tokenizer};
+    if (!c.json.empty()) output_target(c.json);
+    signal(SIGINT, on_interrupt);
+    if (!c.prompt_file.empty())
+        continue_file(writer);
+    else if (c.interactive)
+        continue_lines(writer);
+    else
+        continue_prompt(writer);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -880,14 +1182,6 @@ std::vector<float> sequence_losses(const Bench<Float>& bench, const int* x, cons
         losses.insert(losses.end(), some.begin(), some.end());
     }
     return losses;
-}
-
-// A line on the terminal that is written over, for what takes minutes, and cleared when it is done.
-void say_progress(const std::string& what, int64_t done, int64_t total) {
-    if (!isatty(STDERR_FILENO)) return;
-    fprintf(stderr, "\r\033[K");
-    if (done < total) fprintf(stderr, "%s %lld/%lld", what.c_str(), (long long)done, (long long)total);
-    fflush(stderr);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1272,266 +1566,6 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
             "wrote %s/report.json; its page was not made, for which python3 with matplotlib is needed: dev/report/page.py %s\n",
             c.report.c_str(), c.report.c_str());
     return json;
-}
-
-std::string today() {
-    const time_t now = time(nullptr);
-    char text[16];
-    strftime(text, sizeof(text), "%Y-%m-%d", localtime(&now));
-    return text;
-}
-
-// What the file of --json begins with: the model, and where it runs.
-template <class Float>
-Json json_facts(const Context& ctx, const InferConfig& c, const GPT2Config& config) {
-    return {{"model", c.from},
-            {"layers", config.num_layers},
-            {"heads", config.num_heads},
-            {"channels", config.channels},
-            {"vocabulary", config.vocab_size},
-            {"parameters", num_weights(config)},
-            {"device", ctx.device_name},
-            {"precision", sizeof(Float) == 2 ? "bf16" : "fp32"},
-            {"commit", kGitCommit},
-            {"date", today()}};
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// generating text
-
-// All of a text, zero bytes included: they are tokens like others.
-void write_text(const std::string& text) {
-    const std::string shown = terminal_text(text);
-    fwrite(shown.data(), 1, shown.size(), stdout);
-}
-
-std::string tokens_text(const Tokenizer* tokenizer, const Tokens& tokens) {
-    if (tokenizer) return tokenizer->decode(tokens);
-    std::string text;
-    for (const uint16_t t : tokens) text += std::to_string(t) + " ";
-    return text;
-}
-
-[[noreturn]] void fail_without_vocabulary(const char* what, const GPT2Config& config) {
-    fail("%s needs a vocabulary, and none is known for this model%s", what,
-         config.vocab_size == kGpt2Vocab ? ": data/fetch gpt2 gets GPT-2's" : "");
-}
-
-// A prompt's tokens; <|endoftext|> begins a text out of nothing.
-Tokens prompt_tokens(const Tokenizer* tokenizer, const std::string& text, const GPT2Config& config,
-                     bool slide, const std::string& name = "the prompt") {
-    if (text.empty()) return {(uint16_t)end_of_text(tokenizer, config)};
-    if (!tokenizer) fail_without_vocabulary("a prompt", config);
-    Tokens tokens = tokenizer->encode_special(text);
-    if (!slide && (int64_t)tokens.size() > config.max_seq_len)
-        fail("%s has %zu tokens, and the context %d: shorten it, or give --context-full slide", name.c_str(),
-             tokens.size(), config.max_seq_len);
-    return tokens;
-}
-
-// Says of texts that fill the context that only their ends are read.
-void say_cut(const std::vector<Tokens>& texts, const char* what, const GPT2Config& config) {
-    const int context = config.max_seq_len, half = half_of(context);
-    const auto fills = [&](const Tokens& text) { return (int64_t)text.size() >= context; };
-    const auto count = std::count_if(texts.begin(), texts.end(), fills);
-    if (count > 0 && texts.size() == 1)
-        fprintf(stderr, "%s has %zu tokens, and the context %d: its last %d are read\n", what,
-                texts[0].size(), context, half);
-    else if (count > 0)
-        fprintf(stderr,
-                "%d of %zu prompts have %d tokens, the context, or more: of each the last %d are read\n",
-                (int)count, texts.size(), context, half);
-}
-
-// A line without its end, which may be CRLF.
-bool next_line(std::istream& in, std::string& line) {
-    if (!std::getline(in, line)) return false;
-    if (line.ends_with('\r')) line.pop_back();
-    return true;
-}
-
-// The sums as means over the tokens.
-DecodeStats means(const DecodeStats& s) {
-    return {1,
-            s.visible / s.tokens,
-            s.keys / s.tokens,
-            s.pages / s.tokens,
-            s.tau / s.tokens,
-            s.certified / s.tokens,
-            s.worst};
-}
-
-void print_decode_stats(const Generation& g, const GPT2Config& config, DecodeHow how) {
-    const int NH = config.num_heads;
-    fprintf(stderr, "\nmeans over the tokens made from the cache, by layer and head%s\n",
-            how.mode == DecodeMode::topk ? format(" (of each row %d values are read)", how.topk).c_str()
-            : how.mode == DecodeMode::pages
-                ? " (certified: the bound on tau that was proven without the rest)"
-                : "");
-    fprintf(stderr, "%5s %5s %9s %9s %8s %8s %9s %9s %9s\n", "layer", "head", "keys", "read", "share",
-            "pages", "tau", "worst", "certified");
-    DecodeStats all = {};
-    const auto line = [](const std::string& layer, const std::string& head, const DecodeStats& sums) {
-        const DecodeStats s = means(sums);
-        fprintf(stderr, "%5s %5s %9.1f %9.1f %7.1f%% %8.1f %9.2e %9.2e %9.2e\n", layer.c_str(), head.c_str(),
-                s.visible, s.keys, 100 * s.keys / s.visible, s.pages, s.tau, s.worst, s.certified);
-    };
-    for (size_t i = 0; i < g.stats.size(); i++)
-        if (g.stats[i].tokens > 0) {
-            line(std::to_string(i / NH), std::to_string(i % NH), g.stats[i]);
-            all.add(g.stats[i]);
-        }
-    if (all.tokens > 0) line("all", "", all);
-}
-
-std::string speed_line(const Generation& g, const InferConfig& c) {
-    const DecodeHow how = c.how();
-    const std::string attention = how.mode == DecodeMode::topk    ? format("top-%d attention", how.topk)
-                                  : how.mode == DecodeMode::pages ? format("pages, epsilon %g", how.epsilon)
-                                                                  : "dense attention";
-    std::string text =
-        format("%lld token%s, %s", (long long)g.drawn, g.drawn == 1 ? "" : "s", attention.c_str());
-    if (g.drawn > 0) text += format(": the first after %.3f s", g.first_seconds);
-    if (g.drawn > g.drawn_first)
-        text += format(", then %.1f tokens/s",
-                       (double)(g.drawn - g.drawn_first) / std::max(1e-9, g.seconds - g.first_seconds));
-    if (g.slides > 0)
-        text += format("; the context was full %d time%s, and went on with its second half", g.slides,
-                       g.slides == 1 ? "" : "s");
-    return text;
-}
-
-// The prompts and what became of them; with --stats, the means over the tokens generated, by layer and head.
-Json generation_json(const Generation& g, const std::vector<Tokens>& prompts, const InferConfig& c,
-                     const Tokenizer* tokenizer, int num_heads) {
-    const auto number = [](float x) { return parse_json(json_number(x)); };  // 0.1 stays 0.1
-    Json json = {{"attention", kDecodeWords[(int)c.attention]},
-                 {"temperature", number(c.sampling.temperature)},
-                 {"top_p", number(c.sampling.top_p)},
-                 {"top_tokens", c.sampling.top_k},
-                 {"seed", c.sampling.seed},
-                 {"drawn", g.drawn},
-                 {"seconds", g.seconds},
-                 {"first_seconds", g.first_seconds},
-                 {"slides", g.slides}};
-    if (c.attention == DecodeMode::topk) json["k"] = c.topk;
-    if (c.attention == DecodeMode::pages) json["epsilon"] = number(c.epsilon);
-    for (size_t b = 0; b < prompts.size(); b++)
-        json["texts"].push_back({{"prompt", tokens_text(tokenizer, prompts[b])},
-                                 {"prompt_tokens", prompts[b]},
-                                 {"text", tokens_text(tokenizer, g.made[b])},
-                                 {"tokens", g.made[b]}});
-    for (size_t i = 0; i < g.stats.size(); i++) {
-        const DecodeStats s = means(g.stats[i]);
-        if (g.stats[i].tokens > 0)
-            json["stats"].push_back({{"layer", i / num_heads},
-                                     {"head", i % num_heads},
-                                     {"keys", number(s.visible)},
-                                     {"read", number(s.keys)},
-                                     {"pages", number(s.pages)},
-                                     {"tau", number(s.tau)},
-                                     {"worst", number(s.worst)},
-                                     {"certified", number(s.certified)}});
-    }
-    return json;
-}
-
-template <class Float>
-void generate_text(const Context& ctx, const Model<Float>& m, const InferConfig& c,
-                   const Tokenizer* tokenizer) {
-    const GPT2Config& config = m.config;
-    const int eot = end_of_text(tokenizer, config);
-    signal(SIGINT, on_interrupt);
-    const auto run = [&](const std::vector<Tokens>& prompts, bool stream) {
-        TextStream text;
-        std::vector<int64_t> made(prompts.size());
-        int64_t most_made = 0;
-        const Generation g = generate(ctx, m, prompts, c, eot, [&](int b, uint16_t token) {
-            if (!stream) {
-                if (++made[b] > most_made) say_progress("tokens of each text", ++most_made, c.tokens);
-                return;
-            }
-            const std::string ready =
-                tokenizer ? text.push(tokenizer->decode({&token, 1})) : std::to_string(token) + " ";
-            write_text(ready);
-            fflush(stdout);
-        });
-        if (stream)
-            write_text(text.finish() + "\n");
-        else
-            say_progress("", 0, 0);
-        return g;
-    };
-    const auto report = [&](const Generation& g, const std::vector<Tokens>& prompts) {
-        fflush(stdout);
-        if (c.stats) print_decode_stats(g, config, c.how());
-        fprintf(stderr, "%s\n", speed_line(g, c).c_str());
-        if (c.json.empty()) return;
-        Json json = json_facts<Float>(ctx, c, config);
-        json["generation"] = generation_json(g, prompts, c, tokenizer, config.num_heads);
-        write_file(c.json, json_text(json, 1) + "\n");
-        fprintf(stderr, "wrote %s\n", c.json.c_str());
-    };
-    if (!c.json.empty()) output_target(c.json);
-
-    if (!c.prompt_file.empty()) {
-        std::ifstream file(c.prompt_file);
-        if (!file || is_folder(c.prompt_file)) fail("cannot read the prompts in %s", c.prompt_file.c_str());
-        std::vector<std::string> lines;
-        for (std::string line; next_line(file, line);)
-            if (!line.empty()) lines.push_back(line);
-        if (lines.empty()) fail("%s has no prompts: one a line", c.prompt_file.c_str());
-        if ((int64_t)lines.size() * config.num_heads > kMaxGridY)
-            fail("%s has %zu prompts; at most %d can be continued side by side", c.prompt_file.c_str(),
-                 lines.size(), kMaxGridY / config.num_heads);
-        std::vector<Tokens> prompts;
-        for (const std::string& line : lines)
-            prompts.push_back(prompt_tokens(tokenizer, line, config, c.slide,
-                                            format("prompt %zu of %zu", prompts.size() + 1, lines.size())));
-        if (c.slide) say_cut(prompts, "the prompt", config);
-        const Generation g = run(prompts, false);
-        for (size_t b = 0; b < lines.size(); b++)
-            write_text((b > 0 ? "\n[" : "[") + lines[b] + "]" + tokens_text(tokenizer, g.made[b]) + "\n");
-        report(g, prompts);
-        return;
-    }
-    if (!c.interactive) {
-        const Tokens prompt = prompt_tokens(tokenizer, c.prompt, config, c.slide);
-        if (c.slide) say_cut({prompt}, "the prompt", config);
-        write_text(c.prompt);
-        report(run({prompt}, true), {prompt});
-        return;
-    }
-    // The text so far is the context of what follows; an empty line begins a new text.
-    if (!tokenizer) fail_without_vocabulary("--interactive", config);
-    Tokens text;
-    signal(SIGINT, SIG_DFL);  // at the prompt, Ctrl-C ends the program
-    const bool asked = isatty(STDIN_FILENO);
-    for (std::string line; fputs(asked ? "> " : "", stderr), next_line(std::cin, line);) {
-        if (line.empty()) {
-            text.clear();
-            continue;
-        }
-        const Tokens more = prompt_tokens(tokenizer, line, config, true);
-        if (!c.slide && (int64_t)(text.size() + more.size()) > config.max_seq_len) {
-            fprintf(stderr, "%s %zu tokens, and the context %d: %s\n",
-                    text.empty() ? "this line has" : "with this line the text has", text.size() + more.size(),
-                    config.max_seq_len,
-                    text.empty() ? "shorten it, or give --context-full slide"
-                                 : "an empty line begins a new text");
-            continue;
-        }
-        text.insert(text.end(), more.begin(), more.end());
-        if (c.slide) say_cut({text}, "with this line the text", config);
-        signal(SIGINT, on_interrupt);
-        const Generation g = run({text}, true);
-        signal(SIGINT, SIG_DFL);
-        signal(SIGPIPE, SIG_DFL);
-        g_interrupted = 0;
-        text.insert(text.end(), g.made[0].begin(), g.made[0].end());
-        report(g, {});
-    }
-    if (asked) fputs("\n", stderr);
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -305,15 +305,15 @@ TEST_CASE("greedy generation, alone and side by side, through full contexts and 
             std::vector<Tokens> prompts = {random_tokens(3, 1), random_tokens(17, 2), random_tokens(40, 3)};
             if (slide) prompts.push_back(random_tokens(61, 4));
             // side by side, each is what it is alone
-            const Generation together = generate(ctx, m, prompts, c, kEot, [](int, uint16_t) {});
+            const Generation together = generate(ctx, m, prompts, c, kEot, [](const Tokens&) {});
             int slides = 0;
             for (size_t b = 0; b < prompts.size(); b++) {
                 const Tokens want = greedy_reference(ctx, m, prompts[b], (int)c.tokens, slide, how);
-                int shown = 0;
-                const Generation alone =
-                    generate(ctx, m, {prompts[b]}, c, kEot, [&](int, uint16_t) { shown++; });
+                Tokens shown;
+                const Generation alone = generate(ctx, m, {prompts[b]}, c, kEot,
+                                                  [&](const Tokens& made) { shown.push_back(made.back()); });
                 CHECK(alone.made[0] == want);
-                CHECK(shown == (int)want.size());
+                CHECK(shown == want);
                 CHECK(together.made[b] == want);
                 slides += alone.slides;
             }
@@ -333,7 +333,7 @@ TEST_CASE("contexts of one to three tokens, which are full again at once") {
         c.tokens = 9;
         c.attention = DecodeMode::dense;
         const std::vector<Tokens> prompts = {random_tokens(1, 1), random_tokens(2, 2), random_tokens(7, 3)};
-        const Generation g = generate(ctx, m, prompts, c, kEot, [](int, uint16_t) {});
+        const Generation g = generate(ctx, m, prompts, c, kEot, [](const Tokens&) {});
         for (size_t b = 0; b < prompts.size(); b++)
             CHECK(g.made[b] == greedy_reference(ctx, m, prompts[b], (int)c.tokens, true, {}));
     }
@@ -350,7 +350,7 @@ TEST_CASE("prompts that do not fit into one pass are read in several") {
     std::vector<Tokens> prompts;
     for (int b = 0; b < B; b++) prompts.push_back(random_tokens(b % 5 == 0 ? 1 : 38 - b % 3, 100 + b));
     const auto made = [&](const std::vector<Tokens>& texts) {
-        return generate(ctx, m, texts, c, -1, [](int, uint16_t) {}).made;
+        return generate(ctx, m, texts, c, -1, [](const Tokens&) {}).made;
     };
     REQUIRE(B * 4 / 5 * 35 > kPrefillTokens);  // those of more than one token
     const std::vector<Tokens> together = made(prompts);
@@ -368,7 +368,7 @@ TEST_CASE(
     c.tokens = 20;
     const auto sample = [&](const std::vector<Tokens>& prompts, uint64_t seed) {
         c.sampling.seed = seed;
-        return generate(ctx, m, prompts, c, kEot, [](int, uint16_t) {}).made;
+        return generate(ctx, m, prompts, c, kEot, [](const Tokens&) {}).made;
     };
     const Tokens p = random_tokens(5, 1), q = random_tokens(9, 2);
     CHECK(sample({p}, 1) == sample({p}, 1));
@@ -389,7 +389,7 @@ TEST_CASE("every token is drawn with a random number of its own, also behind a f
     c.sampling.top_p = 1;
     c.sampling.seed = 3;
     const std::vector<Tokens> prompts = {random_tokens(3, 1), random_tokens(25, 2), random_tokens(60, 3)};
-    const Generation g = generate(ctx, m, prompts, c, -1, [](int, uint16_t) {});
+    const Generation g = generate(ctx, m, prompts, c, -1, [](const Tokens&) {});
     CHECK(g.slides >= 3);
     for (size_t b = 0; b < prompts.size(); b++) {
         Tokens want;
@@ -412,7 +412,7 @@ TEST_CASE("what is counted and read is a sequence's own, not what goes on after 
     c.sampling.temperature = 0;
     const Tokens full = random_tokens(kSmall.max_seq_len, 6), other = random_tokens(12, 7);
     const auto run = [&](const std::vector<Tokens>& prompts) {
-        return generate(ctx, m, prompts, c, -1, [](int, uint16_t) {});
+        return generate(ctx, m, prompts, c, -1, [](const Tokens&) {});
     };
     const Generation both = run({full, other}), alone = run({other});
     CHECK(run({full}).drawn == 1);  // there is no room for more
@@ -439,7 +439,7 @@ TEST_CASE("statistics of decoding: what was read of what there was") {
         c.attention = attention;
         c.topk = 2;
         c.epsilon = 0.05f;
-        const Generation g = generate(ctx, m, {random_tokens(12, 6)}, c, -1, [](int, uint16_t) {});
+        const Generation g = generate(ctx, m, {random_tokens(12, 6)}, c, -1, [](const Tokens&) {});
         REQUIRE(g.stats.size() == (size_t)kSmall.num_layers * kSmall.num_heads);
         for (const DecodeStats& s : g.stats) {
             CHECK(s.tokens == (float)g.drawn);

@@ -12,9 +12,12 @@ if any differs. Layer factors on lambda (--lambda-layers) are not in the file: c
 import argparse
 import sys
 
-import torch
-import torch.nn.functional as F
-from safetensors import safe_open
+try:
+    import torch
+    import torch.nn.functional as F
+    from safetensors import safe_open
+except ImportError as error:
+    sys.exit(f"{error}: pip install torch numpy safetensors")
 
 
 def gpt2(p, x, n_layer, n_head, k, reg):

@@ -20,8 +20,11 @@ import sys
 import tempfile
 import unicodedata
 
-import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+try:
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+except ImportError as error:
+    sys.exit(f"{error}: pip install tiktoken")
 
 os.environ["TIKTOKEN_CACHE_DIR"] = ""  # read the files given, not an earlier copy of them
 

@@ -45,7 +45,7 @@ printf '#!/bin/sh\n[ "$1" != -n ] || shift\nexec "$@"\n' >"$work/bare/sudo"
 chmod +x "$work/bare/apt-get" "$work/bare/sudo"
 export work whole_path=$PATH real_cxx=$CXX
 PATH=$work/installed:$work/bare CXX=g++ dev/deps tests >"$work/out" 2>"$work/err"
-check "neither a compiler nor python3: one call installs all" '[ $? = 0 ] && [ ! -s "$work/err" ] && grep -q "g++ .*doctest-dev python3$" "$work/apt"'
+check "neither a compiler nor python3: one call installs all" '[ $? = 0 ] && [ ! -s "$work/err" ] && grep -q "^install -y g++ .*doctest-dev python3 " "$work/apt"'
 
 # A user who may not install, with a compiler that finds no header and no library but in build/packages, and an apt-get that
 # would install what Ubuntu's does: libraries, of one of which only what compilers need is missing, and a new C library.

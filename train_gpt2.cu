@@ -1,6 +1,7 @@
 // Trains GPT-2 with the attention top-k regularizer. This file holds the model and its training loop, read
-// from top to bottom: configuration, parameters, activations, forward, backward, update, then validation,
-// sampling, checkpoints and the loop itself. Each layer's formula and kernels are in its header under llmc/.
+// from top to bottom: configuration, parameters, activations, forward, loss, backward, update, then
+// validation, samples, checkpoints, setting up, and the loop itself. Each layer's formula and kernels are in
+// its header under llmc/.
 //
 // Shapes: B micro-batch rows, T positions, C channels, NH heads, hs = C / NH, L layers, V vocabulary, Vp the
 // vocabulary padded to a multiple of 128. Float is bf16 or float: weights, activations and their gradients;
@@ -51,7 +52,8 @@ extern const char* const kGitCommit;  // written by make
 // configuration
 
 // What the flags set. What they leave open (-1, or an empty text) is filled in where it is known: `from` by
-// find_start(), the data by choose_data(), numbers by resolve_defaults(), and `out` by train().
+// find_start(), the data by choose_data(), numbers by resolve_defaults(), and `out` by train(), or with -y by
+// take_flags_of_run().
 struct TrainConfig {
     float lambda = 0.1f;
     int topk = 8;
@@ -80,11 +82,13 @@ struct TrainConfig {
     Device device = Device::automatic;
     Precision precision = Precision::automatic;
     std::string debug_state, export_to;
-    GivenFlags given;  // what the command line says, with -y what that of the run said; and what was found
+    GivenFlags given;  // flags as given, with -y those of the run, too; keep_decisions() adds to them
 
     // filled in by resolve_defaults()
     int64_t warmup_updates = 0, lambda_start_updates = 0, lambda_warmup_updates = 0;
     std::vector<float> layer_lambda;  // each layer's factor on lambda
+
+    int64_t micro_steps() const { return tokens_per_update / ((int64_t)B * T); }  // of an update
 };
 
 // The one table of flags.
@@ -134,7 +138,7 @@ std::vector<Flag> train_flags(TrainConfig& c) {
         {'y', "resume", "", "",
          "go on from the latest checkpoint in the run folder (-o, or the last of log/run1, log/run2, ...), with the flags that the run had; a run that was stopped before its first checkpoint begins anew",
          [&c](auto&, auto&) { c.resume = true; }},
-        {'b', "batch", "N", "12 on a CPU, what fits (up to 64) on a GPU",
+        {'b', "batch", "N", "up to 12 on a CPU, what fits (up to 64) on a GPU",
          "micro-batch: rows of a forward and backward pass",
          [&c](auto& flag, auto& v) { c.B = (int)parse_int(flag, v, 1, 4096); }},
         {'t', "context", "N", "128 for tiny, else 1024; from weights at most their positions",
@@ -200,8 +204,8 @@ std::vector<Flag> train_flags(TrainConfig& c) {
 }
 
 // What -e names when it is not a file: "tiny", or "dN" for a depth of N. False if it is neither, or a depth
-// that there is not but a file or folder of that name. Between GPT-2's own depths (12, 24, 36, 48) and d6,
-// the number of heads of 64 channels is interpolated.
+// outside of 6 to 48 while there is a file or folder of that name. Between GPT-2's own depths (12, 24, 36,
+// 48) and d6, the number of heads of 64 channels is interpolated.
 bool preset_config(const std::string& name, GPT2Config& config) {
     if (name == "tiny") {
         config.max_seq_len = 128;
@@ -317,61 +321,61 @@ Acts<Float> lay_out_acts(Arena& arena, const Context& ctx, const ModelSpec& spec
     const int B = spec.B, T = spec.T;
     const size_t BT = (size_t)B * T, C = config.channels, rows = BT * config.num_heads;
     const size_t BNH = (size_t)B * config.num_heads, L = config.num_layers;
-    Acts<Float> a;
-    a.inputs = arena.take<int>(BT);
-    a.targets = arena.take<int>(BT);
-    a.token_plan = arena.take<int>(TokenPlan::most_ints((int)BT, config.vocab_size));
-    a.encoded = arena.take<Float>(BT * C);
-    a.layers.resize(L);
+    Acts<Float> acts;
+    acts.inputs = arena.take<int>(BT);
+    acts.targets = arena.take<int>(BT);
+    acts.token_plan = arena.take<int>(TokenPlan::most_ints((int)BT, config.vocab_size));
+    acts.encoded = arena.take<Float>(BT * C);
+    acts.layers.resize(L);
     for (size_t l = 0; l < L; l++) {
-        LayerActs<Float>& y = a.layers[l];
-        if (l > 0) y = a.layers[0];
+        LayerActs<Float>& a = acts.layers[l];
+        if (l > 0) a = acts.layers[0];  // shares all of them, but for those that it gets below
         if (l == 0 || spec.recompute < 1) {
-            y.ln1 = arena.take<Float>(BT * C);
-            y.ln2 = arena.take<Float>(BT * C);
-            y.fch_gelu = arena.take<Float>(BT * 4 * C);
+            a.ln1 = arena.take<Float>(BT * C);
+            a.ln2 = arena.take<Float>(BT * C);
+            a.fch_gelu = arena.take<Float>(BT * 4 * C);
         }
         if (l == 0 || spec.recompute < 2) {
-            y.ln1_mean = arena.take<float>(BT);
-            y.ln1_rstd = arena.take<float>(BT);
-            y.qkv = arena.take<Float>(BT * 3 * C);
-            y.att = arena.take<Float>(BT * C);
-            y.residual_mid = arena.take<Float>(BT * C);
-            y.ln2_mean = arena.take<float>(BT);
-            y.ln2_rstd = arena.take<float>(BT);
-            y.fch = arena.take<Float>(BT * 4 * C);
+            a.ln1_mean = arena.take<float>(BT);
+            a.ln1_rstd = arena.take<float>(BT);
+            a.qkv = arena.take<Float>(BT * 3 * C);
+            a.att = arena.take<Float>(BT * C);
+            a.residual_mid = arena.take<Float>(BT * C);
+            a.ln2_mean = arena.take<float>(BT);
+            a.ln2_rstd = arena.take<float>(BT);
+            a.fch = arena.take<Float>(BT * 4 * C);
         }
-        y.rows = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows),
+        a.rows = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows),
                   arena.take<float>(rows)};
-        if (spec.reg == Reg::entropy) y.rows.mean_score = arena.take<float>(rows);
-        y.residual = arena.take<Float>(BT * C);
+        if (spec.reg == Reg::entropy) a.rows.mean_score = arena.take<float>(rows);
+        a.residual = arena.take<Float>(BT * C);
     }
-    a.lnf = arena.take<Float>(BT * C);
-    a.lnf_mean = arena.take<float>(BT);
-    a.lnf_rstd = arena.take<float>(BT);
-    a.logits = arena.take<Float>(BT * config.padded_vocab_size);
-    a.losses = arena.take<float>(BT);
-    a.mass_sums = arena.take<float>(L * BNH * 2);
-    a.sink_sums = arena.take<float>(L * BNH * 4);
-    a.reg_weight = arena.take<float>(L);
-    a.branch = arena.take<Float>(BT * C);
-    a.dresidual = arena.take<Float>(BT * C);
-    a.dbranch = arena.take<Float>(BT * C);
-    a.dqkv = arena.take<Float>(BT * 3 * C);
-    const int hs = config.channels / config.num_heads;
+    acts.lnf = arena.take<Float>(BT * C);
+    acts.lnf_mean = arena.take<float>(BT);
+    acts.lnf_rstd = arena.take<float>(BT);
+    acts.logits = arena.take<Float>(BT * config.padded_vocab_size);
+    acts.losses = arena.take<float>(BT);
+    acts.mass_sums = arena.take<float>(L * BNH * 2);
+    acts.sink_sums = arena.take<float>(L * BNH * 4);
+    acts.reg_weight = arena.take<float>(L);
+    acts.branch = arena.take<Float>(BT * C);
+    acts.dresidual = arena.take<Float>(BT * C);
+    acts.dbranch = arena.take<Float>(BT * C);
+    acts.dqkv = arena.take<Float>(BT * 3 * C);
+    const int hs = config.head_size();
     size_t att_scratch = attention_backward_scratch<Float>(ctx, B, T, config.num_heads, hs);
     if constexpr (sizeof(Float) == 2 && kUseCudnn)
         att_scratch = std::max(att_scratch, prepare_attention_cudnn(ctx, B, T, config.num_heads, hs));
-    a.att_scratch =
+    acts.att_scratch =
         arena.take<float>(std::max(att_scratch, ceil_div(BT * 4 * C * sizeof(Float), sizeof(float))));
-    a.dfch = reinterpret_cast<Float*>(a.att_scratch);
-    a.scratch =
+    acts.dfch = reinterpret_cast<Float*>(acts.att_scratch);
+    acts.scratch =
         arena.take<float>(std::max({column_sum_scratch(ctx, 4 * C), encoder_backward_scratch((int)BT, (int)C),
                                     (size_t)kGradNormBlocks}));
-    if (spec.fp8) a.fp8 = lay_out_fp8(arena, BT, C, kLinearLayers * L);
-    a.stats = arena.take<StepStats>(1);
-    a.tensor_begin = arena.take<size_t>(gpt2_params(config).size() + 1);
-    return a;
+    if (spec.fp8) acts.fp8 = lay_out_fp8(arena, BT, C, kLinearLayers * L);
+    acts.stats = arena.take<StepStats>(1);
+    acts.tensor_begin = arena.take<size_t>(gpt2_params(config).size() + 1);
+    return acts;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -387,8 +391,7 @@ struct BatchQueue {
 // Which micro-step it is: all that its recording as a graph has fixed. What else changes is in device memory.
 struct MicroStepKind {
     int B, T;
-    int topk;  // 0: no mass is measured
-    Reg reg;
+    int topk;                       // 0: no mass is measured
     std::vector<bool> regularized;  // which layers are
     float share, mass_share;        // see micro_step()
     std::vector<float> layer_lambda;
@@ -396,6 +399,8 @@ struct MicroStepKind {
     auto operator<=>(const MicroStepKind&) const = default;
 };
 
+// What the pointers lead to changes also where the model is const: weights, moments, activations. So do the
+// queue and the recordings, which are reached by pointers, too.
 template <class Float>
 struct GPT2 : ModelSpec {
     size_t num_params = 0;
@@ -483,13 +488,13 @@ GPT2<Float> create_model(const Context& ctx, const ModelSpec& spec, const FirstP
 template <class Float>
 void stream_layernorm_forward(const Context& ctx, const GPT2<Float>& model, int l, Float* out, float* mean,
                               float* rstd, const Float* weight, const Float* bias, int BT) {
-    const Acts<Float>& a = model.acts;
+    const Acts<Float>& acts = model.acts;
     const int C = model.config.channels;
     if (l == 0)
-        layernorm_forward<Float>(ctx, out, mean, rstd, nullptr, nullptr, a.encoded, weight, bias, BT, C);
+        layernorm_forward<Float>(ctx, out, mean, rstd, nullptr, nullptr, acts.encoded, weight, bias, BT, C);
     else
-        layernorm_forward<Float>(ctx, out, mean, rstd, a.layers[l - 1].residual, a.layers[l - 1].residual_mid,
-                                 a.branch, weight, bias, BT, C);
+        layernorm_forward<Float>(ctx, out, mean, rstd, acts.layers[l - 1].residual,
+                                 acts.layers[l - 1].residual_mid, acts.branch, weight, bias, BT, C);
 }
 
 // One layer behind its first layernorm, up to the input of its last product: all that its backward needs, and
@@ -501,15 +506,16 @@ void layer_forward(const Context& ctx, const GPT2<Float>& model, int l, const Fl
                    int topk) {
     const LayerParams<Float>& p = model.params.layers[l];
     const LayerActs<Float>& a = model.acts.layers[l];
-    const Acts<Float>& s = model.acts;
-    const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
+    const Acts<Float>& acts = model.acts;
+    const int BT = B * T, C = model.config.channels, NH = model.config.num_heads,
+              hs = model.config.head_size();
 
-    linear_forward(ctx, s.fp8_of(l, kQkv), a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
+    linear_forward(ctx, acts.fp8_of(l, kQkv), a.qkv, a.ln1, p.qkv_w, p.qkv_b, BT, C, 3 * C);
     attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, hs, topk);
-    linear_forward(ctx, s.fp8_of(l, kAttproj), s.branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
-    layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, s.branch, p.ln2_w,
+    linear_forward(ctx, acts.fp8_of(l, kAttproj), acts.branch, a.att, p.attproj_w, p.attproj_b, BT, C, C);
+    layernorm_forward<Float>(ctx, a.ln2, a.ln2_mean, a.ln2_rstd, a.residual_mid, inp, acts.branch, p.ln2_w,
                              p.ln2_b, BT, C);
-    linear_gelu_forward(ctx, s.fp8_of(l, kFc), a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
+    linear_gelu_forward(ctx, acts.fp8_of(l, kFc), a.fch_gelu, a.fch, a.ln2, p.fc_w, p.fc_b, BT, C, 4 * C);
 }
 
 // The residual stream that layer l reads: [B,T,C].
@@ -521,26 +527,27 @@ const Float* layer_input(const GPT2<Float>& model, int l) {
 // Everything up to the last layernorm, acts.lnf [B,T,C], of the tokens in acts.inputs [B,T]. topk > 0
 // measures each layer's mass; sinks also measures where it lies.
 template <class Float>
-void forward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk, Reg reg,
-             bool sinks = false) {
-    const Acts<Float>& a = model.acts;
-    const int C = model.config.channels, NH = model.config.num_heads, L = model.config.num_layers;
-    encoder_forward(ctx, a.encoded, a.inputs, model.params.wte, model.params.wpe, B, T, C);
+void forward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk, bool sinks = false) {
+    const Acts<Float>& acts = model.acts;
+    const int C = model.config.channels, NH = model.config.num_heads, hs = model.config.head_size(),
+              L = model.config.num_layers;
+    encoder_forward(ctx, acts.encoded, acts.inputs, model.params.wte, model.params.wpe, B, T, C);
     for (int l = 0; l < L; l++) {
         const LayerParams<Float>& p = model.params.layers[l];
-        const LayerActs<Float>& y = a.layers[l];
-        stream_layernorm_forward(ctx, model, l, y.ln1, y.ln1_mean, y.ln1_rstd, p.ln1_w, p.ln1_b, B * T);
+        const LayerActs<Float>& a = acts.layers[l];
+        stream_layernorm_forward(ctx, model, l, a.ln1, a.ln1_mean, a.ln1_rstd, p.ln1_w, p.ln1_b, B * T);
         layer_forward(ctx, model, l, layer_input(model, l), B, T, topk);
-        linear_forward(ctx, a.fp8_of(l, kFcproj), a.branch, y.fch_gelu, p.fcproj_w, p.fcproj_b, B * T, 4 * C,
-                       C);
-        if (topk > 0 && reg == Reg::entropy) attention_mean_scores(ctx, y.rows, y.qkv, B, T, NH, C / NH);
+        linear_forward(ctx, acts.fp8_of(l, kFcproj), acts.branch, a.fch_gelu, p.fcproj_w, p.fcproj_b, B * T,
+                       4 * C, C);
+        if (topk > 0 && model.reg == Reg::entropy) attention_mean_scores(ctx, a.rows, a.qkv, B, T, NH, hs);
         if (topk > 0)
-            attention_mass_sums(ctx, a.mass_sums + (size_t)l * B * NH * 2, y.rows, reg, B, T, NH, topk);
+            attention_mass_sums(ctx, acts.mass_sums + (size_t)l * B * NH * 2, a.rows, model.reg, B, T, NH,
+                                topk);
         if (topk > 0 && sinks)
-            attention_sink_sums(ctx, a.sink_sums + (size_t)l * B * NH * 4, y.rows, y.qkv, B, T, NH, C / NH,
+            attention_sink_sums(ctx, acts.sink_sums + (size_t)l * B * NH * 4, a.rows, a.qkv, B, T, NH, hs,
                                 topk);
     }
-    stream_layernorm_forward(ctx, model, L, a.lnf, a.lnf_mean, a.lnf_rstd, model.params.lnf_w,
+    stream_layernorm_forward(ctx, model, L, acts.lnf, acts.lnf_mean, acts.lnf_rstd, model.params.lnf_w,
                              model.params.lnf_b, B * T);
 }
 
@@ -550,6 +557,43 @@ void logits_forward(const Context& ctx, const GPT2<Float>& model, int first, int
     const int C = model.config.channels;
     matmul_forward<Float>(ctx, model.acts.logits, model.acts.lnf + (size_t)first * C, model.params.wte,
                           nullptr, rows, C, model.config.padded_vocab_size);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// loss
+
+// What the gradient of each layer's rows is weighted with: share * lambda * the layer's factor / N, where N
+// are all the rows that R averages and `share` is the micro-step's of the update. 0: not regularized.
+std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, int B, int T, float lambda,
+                               float share) {
+    const int64_t rows = regularized_rows(B, T, config.num_heads, c.topk) * config.num_layers;
+    std::vector<float> weights(config.num_layers, 0.0f);
+    if (rows > 0 && c.topk > 0)
+        for (int l = 0; l < config.num_layers; l++)
+            weights[l] = share * lambda * c.layer_lambda[l] / (float)rows;
+    return weights;
+}
+// Which layers are: they run other kernels.
+std::vector<bool> are_regularized(const std::vector<float>& reg_weight) {
+    std::vector<bool> regularized;
+    for (float weight : reg_weight) regularized.push_back(weight != 0.0f);
+    return regularized;
+}
+
+// Adds what a forward left in acts.losses and acts.mass_sums to acts.stats: the loss with weight `share`,
+// masses with weight mass_share (0: none were measured).
+template <class Float>
+void add_stats(const Context& ctx, const GPT2<Float>& model, int B, int T, const TrainConfig& c, double share,
+               double mass_share) {
+    const double rows =
+        (double)regularized_rows(B, T, model.config.num_heads, c.topk) * (double)model.config.num_layers;
+    add_step_stats(ctx, model.acts.stats, model.acts.losses, B * T, share, model.acts.mass_sums,
+                   B * model.config.num_heads, rows, mass_share, c.layer_lambda);
+}
+
+template <class Float>
+void reset_stats(const Context& ctx, const GPT2<Float>& model) {
+    CUDA_CHECK(cudaMemsetAsync(model.acts.stats, 0, sizeof(StepStats), ctx.stream));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -563,17 +607,18 @@ float* fcproj_bias_below(const GPT2<Float>& model, int l) {
     return l == 0 ? nullptr : model.grads.layers[l - 1].fcproj_b;
 }
 
-// dresidual holds the gradient of the layer's output and leaves with that of its input; the layer's parameter
-// gradients are added to, but for fcproj's bias, and that of the layer below is. reg_weight: this
-// layer's of reg_weights(), on the device; null: it is not regularized.
+// dresidual holds the gradient of the layer's output and leaves with that of its input. Adds to the gradients
+// of the layer's parameters; of fcproj's biases to that of the layer below, as the call before has added to
+// this layer's. reg_weight: this layer's of reg_weights(), on the device; null: it is not regularized.
 template <class Float>
 void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const Float* inp, int B, int T,
-                    int topk, Reg reg, const float* reg_weight) {
+                    int topk, const float* reg_weight) {
     const LayerParams<Float>& p = model.params.layers[l];
     const LayerParams<float>& g = model.grads.layers[l];
     const LayerActs<Float>& a = model.acts.layers[l];
-    const Acts<Float>& s = model.acts;
-    const int BT = B * T, C = model.config.channels, NH = model.config.num_heads, hs = C / NH;
+    const Acts<Float>& acts = model.acts;
+    const int BT = B * T, C = model.config.channels, NH = model.config.num_heads,
+              hs = model.config.head_size();
 
     if (model.recompute >= 1)
         layernorm_forward<Float>(ctx, a.ln1, a.ln1_mean, a.ln1_rstd, nullptr, nullptr, inp, p.ln1_w, p.ln1_b,
@@ -592,60 +637,45 @@ void layer_backward(const Context& ctx, const GPT2<Float>& model, int l, const F
 
     // out = mid + fcproj(gelu(fc(ln2(mid)))): dresidual passes to mid as it is, plus what comes through the
     // MLP
-    linear_gelu_backward(ctx, s.fp8_of(l, kFcproj), s.dfch, g.fcproj_w, elsewhere, s.scratch, s.dresidual,
-                         a.fch_gelu, a.fch, p.fcproj_w, BT, 4 * C, C);
-    linear_backward(ctx, s.fp8_of(l, kFc), s.dbranch, g.fc_w, g.fc_b, s.scratch, s.dfch, a.ln2, p.fc_w, BT, C,
-                    4 * C);
-    layernorm_backward(ctx, s.dresidual, g.ln2_w, g.ln2_b, g.attproj_b, s.scratch, s.dbranch, a.residual_mid,
-                       p.ln2_w, a.ln2_mean, a.ln2_rstd, BT, C);
+    linear_gelu_backward(ctx, acts.fp8_of(l, kFcproj), acts.dfch, g.fcproj_w, elsewhere, acts.scratch,
+                         acts.dresidual, a.fch_gelu, a.fch, p.fcproj_w, BT, 4 * C, C);
+    linear_backward(ctx, acts.fp8_of(l, kFc), acts.dbranch, g.fc_w, g.fc_b, acts.scratch, acts.dfch, a.ln2,
+                    p.fc_w, BT, C, 4 * C);
+    layernorm_backward(ctx, acts.dresidual, g.ln2_w, g.ln2_b, g.attproj_b, acts.scratch, acts.dbranch,
+                       a.residual_mid, p.ln2_w, a.ln2_mean, a.ln2_rstd, BT, C);
     // mid = inp + attproj(attention(qkv(ln1(inp))))
-    linear_backward(ctx, s.fp8_of(l, kAttproj), s.dbranch, g.attproj_w, elsewhere, s.scratch, s.dresidual,
-                    a.att, p.attproj_w, BT, C, C);
-    attention_backward(ctx, s.dqkv, g.qkv_b, s.att_scratch, s.dbranch, a.att, a.qkv, a.rows, reg, reg_weight,
-                       B, T, NH, hs, topk);
-    linear_backward(ctx, s.fp8_of(l, kQkv), s.dbranch, g.qkv_w, elsewhere, s.scratch, s.dqkv, a.ln1, p.qkv_w,
-                    BT, C, 3 * C);
-    layernorm_backward(ctx, s.dresidual, g.ln1_w, g.ln1_b, fcproj_bias_below(model, l), s.scratch, s.dbranch,
-                       inp, p.ln1_w, a.ln1_mean, a.ln1_rstd, BT, C);
+    linear_backward(ctx, acts.fp8_of(l, kAttproj), acts.dbranch, g.attproj_w, elsewhere, acts.scratch,
+                    acts.dresidual, a.att, p.attproj_w, BT, C, C);
+    attention_backward(ctx, acts.dqkv, g.qkv_b, acts.att_scratch, acts.dbranch, a.att, a.qkv, a.rows,
+                       model.reg, reg_weight, B, T, NH, hs, topk);
+    linear_backward(ctx, acts.fp8_of(l, kQkv), acts.dbranch, g.qkv_w, elsewhere, acts.scratch, acts.dqkv,
+                    a.ln1, p.qkv_w, BT, C, 3 * C);
+    layernorm_backward(ctx, acts.dresidual, g.ln1_w, g.ln1_b, fcproj_bias_below(model, l), acts.scratch,
+                       acts.dbranch, inp, p.ln1_w, a.ln1_mean, a.ln1_rstd, BT, C);
 }
 
 // From acts.logits, which hold their gradient, to every parameter's gradient, which is added to. Layers that
 // are not regularized run kernels without the regularizer's code: so that is said here, not by a weight of 0
 // in acts.reg_weight.
 template <class Float>
-void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk, Reg reg,
+void backward(const Context& ctx, const GPT2<Float>& model, int B, int T, int topk,
               const std::vector<bool>& regularized) {
-    const Acts<Float>& a = model.acts;
+    const Acts<Float>& acts = model.acts;
     const int C = model.config.channels, L = model.config.num_layers, BT = B * T;
-    matmul_backward<Float>(ctx, a.dbranch, model.grads.wte, nullptr, nullptr, a.logits, a.lnf,
+    matmul_backward<Float>(ctx, acts.dbranch, model.grads.wte, nullptr, nullptr, acts.logits, acts.lnf,
                            model.params.wte, BT, C, model.config.padded_vocab_size);
-    layernorm_backward(ctx, a.dresidual, model.grads.lnf_w, model.grads.lnf_b, fcproj_bias_below(model, L),
-                       a.scratch, a.dbranch, a.layers[L - 1].residual, model.params.lnf_w, a.lnf_mean,
-                       a.lnf_rstd, BT, C, false);
+    layernorm_backward(ctx, acts.dresidual, model.grads.lnf_w, model.grads.lnf_b, fcproj_bias_below(model, L),
+                       acts.scratch, acts.dbranch, acts.layers[L - 1].residual, model.params.lnf_w,
+                       acts.lnf_mean, acts.lnf_rstd, BT, C, false);
     for (int l = L - 1; l >= 0; l--)
-        layer_backward(ctx, model, l, layer_input(model, l), B, T, topk, reg,
-                       regularized[l] ? a.reg_weight + l : nullptr);
-    encoder_backward(ctx, model.grads.wte, model.grads.wpe, a.scratch, a.dresidual, a.token_plan, B, T, C);
+        layer_backward(ctx, model, l, layer_input(model, l), B, T, topk,
+                       regularized[l] ? acts.reg_weight + l : nullptr);
+    encoder_backward(ctx, model.grads.wte, model.grads.wpe, acts.scratch, acts.dresidual, acts.token_plan, B,
+                     T, C);
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// loss
-
-// Adds what a forward left in acts.losses and acts.mass_sums to acts.stats: the loss with weight `share`,
-// masses with weight mass_share (0: none were measured).
-template <class Float>
-void add_stats(const Context& ctx, const GPT2<Float>& model, int B, int T, const TrainConfig& c, double share,
-               double mass_share) {
-    const double rows =
-        (double)regularized_rows(B, T, model.config.num_heads, c.topk) * (double)model.config.num_layers;
-    add_step_stats(ctx, model.acts.stats, model.acts.losses, B * T, share, model.acts.mass_sums,
-                   B * model.config.num_heads, rows, mass_share, c.layer_lambda);
-}
-
-template <class Float>
-void reset_stats(const Context& ctx, const GPT2<Float>& model) {
-    CUDA_CHECK(cudaMemsetAsync(model.acts.stats, 0, sizeof(StepStats), ctx.stream));
-}
+// update: micro-steps, then the optimizer's step
 
 // Sends x, y [B,T] to acts.inputs and acts.targets, and for a backward (unless reg_weight is null) the plan
 // of the embedding's gradient and each layer's reg_weight. Returns while the copies are under way.
@@ -672,23 +702,6 @@ void send_batch(const Context& ctx, const GPT2<Float>& model, const int* x, cons
     buffers.launched(ctx, number);
 }
 
-// What the gradient of each layer's rows is weighted with: share * lambda * the layer's factor / N, where N
-// are all the rows that R averages and `share` is the micro-step's of the update. 0: not regularized.
-std::vector<float> reg_weights(const TrainConfig& c, const GPT2Config& config, int B, int T, float lambda,
-                               float share) {
-    const int64_t rows = regularized_rows(B, T, config.num_heads, c.topk) * config.num_layers;
-    std::vector<float> weights(config.num_layers, 0.0f);
-    if (rows > 0 && c.topk > 0)
-        for (int l = 0; l < config.num_layers; l++)
-            weights[l] = share * lambda * c.layer_lambda[l] / (float)rows;
-    return weights;
-}
-std::vector<bool> are_regularized(const std::vector<float>& reg_weight) {
-    std::vector<bool> regularized;
-    for (float weight : reg_weight) regularized.push_back(weight != 0.0f);
-    return regularized;
-}
-
 // One micro-step: forward, loss, backward of x, y [B,T]. Its gradient is added to, times `share` (1 / the
 // number of micro-steps of an update), and what it measured to acts.stats: masses with weight mass_share, and
 // not at all if that is 0 and lambda too. Nothing here waits for the device, and from the third micro-step of
@@ -701,31 +714,29 @@ void micro_step(const Context& ctx, const GPT2<Float>& model, const int* x, cons
     const std::vector<float> reg_weight = reg_weights(c, model.config, B, T, lambda, share);
     const std::vector<bool> regularized = are_regularized(reg_weight);
     send_batch(ctx, model, x, y, BT, &reg_weight);
-    Graph& graph = (*model.micro_steps)[{B, T, topk, c.reg, regularized, share, mass_share, c.layer_lambda}];
+    Graph& graph = (*model.micro_steps)[{B, T, topk, regularized, share, mass_share, c.layer_lambda}];
     graph.run(ctx, [&] {
-        forward(ctx, model, B, T, topk, c.reg);
+        forward(ctx, model, B, T, topk);
         logits_forward(ctx, model, 0, BT);
         classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, share / (float)BT, BT,
                    model.config.vocab_size, model.config.padded_vocab_size, true);
-        backward(ctx, model, B, T, topk, c.reg, regularized);
+        backward(ctx, model, B, T, topk, regularized);
         add_stats(ctx, model, B, T, c, share, mass_share);
     });
 }
-
-// ---------------------------------------------------------------------------------------------------------
-// update
 
 // Clips the gradient to norm c.clip and takes AdamW's step number t (from 1); the norm before clipping goes
 // to acts.stats. If it is not finite nothing is changed, and check_stats() will say so. Nothing here waits
 // either.
 template <class Float>
-void update(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, float lr, int64_t t) {
-    const Acts<Float>& a = model.acts;
-    grad_norm(ctx, &a.stats->norm, a.scratch, model.grads_base, model.num_params, c.clip);
-    find_bad_tensor(ctx, a.stats, model.grads_base, a.tensor_begin, (int)gpt2_params(model.config).size());
+void optimizer_step(const Context& ctx, const GPT2<Float>& model, const TrainConfig& c, float lr, int64_t t) {
+    const Acts<Float>& acts = model.acts;
+    grad_norm(ctx, &acts.stats->norm, acts.scratch, model.grads_base, model.num_params, c.clip);
+    find_bad_tensor(ctx, acts.stats, model.grads_base, acts.tensor_begin,
+                    (int)gpt2_params(model.config).size());
     const AdamW adamw{.lr = lr, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = c.weight_decay};
     adamw_update(ctx, model.params_base, model.master, model.m, model.v, model.grads_base, model.decay_bits,
-                 &a.stats->norm, model.num_params, adamw, t);
+                 &acts.stats->norm, model.num_params, adamw, t);
 }
 
 // Throws, with the tensor's name, if what update t measured is not finite.
@@ -745,6 +756,24 @@ void check_stats(const StepStats& stats, const GPT2Config& config, int64_t t) {
          (long long)t, what.c_str());
 }
 
+// Update number step + 1, launched: the gradient of c.tokens_per_update tokens, micro-batch by micro-batch,
+// then AdamW's step. What it measures is in acts.stats when the device is done.
+template <class Float>
+void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c,
+                float lr, float lambda, int64_t step) {
+    const int64_t micro_steps = c.micro_steps();
+    const float share = 1.0f / (float)micro_steps;
+    CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
+    reset_stats(ctx, model);
+    for (int64_t i = 0; i < micro_steps; i++) {
+        if (!c.overfit) data.next_batch();
+        // plain GPT-2 measures its mass on the first micro-step only: the others cost nothing extra
+        const float mass_share = lambda > 0 ? share : i == 0 ? 1.0f : 0.0f;
+        micro_step(ctx, model, data.inputs(), data.targets(), c, lambda, share, mass_share);
+    }
+    optimizer_step(ctx, model, c, lr, step + 1);
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // validation and samples
 
@@ -757,7 +786,7 @@ struct Validation {
 };
 
 // The mean over the first c.val_batches micro-batches of `data`, or all of it where it has fewer; nothing if
-// it is interrupted. Overwrites acts.stats, leaves `data` behind what it has read, and waits for the device.
+// it is interrupted. Overwrites acts.stats, leaves `data` behind its last batch, and waits for the device.
 template <class Float>
 std::optional<Validation> validate(const Context& ctx, const GPT2<Float>& model, DataLoader& data,
                                    const TrainConfig& c) {
@@ -776,7 +805,7 @@ std::optional<Validation> validate(const Context& ctx, const GPT2<Float>& model,
         const Context& here = B == c.B ? ctx : quick;
         data.next_batch(B);
         send_batch(here, model, data.inputs(), data.targets(), B * T, nullptr);
-        forward(here, model, B, T, c.topk, c.reg, true);
+        forward(here, model, B, T, c.topk, true);
         logits_forward(here, model, 0, B * T);
         classifier(here, model.acts.losses, model.acts.logits, model.acts.targets, 0.0f, B * T,
                    model.config.vocab_size, model.config.padded_vocab_size, false);
@@ -807,7 +836,7 @@ std::vector<uint16_t> generate(const Context& ctx, const GPT2<Float>& model,
         const int n = (int)std::min<size_t>(tokens.size(), c.T);
         const std::vector<int> window(tokens.end() - n, tokens.end());
         to_device(model.acts.inputs, window.data(), window.size());
-        forward(quick, model, 1, n, 0, c.reg);
+        forward(quick, model, 1, n, 0);
         logits_forward(quick, model, n - 1, 1);
         const std::vector<Float> last = to_host(quick, model.acts.logits, model.config.vocab_size);
         const std::vector<float> logits(last.begin(), last.end());
@@ -847,7 +876,7 @@ struct LambdaRise {
 LambdaRise lambda_rise(const TrainConfig& c) {
     const std::string start = std::to_string(c.lambda_start_updates);
     const std::string end = std::to_string(c.lambda_warmup_updates);
-    const char* early = c.lambda_warmup_updates > c.updates ? ", and the run ends before it is full" : "";
+    const char* early = c.lambda_warmup_updates >= c.updates ? ", and the run ends before it is full" : "";
     if (c.lambda_start_updates > 0)
         return {" (rising from update " + start + " to " + end + early + ")",
                 start + " to " + end + " updates"};
@@ -940,57 +969,6 @@ void resume(Run<Float>& run, const std::string& folder) {
     to_device(model.v, other.data(), other.size());
     run.train_data.restore({state.epoch, state.position});
     run.step = state.step;
-}
-
-// --debug-state: the first micro-step with lambda in full, and everything an outsider needs to check it.
-template <class Float>
-void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& train, const TrainConfig& c) {
-    const int B = c.B, T = c.T, BT = B * T, V = model.config.vocab_size, Vp = model.config.padded_vocab_size;
-    const std::vector<float> reg_weight = reg_weights(c, model.config, B, T, c.lambda, 1.0f);
-    train.next_batch();
-    send_batch(ctx, model, train.inputs(), train.targets(), BT, &reg_weight);
-    forward(ctx, model, B, T, c.topk, c.reg);
-    logits_forward(ctx, model, 0, BT);
-    const std::vector<Float> stored_logits = to_host(ctx, model.acts.logits, (size_t)BT * Vp);
-    const std::vector<float> logits(stored_logits.begin(), stored_logits.end());
-    classifier(ctx, model.acts.losses, model.acts.logits, model.acts.targets, 1.0f / (float)BT, BT, V, Vp,
-               true);
-    reset_stats(ctx, model);
-    add_stats(ctx, model, B, T, c, 1.0, c.topk > 0 ? 1.0 : 0.0);
-    const StepStats stats = to_host(ctx, model.acts.stats, 1)[0];
-    std::vector<float> mass, theta;
-    const size_t rows = (size_t)BT * model.config.num_heads;
-    for (const LayerActs<Float>& a : model.acts.layers) {
-        const auto layer_mass = c.topk > 0 ? to_host(ctx, a.rows.mass, rows) : std::vector<float>(rows, 1.0f);
-        const auto layer_theta =
-            c.topk > 0 ? to_host(ctx, a.rows.theta, rows) : std::vector<float>(rows, -INFINITY);
-        mass.insert(mass.end(), layer_mass.begin(), layer_mass.end());
-        theta.insert(theta.end(), layer_theta.begin(), layer_theta.end());
-    }
-    backward(ctx, model, B, T, c.topk, c.reg, are_regularized(reg_weight));
-
-    DebugState s;
-    s.B = B;
-    s.T = T;
-    s.x = train.inputs();
-    s.y = train.targets();
-    s.ce = (float)stats.ce;
-    s.reg = (float)stats.reg;
-    s.total = (float)(stats.ce + c.lambda * stats.reg);
-    s.logits = logits.data();
-    s.logits_stride = Vp;
-    s.topk_mass = mass.data();
-    s.topk_threshold = theta.data();
-    s.param = [&](const ParamTensor& p) {
-        const std::vector<Float> stored = to_host(ctx, model.params_base + p.offset, p.size());
-        return std::vector<float>(stored.begin(), stored.end());
-    };
-    s.grad = [&](const ParamTensor& p) { return to_host(ctx, model.grads_base + p.offset, p.size()); };
-    s.metadata = {
-        {"topk", std::to_string(c.topk)}, {"lambda", format("%.9g", c.lambda)}, {"reg", reg_name(c.reg)}};
-    write_debug_state(c.debug_state, model.config, s);
-    printf("wrote the first micro-step to %s: loss %.6f = %.6f + %g * %.6f\n", c.debug_state.c_str(), s.total,
-           s.ce, c.lambda, s.reg);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1096,7 +1074,8 @@ ModelSpec model_spec(const TrainConfig& c, const GPT2Config& config, int B) {
 }
 
 // The tokens of an update on a GPU where -d does not say: 65,536, or the next number above it that whole
-// micro-batches make: of B rows, or where that is open (-1) of as many, up to 64, as leave a choice.
+// micro-batches make: of B rows, or where that is open (-1) of a power of two up to 64, so that
+// choose_batch() may take any smaller one.
 int64_t default_update_tokens(int B, int T) {
     const int64_t rows = ceil_div(65536, T);
     if (B < 0)
@@ -1111,8 +1090,8 @@ int64_t default_updates(int64_t data_tokens, int64_t tokens_per_update) {
 }
 
 // The micro-batch: on a CPU the largest of up to 12 rows that divides an update's tokens, if those are given;
-// on a GPU the largest of 64, 32, ..., 2 that divides them and fits into its free memory. 1 where none does:
-// then check_settings_fit() says what is wrong.
+// on a GPU the largest of 64, 32, ..., 2 that divides them and fits into its free memory. Otherwise 1: where
+// that does not divide them, check_settings_fit() says so, where it does not fit, create_model().
 template <class Float>
 int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig& c) {
     const auto divides = [&](int B) { return c.tokens_per_update % ((int64_t)B * c.T) == 0; };
@@ -1125,6 +1104,7 @@ int choose_batch(const Context& ctx, const GPT2Config& config, const TrainConfig
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     for (int B = 64; B > 1; B /= 2)
         if (divides(B) &&
+            // a tenth for what is not laid out here: kernels that are loaded, recordings
             (double)model_bytes<Float>(ctx, model_spec(c, config, B)) < 0.9 * (double)free_bytes)
             return B;
     return 1;
@@ -1201,6 +1181,78 @@ void check_settings_fit(const TrainConfig& c, const GPT2Config& config, const Co
              c.T);
 }
 
+// -e as it means the same in another folder, whatever lies beside the run: a preset's or size's name stays.
+std::string name_elsewhere(const std::string& from) {
+    GPT2Config config;
+    return preset_config(from, config) || !public_weights(from).empty() ? from : absolute_path(from);
+}
+
+// What the machine decided where no flag did (files, free memory), as if it had been given: with -y it must
+// be the same. And names that mean the same in another folder.
+void keep_decisions(TrainConfig& c) {
+    c.given.insert({{"batch", std::to_string(c.B)},
+                    {"context", std::to_string(c.T)},
+                    {"tokens-per-update", std::to_string(c.tokens_per_update)},
+                    {"updates", std::to_string(c.updates)}});
+    c.given["from"] = name_elsewhere(c.from);
+    c.given["train-data"] = absolute_pattern(c.train_data);
+    if (!c.val_data.empty()) c.given["val-data"] = absolute_pattern(c.val_data);
+    if (!c.target_loss.path.empty())
+        c.given["target-loss"] = absolute_path(c.target_loss.path) + ":" + setting_text(c.target_loss.margin);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// --debug-state
+
+// The first micro-step with lambda in full, and everything an outsider needs to check it.
+template <class Float>
+void write_first_step(const Context& ctx, const GPT2<Float>& model, DataLoader& train, const TrainConfig& c) {
+    const int B = c.B, T = c.T, BT = B * T, Vp = model.config.padded_vocab_size;
+    train.next_batch();
+    // The logits first: in a micro-step their gradient takes their place.
+    send_batch(ctx, model, train.inputs(), train.targets(), BT, nullptr);
+    forward(ctx, model, B, T, 0);
+    logits_forward(ctx, model, 0, BT);
+    const std::vector<Float> stored_logits = to_host(ctx, model.acts.logits, (size_t)BT * Vp);
+    const std::vector<float> logits(stored_logits.begin(), stored_logits.end());
+
+    reset_stats(ctx, model);
+    micro_step(ctx, model, train.inputs(), train.targets(), c, c.lambda, 1.0f, 1.0f);
+    const StepStats stats = to_host(ctx, model.acts.stats, 1)[0];
+    std::vector<float> mass, theta;
+    const size_t rows = (size_t)BT * model.config.num_heads;
+    for (const LayerActs<Float>& a : model.acts.layers) {
+        const auto layer_mass = c.topk > 0 ? to_host(ctx, a.rows.mass, rows) : std::vector<float>(rows, 1.0f);
+        const auto layer_theta =
+            c.topk > 0 ? to_host(ctx, a.rows.theta, rows) : std::vector<float>(rows, -INFINITY);
+        mass.insert(mass.end(), layer_mass.begin(), layer_mass.end());
+        theta.insert(theta.end(), layer_theta.begin(), layer_theta.end());
+    }
+
+    DebugState s;
+    s.B = B;
+    s.T = T;
+    s.x = train.inputs();
+    s.y = train.targets();
+    s.ce = (float)stats.ce;
+    s.reg = (float)stats.reg;
+    s.total = (float)(stats.ce + c.lambda * stats.reg);
+    s.logits = logits.data();
+    s.logits_stride = Vp;
+    s.topk_mass = mass.data();
+    s.topk_threshold = theta.data();
+    s.param = [&](const ParamTensor& p) {
+        const std::vector<Float> stored = to_host(ctx, model.params_base + p.offset, p.size());
+        return std::vector<float>(stored.begin(), stored.end());
+    };
+    s.grad = [&](const ParamTensor& p) { return to_host(ctx, model.grads_base + p.offset, p.size()); };
+    s.metadata = {
+        {"topk", std::to_string(c.topk)}, {"lambda", format("%.9g", c.lambda)}, {"reg", reg_name(c.reg)}};
+    write_debug_state(c.debug_state, model.config, s);
+    printf("wrote the first micro-step to %s: loss %.6f = %.6f + %g * %.6f\n", c.debug_state.c_str(), s.total,
+           s.ce, c.lambda, s.reg);
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // the loop
 
@@ -1221,10 +1273,8 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
     const GPT2Config& config = run.model.config;
     const int64_t train_tokens = run.train_data.num_tokens();
     const std::string micro = format("%d x %d", c.B, c.T);
-    const int64_t accumulate = c.tokens_per_update / ((int64_t)c.B * c.T);
     bool cudnn = false;
-    if constexpr (kUseCudnn)
-        cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.channels / config.num_heads);
+    if constexpr (kUseCudnn) cudnn = has_attention_cudnn(ctx, c.B, c.T, config.num_heads, config.head_size());
     const std::string rise = c.lambda > 0 ? lambda_rise(c).table : "";
     const bool all_one = std::count(c.layer_lambda.begin(), c.layer_lambda.end(), 1.0f) == config.num_layers;
     const std::string factors =
@@ -1248,7 +1298,7 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
                                              factors.c_str(), (rise + limit).c_str(), c.topk, idle.c_str())},
         {"data", format("%s (%s tokens)", c.train_data.c_str(), pretty_count((double)train_tokens).c_str())},
         {"update", format("%lld tokens: %lld micro-batch%s of %s", (long long)c.tokens_per_update,
-                          (long long)accumulate, accumulate == 1 ? "" : "es", micro.c_str())},
+                          (long long)c.micro_steps(), c.micro_steps() == 1 ? "" : "es", micro.c_str())},
         {"run", format("%s, %s tokens, %.2f epochs", updates_text(c.updates).c_str(),
                        pretty_count((double)c.updates * (double)c.tokens_per_update).c_str(),
                        (double)c.updates * (double)c.tokens_per_update / (double)train_tokens)},
@@ -1263,7 +1313,8 @@ std::vector<std::pair<std::string, std::string>> settings_rows(const Run<Float>&
 }
 
 // What updates measured, on its way from the device to the log. The numbers of an update are read while the
-// next one runs: the device never waits for the host to print. (The CPU backend has no one to wait.)
+// next one runs: the device never waits for the host to print. (On the CPU backend an update is over when its
+// launch returns.)
 class UpdateReports {
   public:
     UpdateReports(int64_t step, const TrainConfig& c, const GPT2Config& config, TargetLoss* target,
@@ -1344,24 +1395,6 @@ std::string validation_text(const Validation& v, const TrainConfig& c, int64_t s
     return text;
 }
 
-// Update number step + 1, launched: the gradient of c.tokens_per_update tokens, micro-batch by micro-batch,
-// then AdamW's step. What it measures is in acts.stats when the device is done.
-template <class Float>
-void train_step(const Context& ctx, const GPT2<Float>& model, DataLoader& data, const TrainConfig& c,
-                float lr, float lambda, int64_t step) {
-    const int64_t micro_steps = c.tokens_per_update / ((int64_t)c.B * c.T);
-    const float share = 1.0f / (float)micro_steps;
-    CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), ctx.stream));
-    reset_stats(ctx, model);
-    for (int64_t i = 0; i < micro_steps; i++) {
-        if (!c.overfit) data.next_batch();
-        // plain GPT-2 measures its mass on the first micro-step only: the others cost nothing extra
-        const float mass_share = lambda > 0 ? share : i == 0 ? 1.0f : 0.0f;
-        micro_step(ctx, model, data.inputs(), data.targets(), c, lambda, share, mass_share);
-    }
-    update(ctx, model, c, lr, step + 1);
-}
-
 // A signal lets the update be finished and saved. Who has pressed Ctrl-C is told so: an update may take long.
 void stop_when_told() {
     const auto stop = [](int sig) {
@@ -1435,24 +1468,8 @@ void train_loop(const Context& ctx, Run<Float>& run, MetricsLog& metrics) {
     if (fflush(stdout) != 0 || ferror(stdout)) fputs(end.c_str(), stderr);  // Ctrl-C has ended tee, say
 }
 
-// -e as it means the same in another folder, whatever lies beside the run: a preset's or size's name stays.
-std::string name_elsewhere(const std::string& from) {
-    GPT2Config config;
-    return preset_config(from, config) || !public_weights(from).empty() ? from : absolute_path(from);
-}
-
-// What the machine decided where no flag did (files, free memory), as if it had been given: with -y it must
-// be the same. And names that mean the same in another folder.
-void keep_decisions(TrainConfig& c) {
-    c.given.insert({{"batch", std::to_string(c.B)},
-                    {"tokens-per-update", std::to_string(c.tokens_per_update)},
-                    {"updates", std::to_string(c.updates)}});
-    c.given["from"] = name_elsewhere(c.from);
-    c.given["train-data"] = absolute_pattern(c.train_data);
-    if (!c.val_data.empty()) c.given["val-data"] = absolute_pattern(c.val_data);
-    if (!c.target_loss.path.empty())
-        c.given["target-loss"] = absolute_path(c.target_loss.path) + ":" + setting_text(c.target_loss.margin);
-}
+// ---------------------------------------------------------------------------------------------------------
+// a run from beginning to end
 
 template <class Float>
 void train(TrainConfig c) {
@@ -1494,11 +1511,8 @@ void train(TrainConfig c) {
     }
     const std::string checkpoint = open_run_folder(c.out, c.resume, run.settings, c.given.at("from"));
     if (!checkpoint.empty()) resume(run, checkpoint);
-    const std::map<std::string, std::string> facts = {{"commit", kGitCommit},
-                                                      {"device", ctx.device_name},
-                                                      {"from", c.given.at("from")},
-                                                      {"train_data", c.train_data},
-                                                      {"val_data", c.val_data}};
+    const std::map<std::string, std::string> facts = {
+        {"commit", kGitCommit}, {"device", ctx.device_name}, {"from", c.given.at("from")}};
     MetricsLog metrics(c.out, line_of_settings(facts, run.settings, c.given),
                        checkpoint.empty() ? -1 : run.step);
     stop_when_told();
@@ -1557,6 +1571,7 @@ int main(int argc, char** argv) {
             fail(
                 "-y goes on with a run, and --export and --debug-state take what -e names: give the run's folder as -e instead");
         const std::string note = config.resume ? take_flags_of_run(config, flags) : "";
+        if (!config.debug_state.empty()) config.validate_every = config.sample_every = 0;
         for (const char* name : {"out", "resume"}) config.given.erase(name);  // not of the run itself
         if (!config.export_to.empty()) {
             for (const auto& [name, value] : config.given)

@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(WARPS * 32, forward_blocks(HS, LIST))
 #pragma unroll
             for (int n = 0; n < KEYS / 16; n++) {
                 uint32_t b0[2], b1[2];
-                load_b_turned<HS>(b0, b1, k_piece + buffer, 16 * n, kk);
+                load_b_transposed<HS>(b0, b1, k_piece + buffer, 16 * n, kk);
                 mma_m16n8k16_bf16(s[2 * n], a, b0);
                 mma_m16n8k16_bf16(s[2 * n + 1], a, b1);
             }
@@ -630,7 +630,7 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
         const RowNumbers* row_tile = row_tiles + tile % 2 * QUERIES;
         const int first_query = tile * QUERIES;
 
-        // s and dp, turned: [16 keys][QUERIES]
+        // s and dp, transposed: [16 keys][QUERIES]
         float s[QUERIES / 8][4] = {}, dp[QUERIES / 8][4] = {};
         if (warp_key < first_query + QUERIES) {
 #pragma unroll
@@ -641,10 +641,10 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
 #pragma unroll
                 for (int n = 0; n < QUERIES / 16; n++) {
                     uint32_t b0[2], b1[2];
-                    load_b_turned<HS>(b0, b1, q_columns + buffer, 16 * n, kk);
+                    load_b_transposed<HS>(b0, b1, q_columns + buffer, 16 * n, kk);
                     mma_m16n8k16_bf16(s[2 * n], k_fragment[at], b0);
                     mma_m16n8k16_bf16(s[2 * n + 1], k_fragment[at], b1);
-                    load_b_turned<HS>(b0, b1, do_columns + buffer, 16 * n, kk);
+                    load_b_transposed<HS>(b0, b1, do_columns + buffer, 16 * n, kk);
                     mma_m16n8k16_bf16(dp[2 * n], v_fragment, b0);
                     mma_m16n8k16_bf16(dp[2 * n + 1], v_fragment, b1);
                 }
@@ -720,7 +720,7 @@ __global__ void __launch_bounds__(kBackwardWarps * 32, 1)
         for (int kk = 0; kk < KEYS / 16; kk++) {
             if (kk >= key_chunks) break;
             uint32_t a[4];
-            load_a_turned<QUERIES>(a, ds_columns, 16 * kk, dq_row / 16);
+            load_a_transposed<QUERIES>(a, ds_columns, 16 * kk, dq_row / 16);
 #pragma unroll
             for (int n = 0; n < COLUMNS / 16; n++) {
                 uint32_t b0[2], b1[2];

@@ -13,7 +13,9 @@ struct NoTopk {
     constexpr operator int() const { return 0; }
 };
 
-// Calls body with the length of a thread's lists for this k, as a compile-time constant; 0: no lists.
+// Calls body with the length of a thread's lists for this k, as a compile-time constant; 0: no lists. In
+// attention_bf16.cuh four threads share a row, so a list may be shorter than k; attention_plain.cuh only asks
+// whether there is one.
 template <class Body>
 void with_list(int topk, Body body) {
     if (topk == 0 || topk > kMaxListed)

@@ -151,15 +151,16 @@ struct BlockQueries {
 };
 
 // s[r row_floats + j] = q_i . k_j / sqrt(hs) for every query i = first + r of the block and every key j that
-// the last of them sees. q_turned: [hs][kCutRows] of shared memory. For the whole block; ends with a barrier.
+// the last of them sees. q_transposed: [hs][kCutRows] of shared memory. For the whole block; ends with a
+// barrier.
 template <class Float, int LANES>
-__device__ void block_scores(float* s, int row_floats, float* q_turned, const BlockQueries<Float>& block,
+__device__ void block_scores(float* s, int row_floats, float* q_transposed, const BlockQueries<Float>& block,
                              int hs) {
     constexpr int N = Pack<Float>::size, R = kCutRows;
     constexpr int KEYS = LANES == 1 ? 8 : 1;  // at once, so that a single thread need not wait for each fmaf
     const Float* q = block.q + block.first * block.stride;
     for (int i = threadIdx.x; i < R * hs; i += blockDim.x)
-        q_turned[i] = i % R < block.rows ? (float)q[i % R * block.stride + i / R] : 0.0f;
+        q_transposed[i] = i % R < block.rows ? (float)q[i % R * block.stride + i / R] : 0.0f;
     __syncthreads();
     const int n = block.first + block.rows;
     const float scale = 1.0f / sqrtf((float)hs);
@@ -172,7 +173,7 @@ __device__ void block_scores(float* s, int row_floats, float* q_turned, const Bl
                 for (int c = 0; c < KEYS; c++)
 #pragma omp simd  // a row in each lane of a vector register, on the CPU backend
                     for (int r = 0; r < R; r++)
-                        dot[c][r] = fmaf(q_turned[(d + u) * R + r], (float)key[c][u], dot[c][r]);
+                        dot[c][r] = fmaf(q_transposed[(d + u) * R + r], (float)key[c][u], dot[c][r]);
         }
         for (int r = 0; r < block.rows; r++)
             for (int c = 0; c < KEYS; c++)
@@ -186,11 +187,11 @@ template <class Float, int LANES>
 __global__ void attention_cut_kernel(Float* out, float* kept, const Float* qkv, int T, int num_heads, int hs,
                                      int rows, Cut cut, int k, bool renormalize, uint64_t seed) {
     extern __shared__ float4 shared[];
-    float* q_turned = (float*)shared;          // [hs][kCutRows]
-    float* scores = q_turned + hs * kCutRows;  // [rows][T]
+    float* q_transposed = (float*)shared;          // [hs][kCutRows]
+    float* scores = q_transposed + hs * kCutRows;  // [rows][T]
     const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
     const BlockQueries<Float> block(qkv, b, head, T, num_heads, hs, rows);
-    block_scores<Float, LANES>(scores, T, q_turned, block, hs);
+    block_scores<Float, LANES>(scores, T, q_transposed, block, hs);
 
     const int lane = threadIdx.x % LANES;
     for (int r = threadIdx.x / LANES; r < block.rows; r += blockDim.x / LANES) {

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
 
         Accumulator s;
         begin_products();
-        set_product_turned(s, describe_tile(q_tile), describe_tile(k_tiles + buffer));
+        set_product_transposed(s, describe_tile(q_tile), describe_tile(k_tiles + buffer));
         commit_products();
         wait_products(s);
         if (tile == last_tile) hide_later_keys(s, -INFINITY);
@@ -264,11 +264,11 @@ __global__ void __launch_bounds__(128, 3)
         const __nv_bfloat16* do_tile = do_tiles + tile % 2 * kTileElements;
         const RowNumbers* row_tile = row_tiles + tile % 2 * TILE;
 
-        // turned: [keys][queries]
+        // transposed: [keys][queries]
         Accumulator s, dp;
         begin_products();
-        set_product_turned(s, describe_tile(k_tile), describe_tile(q_tile));
-        set_product_turned(dp, describe_tile(v_tile), describe_tile(do_tile));
+        set_product_transposed(s, describe_tile(k_tile), describe_tile(q_tile));
+        set_product_transposed(dp, describe_tile(v_tile), describe_tile(do_tile));
         commit_products();
         // Rows whose k-th score is tied are rare: only a tile that has one looks for the keys.
         const bool ties = PULL == Pull::topk &&
@@ -364,8 +364,8 @@ __global__ void __launch_bounds__(128, 4)
 
         Accumulator s, dp;
         begin_products();
-        set_product_turned(s, describe_tile(q_tile), describe_tile(k_tile));
-        set_product_turned(dp, describe_tile(do_tile), describe_tile(v_tile));
+        set_product_transposed(s, describe_tile(q_tile), describe_tile(k_tile));
+        set_product_transposed(dp, describe_tile(do_tile), describe_tile(v_tile));
         commit_products();
         wait_products(s, dp);
         if (ties) {

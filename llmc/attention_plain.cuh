@@ -11,8 +11,9 @@
 // A tile's scores and outputs are dealt to groups of rows x groups of columns, a thread each. On the CPU
 // fewer threads have more columns: as many as its widest registers, and less to switch between at a barrier.
 // There a thread's scores of a row lie side by side, on a GPU those of the neighbouring threads' rows do.
+// kTransposedRows: rows that a thread loads at once where it transposes a tile.
 #ifdef CUDA_CPU
-inline constexpr int kRowGroups = 16, kColumnGroups = 4, kTurnedRows = 4;
+inline constexpr int kRowGroups = 16, kColumnGroups = 4, kTransposedRows = 4;
 inline constexpr bool kRowsLieTogether = true;
 #if defined(__AVX512F__)
 inline constexpr int kVectorLanes = 16;  // floats of a vector register
@@ -22,7 +23,7 @@ inline constexpr int kVectorLanes = 8;
 inline constexpr int kVectorLanes = 4;
 #endif
 #else
-inline constexpr int kRowGroups = 16, kColumnGroups = 8, kTurnedRows = 1;
+inline constexpr int kRowGroups = 16, kColumnGroups = 8, kTransposedRows = 1;
 inline constexpr bool kRowsLieTogether = false;
 #endif
 inline constexpr int kAttentionThreads = kRowGroups * kColumnGroups;
@@ -34,8 +35,8 @@ inline constexpr int kTile = HS <= 64 ? 64 : 32;
 
 // tile[d][row] = x[row][d], rows x HS; rows from `valid` on and dimensions from hs on are zero.
 template <class Float, int HS, int TILE>
-__device__ void load_tile_turned(float* tile, const Float* x, size_t stride, int valid, int hs) {
-    constexpr int N = Pack<Float>::size, ROWS = kTurnedRows, GROUPS = TILE / ROWS;
+__device__ void load_tile_transposed(float* tile, const Float* x, size_t stride, int valid, int hs) {
+    constexpr int N = Pack<Float>::size, ROWS = kTransposedRows, GROUPS = TILE / ROWS;
     for (int i = threadIdx.x; i < GROUPS * (HS / N); i += kAttentionThreads) {
         const int row = i % GROUPS * ROWS, d = i / GROUPS * N;
         Pack<Float> p[ROWS] = {};  // in registers, if g++ is told to unroll what is around it
@@ -136,12 +137,12 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
     constexpr int TILE = kTile<HS>;
     constexpr int R = TILE / kRowGroups, K = TILE / kColumnGroups, D = HS / kColumnGroups;
     extern __shared__ float4 shared[];
-    float* q_turned = (float*)shared;    // [HS][TILE]
-    float* kv = q_turned + HS * TILE;    // keys [HS][TILE], then values [TILE][HS]
-    float* p = kv + HS * TILE;           // by score_at(query, key): scores, then probabilities
-    float* row_max_ = p + TILE * TILE;   // [TILE]
-    float* row_scale = row_max_ + TILE;  // [TILE]: what the row's sums so far are multiplied by
-    float* row_sum_ = row_scale + TILE;  // [TILE]
+    float* q_transposed = (float*)shared;  // [HS][TILE]
+    float* kv = q_transposed + HS * TILE;  // keys [HS][TILE], then values [TILE][HS]
+    float* p = kv + HS * TILE;             // by score_at(query, key): scores, then probabilities
+    float* row_max_ = p + TILE * TILE;     // [TILE]
+    float* row_scale = row_max_ + TILE;    // [TILE]: what the row's sums so far are multiplied by
+    float* row_sum_ = row_scale + TILE;    // [TILE]
 
     const int C = num_heads * hs, tid = threadIdx.x;
     const int b = blockIdx.y / num_heads, head = blockIdx.y % num_heads;
@@ -153,7 +154,8 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
     const float scale = 1.0f / sqrtf((float)hs);
     constexpr auto at = score_at<TILE>;
 
-    load_tile_turned<Float, HS, TILE>(q_turned, q + first_query * stride, stride, T - first_query, hs);
+    load_tile_transposed<Float, HS, TILE>(q_transposed, q + first_query * stride, stride, T - first_query,
+                                          hs);
     float o[R][D] = {}, sum[R] = {};
     TopList list;
     float max = -INFINITY;
@@ -161,10 +163,10 @@ __global__ void attention_forward_kernel(Float* out, AttentionRows rows, const F
 
     for (int first_key = 0; first_key <= first_query; first_key += TILE) {
         __syncthreads();  // everybody is done with the last tile
-        load_tile_turned<Float, HS, TILE>(kv, k + first_key * stride, stride, T - first_key, hs);
+        load_tile_transposed<Float, HS, TILE>(kv, k + first_key * stride, stride, T - first_key, hs);
         __syncthreads();
         float s[R][K] = {};
-        accumulate_tile(s, q_turned + r0, TILE, 1, kv + c0, TILE, HS);
+        accumulate_tile(s, q_transposed + r0, TILE, 1, kv + c0, TILE, HS);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < K; c++) {
                 const bool visible = first_key + c0 + c <= first_query + r0 + r;
@@ -333,11 +335,11 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
     constexpr int TILE = kTile<HS>;
     constexpr int R = TILE / kRowGroups, K = TILE / kColumnGroups, D = HS / kColumnGroups;
     extern __shared__ float4 shared[];
-    float* q_turned = (float*)shared;         // [HS][TILE]
-    float* do_turned = q_turned + HS * TILE;  // [HS][TILE]
-    float* k_tile = do_turned + HS * TILE;    // keys [HS][TILE], then [TILE][HS]
-    float* v_turned = k_tile + HS * TILE;     // [HS][TILE]
-    float* ds = v_turned + HS * TILE;         // by score_at(query, key)
+    float* q_transposed = (float*)shared;             // [HS][TILE]
+    float* do_transposed = q_transposed + HS * TILE;  // [HS][TILE]
+    float* k_tile = do_transposed + HS * TILE;        // keys [HS][TILE], then [TILE][HS]
+    float* v_transposed = k_tile + HS * TILE;         // [HS][TILE]
+    float* ds = v_transposed + HS * TILE;             // by score_at(query, key)
     RowTile<TILE>& tile = *(RowTile<TILE>*)(ds + TILE * TILE);
 
     const int C = num_heads * hs, tid = threadIdx.x;
@@ -350,20 +352,22 @@ __global__ void attention_backward_query_kernel(Float* dqkv, const Float* dout, 
     const float scale = 1.0f / sqrtf((float)hs);
     constexpr auto at = score_at<TILE>;
 
-    load_tile_turned<Float, HS, TILE>(q_turned, q + first_query * stride, stride, T - first_query, hs);
-    load_tile_turned<Float, HS, TILE>(do_turned, dout + ((size_t)b * T + first_query) * C + head * hs, C,
-                                      T - first_query, hs);
+    load_tile_transposed<Float, HS, TILE>(q_transposed, q + first_query * stride, stride, T - first_query,
+                                          hs);
+    load_tile_transposed<Float, HS, TILE>(do_transposed, dout + ((size_t)b * T + first_query) * C + head * hs,
+                                          C, T - first_query, hs);
     tile.template load<PULL>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
     float dq[R][D] = {};
 
     for (int first_key = 0; first_key <= first_query; first_key += TILE) {
         __syncthreads();
-        load_tile_turned<Float, HS, TILE>(k_tile, k + first_key * stride, stride, T - first_key, hs);
-        load_tile_turned<Float, HS, TILE>(v_turned, v + first_key * stride, stride, T - first_key, hs);
+        load_tile_transposed<Float, HS, TILE>(k_tile, k + first_key * stride, stride, T - first_key, hs);
+        load_tile_transposed<Float, HS, TILE>(v_transposed, v + first_key * stride, stride, T - first_key,
+                                              hs);
         __syncthreads();
         float s[R][K] = {}, dp[R][K] = {};
-        accumulate_tile(s, q_turned + r0, TILE, 1, k_tile + c0, TILE, HS);
-        accumulate_tile(dp, do_turned + r0, TILE, 1, v_turned + c0, TILE, HS);
+        accumulate_tile(s, q_transposed + r0, TILE, 1, k_tile + c0, TILE, HS);
+        accumulate_tile(dp, do_transposed + r0, TILE, 1, v_transposed + c0, TILE, HS);
         for (int r = 0; r < R; r++) {
             const PlainRow row = tile.template row<PULL>(r0 + r);
             for (int c = 0; c < K; c++) {
@@ -395,12 +399,12 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
     constexpr int TILE = kTile<HS>;
     constexpr int R = TILE / kRowGroups, Q = TILE / kColumnGroups, D = HS / kColumnGroups;
     extern __shared__ float4 shared[];
-    float* k_turned = (float*)shared;        // [HS][TILE]
-    float* v_turned = k_turned + HS * TILE;  // [HS][TILE]
-    float* q_tile = v_turned + HS * TILE;    // queries [HS][TILE], then [TILE][HS]
-    float* do_tile = q_tile + HS * TILE;     // the same of dout
-    float* p = do_tile + HS * TILE;          // by score_at(key, query)
-    float* ds = p + TILE * TILE;             // by score_at(key, query)
+    float* k_transposed = (float*)shared;            // [HS][TILE]
+    float* v_transposed = k_transposed + HS * TILE;  // [HS][TILE]
+    float* q_tile = v_transposed + HS * TILE;        // queries [HS][TILE], then [TILE][HS]
+    float* do_tile = q_tile + HS * TILE;             // the same of dout
+    float* p = do_tile + HS * TILE;                  // by score_at(key, query)
+    float* ds = p + TILE * TILE;                     // by score_at(key, query)
     RowTile<TILE>& tile = *(RowTile<TILE>*)(ds + TILE * TILE);
 
     const int C = num_heads * hs, tid = threadIdx.x;
@@ -414,20 +418,20 @@ __global__ void attention_backward_key_kernel(Float* dqkv, const Float* dout, co
     const float scale = 1.0f / sqrtf((float)hs);
     constexpr auto at = score_at<TILE>;
 
-    load_tile_turned<Float, HS, TILE>(k_turned, k + first_key * stride, stride, T - first_key, hs);
-    load_tile_turned<Float, HS, TILE>(v_turned, v + first_key * stride, stride, T - first_key, hs);
+    load_tile_transposed<Float, HS, TILE>(k_transposed, k + first_key * stride, stride, T - first_key, hs);
+    load_tile_transposed<Float, HS, TILE>(v_transposed, v + first_key * stride, stride, T - first_key, hs);
     float dk[R][D] = {}, dv[R][D] = {};
 
     for (int first_query = first_key; first_query < T; first_query += TILE) {
         __syncthreads();
-        load_tile_turned<Float, HS, TILE>(q_tile, q + first_query * stride, stride, T - first_query, hs);
-        load_tile_turned<Float, HS, TILE>(do_tile, dout_head + (size_t)first_query * C, C, T - first_query,
-                                          hs);
+        load_tile_transposed<Float, HS, TILE>(q_tile, q + first_query * stride, stride, T - first_query, hs);
+        load_tile_transposed<Float, HS, TILE>(do_tile, dout_head + (size_t)first_query * C, C,
+                                              T - first_query, hs);
         tile.template load<PULL>(rows, delta, slope, (size_t)blockIdx.y * T + first_query, T - first_query);
         __syncthreads();
         float s[R][Q] = {}, dp[R][Q] = {};  // [key][query]
-        accumulate_tile(s, k_turned + r0, TILE, 1, q_tile + c0, TILE, HS);
-        accumulate_tile(dp, v_turned + r0, TILE, 1, do_tile + c0, TILE, HS);
+        accumulate_tile(s, k_transposed + r0, TILE, 1, q_tile + c0, TILE, HS);
+        accumulate_tile(dp, v_transposed + r0, TILE, 1, do_tile + c0, TILE, HS);
         for (int r = 0; r < R; r++)
             for (int c = 0; c < Q; c++) {
                 const int i = first_query + c0 + c;

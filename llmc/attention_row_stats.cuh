@@ -90,11 +90,11 @@ __global__ void attention_row_stats_kernel(RowStats* stats, const Float* qkv, in
                                            int rows, int row_floats, int k) {
     constexpr int D = kMaxCutHeadSize / LANES;
     extern __shared__ float4 shared[];
-    float* q_turned = (float*)shared;          // [hs][kCutRows]
-    float* scores = q_turned + hs * kCutRows;  // [rows][row_floats]
+    float* q_transposed = (float*)shared;          // [hs][kCutRows]
+    float* scores = q_transposed + hs * kCutRows;  // [rows][row_floats]
     const BlockQueries<Float> block(qkv, blockIdx.y / num_heads, blockIdx.y % num_heads, T, num_heads, hs,
                                     rows);
-    block_scores<Float, LANES>(scores, row_floats, q_turned, block, hs);
+    block_scores<Float, LANES>(scores, row_floats, q_transposed, block, hs);
 
     const int lane = threadIdx.x % LANES;
     for (int r = threadIdx.x / LANES; r < block.rows; r += blockDim.x / LANES) {
@@ -156,10 +156,10 @@ template <class Float, int LANES>
 __global__ void attention_map_kernel(float* p, const Float* qkv, int b, int head, int T, int num_heads,
                                      int hs, int rows) {
     extern __shared__ float4 shared[];
-    float* q_turned = (float*)shared;          // [hs][kCutRows]
-    float* scores = q_turned + hs * kCutRows;  // [rows][T]
+    float* q_transposed = (float*)shared;          // [hs][kCutRows]
+    float* scores = q_transposed + hs * kCutRows;  // [rows][T]
     const BlockQueries<Float> block(qkv, b, head, T, num_heads, hs, rows);
-    block_scores<Float, LANES>(scores, T, q_turned, block, hs);
+    block_scores<Float, LANES>(scores, T, q_transposed, block, hs);
 
     const int lane = threadIdx.x % LANES;
     for (int r = threadIdx.x / LANES; r < block.rows; r += blockDim.x / LANES) {

@@ -16,6 +16,7 @@
 #include "files.h"
 #include "flags.h"
 #include "json_file.h"
+#include "metrics.h"
 #include "safetensors.h"
 
 // ---- The folder's names ----
@@ -232,14 +233,12 @@ void save_checkpoint(const std::string& run_folder, const GPT2Config& config, co
         fail("cannot create the folder %s: %s", temporary.c_str(), strerror(errno));
     try {
         write_model(temporary, config, params);
-        if (adam_m) {
-            SafetensorsWriter file(temporary + "/optimizer.safetensors");
-            declare_params(file, config, "exp_avg.");
-            declare_params(file, config, "exp_avg_sq.");
-            write_params(file, config, "exp_avg.", adam_m);
-            write_params(file, config, "exp_avg_sq.", adam_v);
-            file.finish();
-        }
+        SafetensorsWriter optimizer(temporary + "/optimizer.safetensors");
+        declare_params(optimizer, config, "exp_avg.");
+        declare_params(optimizer, config, "exp_avg_sq.");
+        write_params(optimizer, config, "exp_avg.", adam_m);
+        write_params(optimizer, config, "exp_avg_sq.", adam_v);
+        optimizer.finish();
         const nlohmann::ordered_json root = {
             {"format", 1},          {"step", state.step},         {"seed", state.seed},
             {"epoch", state.epoch}, {"position", state.position}, {"settings", state.settings},
@@ -277,57 +276,6 @@ void save_checkpoint(const std::string& run_folder, const GPT2Config& config, co
     std::erase_if(steps, [&](int64_t step) { return step > state.step; });
     for (size_t i = 0; i + keep < steps.size(); i++)
         unlink((run_folder + "/" + step_folder_name(steps[i]) + "/optimizer.safetensors").c_str());
-}
-
-std::string line_of_settings(const std::map<std::string, std::string>& facts,
-                             const std::map<std::string, std::string>& settings,
-                             const std::map<std::string, std::string>& flags) {
-    nlohmann::json line = facts;
-    line["settings"] = settings;
-    line["flags"] = flags;
-    return json_text(line);
-}
-
-// The texts of an object in a line; empty if it has none of that name.
-static std::map<std::string, std::string> texts_of_line(const nlohmann::json& line, const char* key) {
-    std::map<std::string, std::string> texts;
-    if (!line.is_object() || !line.contains(key) || !line[key].is_object()) return texts;
-    for (const auto& [name, value] : line[key].items())
-        if (value.is_string()) texts[name] = value.get<std::string>();
-    return texts;
-}
-
-std::map<std::string, std::string> settings_of_line(const nlohmann::json& line) {
-    std::map<std::string, std::string> settings = texts_of_line(line, "settings");
-    if (settings.empty()) return settings;
-    if (line.contains("from") && line["from"].is_string()) settings["from"] = line["from"].get<std::string>();
-    return settings;
-}
-
-// The configuration in a metrics.jsonl.
-static nlohmann::json first_line(const std::string& path) {
-    const MappedFile file(path);
-    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    return parse_json(text.substr(0, text.find('\n')));
-}
-
-std::map<std::string, std::string> flags_of_run(const std::string& run_folder) {
-    const std::string metrics = run_folder + "/metrics.jsonl";
-    return is_file(metrics) ? texts_of_line(first_line(metrics), "flags")
-                            : std::map<std::string, std::string>();
-}
-
-// The last update in a metrics.jsonl; 0: there is none.
-static int64_t last_update(const std::string& path) {
-    const MappedFile file(path);
-    std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-    text = text.substr(0, text.rfind('\n') + 1);  // a line that is not complete is none
-    const size_t at = text.rfind("\"loss\":");
-    if (at == text.npos) return 0;
-    const size_t begin = text.rfind('\n', at) + 1;
-    const nlohmann::json line = parse_json(text.substr(begin, text.find('\n', at) - begin));
-    const bool has_step = line.is_object() && line.contains("step") && line["step"].is_number_unsigned();
-    return has_step ? line["step"].get<int64_t>() : 0;
 }
 
 std::string open_run_folder(const std::string& run_folder, bool resume,

@@ -21,7 +21,6 @@
 #include <cstdio>
 #include <functional>
 #include <map>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -91,22 +90,9 @@ void load_optimizer(const std::string& folder, const GPT2Config& config, float* 
 // ---- Writing ----
 
 // Saves a checkpoint and removes the optimizer of all but the `keep` newest up to this one. The arrays are
-// float32, laid out by gpt2_params(): in bf16 training, the master weights. Without moments (nullptr) there
-// is no optimizer.safetensors, for weights that are exported and not resumed.
+// float32, laid out by gpt2_params(): in bf16 training, the master weights.
 void save_checkpoint(const std::string& run_folder, const GPT2Config& config, const float* params,
                      const float* adam_m, const float* adam_v, const RunState& state, int keep = 2);
-
-// The first line of a run's metrics.jsonl: one JSON object with `facts` (the commit, the device, what the run
-// starts "from"), the run's "settings", and the "flags" that it was given.
-std::string line_of_settings(const std::map<std::string, std::string>& facts,
-                             const std::map<std::string, std::string>& settings,
-                             const std::map<std::string, std::string>& flags);
-// And back: the settings, and "from"; empty if the line has none.
-std::map<std::string, std::string> settings_of_line(const nlohmann::json& line);
-
-// The flags in the first line of a run folder's metrics.jsonl; none if there is no such file or line, or if
-// an older version wrote it.
-std::map<std::string, std::string> flags_of_run(const std::string& run_folder);
 
 // Makes a run folder ready, and returns the checkpoint to resume from, or "" for a run that starts new. A
 // folder with a run in it is refused unless `resume`. With `resume` a new run starts in an empty folder, and

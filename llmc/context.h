@@ -78,12 +78,12 @@ void with_row_lanes(const Context& ctx, const Launch& launch) {
 #endif
 }
 
-// A program makes one, and has it until it ends.
-inline Context make_context(int device = 0) {
+// A program makes one, for GPU 0 (which one that is, CUDA_VISIBLE_DEVICES may say), and has it until it ends.
+inline Context make_context() {
     Context ctx;
-    CUDA_CHECK(cudaSetDevice(device));
+    CUDA_CHECK(cudaSetDevice(0));
     cudaDeviceProp prop;
-    CUDA_CHECK(cudaGetDeviceProperties(&prop, device));
+    CUDA_CHECK(cudaGetDeviceProperties(&prop, 0));
     ctx.device_name = prop.name;
     ctx.num_sms = prop.multiProcessorCount;
     ctx.max_shared = prop.sharedMemPerBlockOptin;
@@ -93,8 +93,8 @@ inline Context make_context(int device = 0) {
     ctx.has_clusters = prop.major >= 9 && CUDART_VERSION >= 12010;  // see mma.cuh
     ctx.use_wgmma = prop.major == 9 && prop.minor == 0;
 #endif
-    // Graphs can record it since CUDA 12.3, which a program may be newer than the driver. Code that was
-    // compiled for older devices would not wait.
+    // A graph can record an early start since CUDA 12.3; the driver may be older than the toolkit, so it is
+    // asked, too. Code that was compiled for older devices has no instruction to wait with.
 #if defined(COMPILED_FOR_SM_90A) && CUDART_VERSION >= 12030
     int driver = 0;
     CUDA_CHECK(cudaDriverGetVersion(&driver));

@@ -180,16 +180,6 @@ __device__ T block_sum(T x, T* scratch) {
     return x;
 }
 
-// The same for the maximum.
-[[maybe_unused]] static __device__ float block_max(float x, float* scratch) {
-    if (blockDim.x == 1) return x;
-    x = row_max<32>(x);
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (int w = 0; w < (int)blockDim.x / 32; w++) x = fmaxf(x, scratch[w]);
-    return x;
-}
-
 // out[i] += the sum over the `count` rows of partial[count][n]: the second half of every column sum. Each of
 // a column's blockDim.y threads adds up every blockDim.y-th row, and the first one their sums, in order.
 [[maybe_unused]] static __global__ void add_partial_sums_kernel(float* out, const float* partial, int count,
@@ -218,8 +208,8 @@ inline void add_partial_sums(const Context& ctx, float* out, const float* partia
     CUDA_CHECK(cudaGetLastError());
 }
 
-// How many chunks of rows a column sum is cut into: enough to fill the device twice over, at least 16 rows
-// each.
+// How many chunks of rows a column sum is cut into: about 8 blocks a multiprocessor in all, and about 16 rows
+// or more to a chunk.
 inline int column_sum_chunks(const Context& ctx, int rows, int packs_per_row, int block) {
     const int strips = ceil_div(packs_per_row, block);
     const int wanted = ceil_div(8 * ctx.num_sms, strips);

@@ -39,7 +39,7 @@ double parse_double(const std::string& flag, const std::string& text, double low
 }
 
 float parse_float(const std::string& flag, const std::string& text, double lowest, double highest) {
-    return static_cast<float>(parse_double(flag, text, lowest, highest));
+    return static_cast<float>(parse_double(flag, text, lowest, highest)) + 0.0f;  // -0 is 0
 }
 
 int64_t parse_updates(const std::string& flag, const std::string& text, int64_t run_updates) {

@@ -177,9 +177,9 @@ inline MatmulPlan describe_to_cublaslt(const Product& p) {
     const auto layout = [](cublasLtMatrixLayoutOpaque_t& to, cudaDataType_t type, int rows, int cols) {
         CUBLAS_CHECK(cublasLtMatrixLayoutInit(&to, type, (uint64_t)rows, (uint64_t)cols, rows));
     };
-    const bool turn_a = p.op_a == CUBLAS_OP_T, turn_b = p.op_b == CUBLAS_OP_T;
-    layout(plan.a, p.a_type, turn_a ? p.k : p.m, turn_a ? p.m : p.k);
-    layout(plan.b, p.b_type, turn_b ? p.n : p.k, turn_b ? p.k : p.n);
+    const bool transpose_a = p.op_a == CUBLAS_OP_T, transpose_b = p.op_b == CUBLAS_OP_T;
+    layout(plan.a, p.a_type, transpose_a ? p.k : p.m, transpose_a ? p.m : p.k);
+    layout(plan.b, p.b_type, transpose_b ? p.n : p.k, transpose_b ? p.k : p.n);
     layout(plan.d, p.d_type, p.m, p.n);
 
     // Sums in float. CUBLAS_COMPUTE_32F also means that float operands are multiplied as floats, not as TF32.

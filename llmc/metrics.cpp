@@ -31,6 +31,55 @@ static std::string updates_range(int64_t first, int64_t last) {
     return format("updates %lld to %lld", (long long)first, (long long)last);
 }
 
+std::string line_of_settings(const std::map<std::string, std::string>& facts,
+                             const std::map<std::string, std::string>& settings,
+                             const std::map<std::string, std::string>& flags) {
+    nlohmann::json line = facts;
+    line["settings"] = settings;
+    line["flags"] = flags;
+    return json_text(line);
+}
+
+// The texts of an object in a line; empty if it has none of that name.
+static std::map<std::string, std::string> texts_of_line(const nlohmann::json& line, const char* key) {
+    std::map<std::string, std::string> texts;
+    if (!line.is_object() || !line.contains(key) || !line[key].is_object()) return texts;
+    for (const auto& [name, value] : line[key].items())
+        if (value.is_string()) texts[name] = value.get<std::string>();
+    return texts;
+}
+
+std::map<std::string, std::string> settings_of_line(const nlohmann::json& line) {
+    std::map<std::string, std::string> settings = texts_of_line(line, "settings");
+    if (settings.empty()) return settings;
+    if (line.contains("from") && line["from"].is_string()) settings["from"] = line["from"].get<std::string>();
+    return settings;
+}
+
+nlohmann::json first_line(const std::string& path) {
+    const MappedFile file(path);
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    return parse_json(text.substr(0, text.find('\n')));
+}
+
+std::map<std::string, std::string> flags_of_run(const std::string& run_folder) {
+    const std::string metrics = run_folder + "/metrics.jsonl";
+    return is_file(metrics) ? texts_of_line(first_line(metrics), "flags")
+                            : std::map<std::string, std::string>();
+}
+
+int64_t last_update(const std::string& path) {
+    const MappedFile file(path);
+    std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+    text = text.substr(0, text.rfind('\n') + 1);  // a line that is not complete is none
+    const size_t at = text.rfind("\"loss\":");
+    if (at == text.npos) return 0;
+    const size_t begin = text.rfind('\n', at) + 1;
+    const nlohmann::json line = parse_json(text.substr(begin, text.find('\n', at) - begin));
+    const bool has_step = line.is_object() && line.contains("step") && line["step"].is_number_unsigned();
+    return has_step ? line["step"].get<int64_t>() : 0;
+}
+
 MetricsLog::MetricsLog(const std::string& run_folder, const std::string& config, int64_t resume_step)
     : lock_(run_folder), path_(run_folder + "/metrics.jsonl") {
     const bool resume = resume_step >= 0 && is_file(path_);

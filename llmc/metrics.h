@@ -17,6 +17,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,6 +42,21 @@ struct UpdateMetrics {
 
 // The shortest text that reads back as the same float32; "null" for NaN and infinity, which JSON lacks.
 std::string json_number(float value);
+
+// The first line of a run's metrics.jsonl: one JSON object with `facts` (the commit, the device, what the run
+// starts "from"), the run's "settings", and the "flags" that it was given.
+std::string line_of_settings(const std::map<std::string, std::string>& facts,
+                             const std::map<std::string, std::string>& settings,
+                             const std::map<std::string, std::string>& flags);
+// And back: the settings, and "from"; empty if the line has none.
+std::map<std::string, std::string> settings_of_line(const nlohmann::json& line);
+
+// The first line of a metrics.jsonl; a discarded value if it is none.
+nlohmann::json first_line(const std::string& path);
+// The flags in that of a run folder; none if there is no such file or line, or if an older version wrote it.
+std::map<std::string, std::string> flags_of_run(const std::string& run_folder);
+// The last update in a metrics.jsonl; 0: there is none.
+int64_t last_update(const std::string& path);
 
 class MetricsLog {
   public:

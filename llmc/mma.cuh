@@ -35,8 +35,8 @@ __device__ __forceinline__ SharedAddress shared_address(const void* p) {
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix
-// l / 8 (16 bytes each); r[i] of lane l gets columns 2t, 2t+1 of row g of matrix i. The second form turns
-// each matrix.
+// l / 8 (16 bytes each); r[i] of lane l gets columns 2t, 2t+1 of row g of matrix i. The second form
+// transposes each matrix.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -152,16 +152,17 @@ template <int COLS>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], SharedAddress first, int row0, int group) {
     ldmatrix_x4(a, piece<COLS>(first, row0, group));
 }
-// The A fragment of the turned piece: A's rows are the tile's columns. `first` is in Order::columns.
+// The A fragment of the transposed piece: A's rows are the tile's columns. `first` is in Order::columns.
 template <int COLS>
-__device__ __forceinline__ void load_a_turned(uint32_t (&a)[4], SharedAddress first, int row0, int group) {
+__device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], SharedAddress first, int row0,
+                                                  int group) {
     ldmatrix_x4_trans(a, piece<COLS>(first, row0, group));
 }
-// Two B fragments of the turned piece, for products with tile^T: B's columns are the tile's rows row0 ... +7
-// (b0) and the next 8 (b1). `first` is in Order::columns.
+// Two B fragments of the transposed piece, for products with tile^T: B's columns are the tile's rows row0 ...
+// +7 (b0) and the next 8 (b1). `first` is in Order::columns.
 template <int COLS>
-__device__ __forceinline__ void load_b_turned(uint32_t (&b0)[2], uint32_t (&b1)[2], SharedAddress first,
-                                              int row0, int group) {
+__device__ __forceinline__ void load_b_transposed(uint32_t (&b0)[2], uint32_t (&b1)[2], SharedAddress first,
+                                                  int row0, int group) {
     uint32_t r[4];
     ldmatrix_x4(r, piece<COLS>(first, row0, group));
     b0[0] = r[0], b0[1] = r[1], b1[0] = r[2], b1[1] = r[3];

@@ -1,8 +1,9 @@
 // GPT-2's hyper-parameters and the one table of its parameters. Allocation, initialization, loading,
-// saving, weight decay and --debug-state all walk this table, so a tensor is described once.
+// saving, weight decay and --debug-state all walk this table, so a tensor is described once. The structs of
+// pointers at the end have its order.
 //
 // Names are Hugging Face's. A matrix is stored here as [out, in] (each output's weights lie together);
-// Hugging Face's Conv1D stores [in, out] on disk, which `turned` marks: it is turned once, on load.
+// Hugging Face's Conv1D stores [in, out] on disk, which `transposed` marks: it is transposed once, on load.
 // The vocabulary is padded to a multiple of 128 rows in memory, for the matmuls; never on disk.
 #pragma once
 #include <cassert>
@@ -19,6 +20,7 @@ struct GPT2Config {
     int num_heads = 12;             // NH
     int channels = 768;             // C, a multiple of NH
 
+    int head_size() const { return channels / num_heads; }  // hs
     bool operator==(const GPT2Config&) const = default;
 };
 
@@ -46,8 +48,7 @@ inline std::string config_problem(const GPT2Config& c) {
     if (c.num_layers < 1 || c.num_layers > kMaxLayers) return "the number of layers must be 1 to 256";
     if (c.channels < 8 || c.channels > 16384) return "the number of channels must be 8 to 16384";
     if (c.num_heads < 1 || c.channels % c.num_heads) return "the channels must divide evenly among the heads";
-    int head_size = c.channels / c.num_heads;
-    if (head_size % 8 || head_size > 128)
+    if (c.head_size() % 8 || c.head_size() > 128)
         return "the head size (channels / heads) must be a multiple of 8, at most 128";
     return "";
 }
@@ -62,8 +63,8 @@ struct ParamSpec {
     bool per_layer;
     Dim rows, cols;  // as stored here; a vector has rows = one
     Init init;
-    bool decay;   // AdamW's weight decay: matrices only
-    bool turned;  // stored on disk as [cols, rows]
+    bool decay;       // AdamW's weight decay: matrices only
+    bool transposed;  // stored on disk as [cols, rows]
 };
 
 inline constexpr ParamSpec kGPT2Params[] = {
@@ -92,7 +93,7 @@ struct ParamTensor {
     int rows, cols;    // as stored here, vocabulary padded
     int rows_on_disk;  // rows without the padding
     bool is_vector;    // shape on disk is [cols]
-    bool turned;       // shape on disk is [cols, rows_on_disk], otherwise [rows_on_disk, cols]
+    bool transposed;   // shape on disk is [cols, rows_on_disk], otherwise [rows_on_disk, cols]
     bool decay;
     Init init;
 
@@ -100,7 +101,7 @@ struct ParamTensor {
     size_t size_on_disk() const { return static_cast<size_t>(rows_on_disk) * cols; }
     std::vector<int64_t> shape_on_disk() const {
         if (is_vector) return {cols};
-        if (turned) return {cols, rows_on_disk};
+        if (transposed) return {cols, rows_on_disk};
         return {rows_on_disk, cols};
     }
 };
@@ -128,7 +129,7 @@ inline std::vector<ParamTensor> gpt2_params(const GPT2Config& c) {
     size_t offset = 0;
     auto add = [&](const ParamSpec& s, const std::string& prefix) {
         tensors.push_back({prefix + s.name, offset, extent(s.rows, true), extent(s.cols, true),
-                           extent(s.rows, false), s.rows == Dim::one, s.turned, s.decay, s.init});
+                           extent(s.rows, false), s.rows == Dim::one, s.transposed, s.decay, s.init});
         offset += tensors.back().size();
     };
     constexpr int n = sizeof(kGPT2Params) / sizeof(kGPT2Params[0]);

@@ -11,6 +11,7 @@
 #include "files.h"
 #include "flags.h"
 #include "json_file.h"
+#include "metrics.h"
 #include "sampler.h"
 
 TargetLossFlag parse_target_loss(const std::string& text) {
@@ -120,5 +121,6 @@ std::string TargetLoss::setting() const {
         memcpy(&bits, &ce, sizeof bits);
         digest = random_bits(digest, 0, bits);
     }
-    return format("%g over losses %016llx", margin_, static_cast<unsigned long long>(digest));
+    return setting_text(static_cast<float>(margin_)) +
+           format(" over losses %016llx", static_cast<unsigned long long>(digest));
 }

@@ -67,7 +67,7 @@ class TargetLoss {
     static constexpr double kMostViolation = 3.0;  // beyond, an excess does not say how far lambda is off
     static constexpr double kMostFactor = 1000.0;  // neither I nor its inverse is larger
 
-    // warmup: the updates over which lambda rises by its schedule.
+    // warmup: the update at which lambda's rise by its schedule ends.
     TargetLoss(std::vector<float> plain, float margin, int64_t warmup = 0);
 
     // What lambda of update t is multiplied by.

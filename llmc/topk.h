@@ -1,5 +1,5 @@
-// The attention top-k regularizer: what it measures, and how its weight lambda moves through a run. Host
-// mathematics only; the kernels are in attention.cuh.
+// The attention top-k regularizer: what it measures, for the host and for kernels (attention.cuh has the
+// gradient), and how its weight lambda moves through a run.
 //
 // For one query i with n = i + 1 visible keys, p = softmax of its scores and S the k largest of them,
 //
@@ -9,10 +9,6 @@
 //
 //   tail: f(M) = 1 - M     the total variation distance between p and its top k, renormalized
 //   kl:   f(M) = -log M    KL(top k, renormalized; p)
-//
-// f depends on M alone, and M's gradient in the scores is p_ij ([j in S] - M), so with S held fixed
-//
-//   d(lambda R) / ds_ij = c_i p_ij ([j in S_i] - M_i),   c_i = lambda f'(M_i) / N,   N = rows averaged.
 //
 // A baseline beside them averages, over the same rows, the entropy H_i in the place of f(M_i); its
 // mathematics is in attention_entropy.cuh.
@@ -48,8 +44,8 @@ inline int64_t regularized_rows(int B, int T, int num_heads, int k) {
 }
 
 // lambda at update `step` (from 0): 0 in the first `start` updates, then rising linearly to its full value,
-// which it has from update `warmup` on. Learn first, condense later: a model that is pressed from the first
-// update pays for it in loss.
+// which it has from update `warmup` on (one later than a learning rate has its own: schedule.h). Learn first,
+// condense later: a model that is pressed from the first update pays for it in loss.
 inline float lambda_at(int64_t step, float lambda, int64_t start, int64_t warmup) {
     if (step >= warmup) return lambda;
     if (step < start) return 0.0f;

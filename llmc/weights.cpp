@@ -221,7 +221,7 @@ GPT2Config read_gpt2_config(const std::string& folder) {
 
 // ---- Parameters, and arrays laid out like them, in and out of files ----
 
-void turn_matrix(const float* in, int rows, int cols, float* out) {
+void transpose(const float* in, int rows, int cols, float* out) {
     constexpr int block = 32;
     for (int r0 = 0; r0 < rows; r0 += block)
         for (int c0 = 0; c0 < cols; c0 += block)
@@ -247,11 +247,11 @@ void declare_params(SafetensorsWriter& file, const GPT2Config& config, const std
 
 void write_param(SafetensorsWriter& file, const ParamTensor& p, const std::string& prefix,
                  const float* data) {
-    std::vector<float> turned;
-    if (p.turned) {
-        turned.resize(p.size());
-        turn_matrix(data, p.rows, p.cols, turned.data());
-        data = turned.data();
+    std::vector<float> transposed;
+    if (p.transposed) {
+        transposed.resize(p.size());
+        transpose(data, p.rows, p.cols, transposed.data());
+        data = transposed.data();
     }
     file.write(prefix + p.name, data, p.size_on_disk() * sizeof(float));
 }
@@ -268,14 +268,14 @@ void write_params(SafetensorsWriter& file, const GPT2Config& config, const std::
 
 void read_params(const std::string& path, const GPT2Config& config, float* values,
                  const std::function<void(const ParamTensor& p, float* on_disk)>& read) {
-    std::vector<float> turned;
+    std::vector<float> transposed;
     for (const ParamTensor& p : gpt2_params(config)) {
         float* data = values + p.offset;
         const size_t n = p.size_on_disk();
-        if (p.turned) {
-            turned.resize(n);
-            read(p, turned.data());
-            turn_matrix(turned.data(), p.cols, p.rows, data);
+        if (p.transposed) {
+            transposed.resize(n);
+            read(p, transposed.data());
+            transpose(transposed.data(), p.cols, p.rows, data);
         } else {
             read(p, data);
             std::fill(data + n, data + p.size(), 0.0f);
@@ -357,7 +357,7 @@ std::string tf_name(std::string name) {
 
 std::vector<int64_t> tf_shape(const ParamTensor& p) {
     std::vector<int64_t> shape = p.shape_on_disk();
-    if (p.turned) shape.insert(shape.begin(), 1);
+    if (p.transposed) shape.insert(shape.begin(), 1);
     return shape;
 }
 

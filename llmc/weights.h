@@ -56,7 +56,7 @@ GPT2Config read_gpt2_config(const std::string& folder);
 // ---- Parameters, and arrays laid out like them, in and out of files ----
 
 // out[c][r] = in[r][c], for in of [rows, cols]. In square blocks, so that both sides stay in the cache.
-void turn_matrix(const float* in, int rows, int cols, float* out);
+void transpose(const float* in, int rows, int cols, float* out);
 
 void declare_params(SafetensorsWriter& file, const GPT2Config& config, const std::string& prefix);
 

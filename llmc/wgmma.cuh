@@ -6,7 +6,7 @@
 // multiple of 1024 bytes. Warp w of the warpgroup has rows 16w ... +15 of the sum d, and of an A in
 // registers, laid out as the fragments of mma.m16n8k16 are. Two products:
 //
-//   set_product_turned:  d = a b^T    d[i][j] = sum_k a[i][k] b[j][k], a and b tiles
+//   set_product_transposed:  d = a b^T    d[i][j] = sum_k a[i][k] b[j][k], a and b tiles
 //   add_product:         d += a b     d[i][j] += sum_k a[i][k] b[k][j], a in registers, b a tile
 //
 // They run while the warps go on. begin_products() comes before the first, and after registers that they use
@@ -45,7 +45,7 @@ inline void fence_tiles() {}
 template <class... D>
 void wait_products(D&...) {}
 
-inline void set_product_turned(Accumulator& d, Tile a, Tile b) {
+inline void set_product_transposed(Accumulator& d, Tile a, Tile b) {
     const SharedAddress a_first = first_piece<64, Order::rows>(a.start);
     const SharedAddress b_first = first_piece<64, Order::columns>(b.start);
     memset(d, 0, sizeof d);
@@ -54,7 +54,7 @@ inline void set_product_turned(Accumulator& d, Tile a, Tile b) {
         load_a<64>(fragment, a_first, threadIdx.x / 32 % 4 * 16, kk);
         for (int n = 0; n < 4; n++) {
             uint32_t b0[2], b1[2];
-            load_b_turned<64>(b0, b1, b_first, 16 * n, kk);
+            load_b_transposed<64>(b0, b1, b_first, 16 * n, kk);
             mma_m16n8k16_bf16(d[2 * n], fragment, b0);
             mma_m16n8k16_bf16(d[2 * n + 1], fragment, b1);
         }
@@ -118,7 +118,7 @@ __device__ __forceinline__ void wait_products(D&... d) {
 // Four steps of 16 terms. A step is 32 bytes along the rows of a tile, or 16 of its rows. The first
 // overwrites d: zeros written to it beforehand would be writes between one product and the next, before which
 // the compiler waits.
-__device__ __forceinline__ void set_product_turned(Accumulator& d, Tile a, Tile b) {
+__device__ __forceinline__ void set_product_transposed(Accumulator& d, Tile a, Tile b) {
     if constexpr (kHasWgmma) {
         asm volatile(WGMMA_64 "%32, %33, 0, 1, 1, 0, 0;" : WGMMA_SUMS("=f", d) : "l"(a.bits), "l"(b.bits));
 #pragma unroll

@@ -324,15 +324,15 @@ TEST_CASE("the set that the backward rebuilds is the forward's") {
 }
 
 // x y^T of 64 x 64 in every way in which the kernels multiply, with four warps: 0 by mma, 1 by
-// wgmma, x and y exchanged and the result turned if `turned`; and x y: 2 by mma, 3 by wgmma.
-__global__ void product_kernel(float* product, const bf16* x, const bf16* y, int way, bool turned) {
+// wgmma, x and y exchanged and the result transposed if `transposed`; and x y: 2 by mma, 3 by wgmma.
+__global__ void product_kernel(float* product, const bf16* x, const bf16* y, int way, bool transposed) {
     __shared__ __align__(kWgmmaAlignment) bf16 x_tile[64 * 64];
     __shared__ __align__(kWgmmaAlignment) bf16 y_tile[64 * 64];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     for (int i = threadIdx.x; i < 64 * 64; i += 128) {
         const int at = swizzled<64>(i / 64, i % 64 / 8) + i % 8;
-        x_tile[at] = turned ? y[i] : x[i];
-        y_tile[at] = turned ? x[i] : y[i];
+        x_tile[at] = transposed ? y[i] : x[i];
+        y_tile[at] = transposed ? x[i] : y[i];
     }
     fence_tiles();
     __syncthreads();
@@ -342,7 +342,7 @@ __global__ void product_kernel(float* product, const bf16* x, const bf16* y, int
     if (way == 1 || way == 3) {
         begin_products();
         if (way == 1)
-            set_product_turned(d, describe_tile(x_tile), describe_tile(y_tile));
+            set_product_transposed(d, describe_tile(x_tile), describe_tile(y_tile));
         else
             add_product(d, a, describe_tile(y_tile));
         commit_products();
@@ -352,7 +352,7 @@ __global__ void product_kernel(float* product, const bf16* x, const bf16* y, int
             for (int n = 0; n < 4; n++) {
                 uint32_t b0[2], b1[2];
                 if (way == 0)
-                    load_b_turned<64>(b0, b1, first_piece<64, Order::columns>(y_tile), 16 * n, kk);
+                    load_b_transposed<64>(b0, b1, first_piece<64, Order::columns>(y_tile), 16 * n, kk);
                 else
                     load_b<64>(b0, b1, first_piece<64, Order::rows>(y_tile), 16 * kk, n);
                 mma_m16n8k16_bf16(d[2 * n], a[kk], b0);
@@ -362,7 +362,7 @@ __global__ void product_kernel(float* product, const bf16* x, const bf16* y, int
     for (int n = 0; n < 8; n++)
         for (int e = 0; e < 4; e++) {
             const int row = 16 * warp + g + e / 2 * 8, column = 8 * n + 2 * t + e % 2;
-            product[turned ? column * 64 + row : row * 64 + column] = d[n][e];
+            product[transposed ? column * 64 + row : row * 64 + column] = d[n][e];
         }
 }
 
@@ -371,9 +371,9 @@ TEST_CASE("a score is the same bits in every kernel: q k^T or (k q^T)^T, by mma 
     for (double scale : {1e-3, 1.0, 50.0}) {
         DeviceArray<bf16> x(normal_values<bf16>(64 * 64, 1, scale)),
             y(normal_values<bf16>(64 * 64, 2, scale));
-        const auto product = [&](int way, bool turned) {
+        const auto product = [&](int way, bool transposed) {
             DeviceArray<float> result(64 * 64);
-            product_kernel<<<1, 128, 0, ctx.stream>>>(result, x, y, way, turned);
+            product_kernel<<<1, 128, 0, ctx.stream>>>(result, x, y, way, transposed);
             CUDA_CHECK(cudaGetLastError());
             CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
             return result.get();
@@ -390,7 +390,7 @@ TEST_CASE("a score is the same bits in every kernel: q k^T or (k q^T)^T, by mma 
         CHECK(relative_error(product(2, false), want_straight) < 1e-6);
         CHECK(product(0, true) == score);
         if (!ctx.use_wgmma) continue;
-        for (bool turned : {false, true}) CHECK(product(1, turned) == score);
+        for (bool transposed : {false, true}) CHECK(product(1, transposed) == score);
         CHECK(product(3, false) == product(2, false));
     }
 }

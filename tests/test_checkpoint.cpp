@@ -256,11 +256,11 @@ TEST_CASE("a checkpoint is what Hugging Face's GPT-2 expects") {
                             std::bit_cast<uint32_t>(snapshot.params[p.offset + out * 8 + in]));
 }
 
-TEST_CASE("a matrix is turned, at sizes that no block divides") {
+TEST_CASE("a matrix is transposed, at sizes that no block divides") {
     for (auto [rows, cols] : {std::pair{1, 1}, {1, 100}, {100, 1}, {31, 33}, {32, 32}, {65, 130}}) {
         std::vector<float> in(rows * cols), out(rows * cols, -1);
         for (size_t i = 0; i < in.size(); i++) in[i] = static_cast<float>(i);
-        turn_matrix(in.data(), rows, cols, out.data());
+        transpose(in.data(), rows, cols, out.data());
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < cols; c++) REQUIRE(out[c * rows + r] == in[r * cols + c]);
     }
@@ -286,7 +286,7 @@ TEST_CASE("models written by transformers load: one file, several, by folder and
             const ParamTensor& p = tensors[i];
             for (int r = 0; r < p.rows; r++)
                 for (int c = 0; c < p.cols; c++) {
-                    const size_t j = p.turned ? c * p.rows + r : r * p.cols + c;
+                    const size_t j = p.transposed ? c * p.rows + r : r * p.cols + c;
                     const float want = r < p.rows_on_disk ? (37 * i + j) % 256 / 64.0f - 2 : 0;
                     if (params[p.offset + r * p.cols + c] != want)
                         FAIL(p.name << "[" << r << "][" << c << "]");
@@ -967,7 +967,7 @@ TEST_CASE("the debug state has every tensor under its public name, without paddi
             file.read_f32(prefix + p.name, p.shape_on_disk(), read.data());
             for (int r = 0; r < p.rows_on_disk; r++)
                 for (int c = 0; c < p.cols; c++)
-                    REQUIRE(read[p.turned ? c * p.rows + r : r * p.cols + c] ==
+                    REQUIRE(read[p.transposed ? c * p.rows + r : r * p.cols + c] ==
                             (*values)[p.offset + r * p.cols + c]);
         }
 }

@@ -194,6 +194,8 @@ TEST_CASE("flags: what is taken") {
     CHECK(parse({"--bat", "10", "--l", "3", "--kindn", "x"}, p) == "");  // as much as it takes to know which
     CHECK(p.number == 10);
     CHECK(p.real == 3.0f);
+    CHECK(parse({"--lr", "-0"}, p) == "");
+    CHECK(!std::signbit(p.real));
 }
 
 TEST_CASE("flags: what was given is told by long names, and sets the same again") {

@@ -63,9 +63,9 @@ TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
-    for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy})
+    for (Reg reg : {Reg::tail, Reg::kl, Reg::entropy}) {
+        GPT2<float> model = model_with<float>(ctx, {kSmall, B, T, 0, reg}, params);
         for (int k : {1, 4, 36, 37, 100}) {
             CAPTURE(k);
             const TrainConfig c = small_run(B, T, k, reg);
@@ -79,6 +79,7 @@ TEST_CASE("fp32: loss, R, mass and every tensor's gradient") {
             CHECK(stats.mass == doctest::Approx(loss.mass).epsilon(1e-6));
             compare_tensors(kSmall, got, want, 2e-5);
         }
+    }
 }
 
 TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradients") {
@@ -86,10 +87,10 @@ TEST_CASE("fp32: the regularizer's part alone, as the difference of two gradient
     const Context ctx = make_context();
     const int B = 2, T = 33;
     const std::vector<float> params = busy_params<float>(kSmall);
-    GPT2<float> model = model_with<float>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 6);
     for (Reg reg : {Reg::kl, Reg::entropy}) {
         CAPTURE(reg_name(reg));
+        GPT2<float> model = model_with<float>(ctx, {kSmall, B, T, 0, reg}, params);
         const TrainConfig c = small_run(B, T, 5, reg);
         const float lambda = 100.0f;
         const auto with = gradients(ctx, model, batch, c, lambda),
@@ -120,10 +121,10 @@ TEST_CASE("bf16: gradients of the same bf16 weights, as good as the problem's co
     const Context ctx = make_context();
     const int B = 2, T = 37;
     const std::vector<float> params = busy_params<bf16>(kSmall);
-    GPT2<bf16> model = model_with<bf16>(ctx, {kSmall, B, T, 0, Reg::entropy}, params);
     const Batch batch = random_batch(B * T, kSmall.vocab_size, 5);
     for (Reg reg : {Reg::kl, Reg::entropy}) {
         CAPTURE(reg_name(reg));
+        GPT2<bf16> model = model_with<bf16>(ctx, {kSmall, B, T, 0, reg}, params);
         const TrainConfig c = small_run(B, T, 4, reg);
         StepStats stats;
         const auto got = gradients(ctx, model, batch, c, 3.0f, 1.0f, true, &stats);
@@ -213,7 +214,7 @@ TEST_CASE_TEMPLATE("replayed micro-steps give the bits of those that run as writ
             CAPTURE(t);
             CHECK(same_bits(to_host(ctx, replayed.grads_base, replayed.num_params),
                             to_host(ctx, plain.grads_base, plain.num_params)));
-            for (GPT2<Float>* model : {&replayed, &plain}) update(ctx, *model, c, 1e-3f, t);
+            for (GPT2<Float>* model : {&replayed, &plain}) optimizer_step(ctx, *model, c, 1e-3f, t);
             CHECK(same_bits(to_host(ctx, replayed.acts.stats, 1), to_host(ctx, plain.acts.stats, 1)));
             CHECK(same_bits(to_host(ctx, replayed.master, replayed.num_params),
                             to_host(ctx, plain.master, plain.num_params)));
@@ -465,7 +466,7 @@ TEST_CASE("a sample: each token is drawn behind the last T, by a number of its o
     for (uint64_t i = 0; i < made.size(); i++) {
         const int n = std::min((int)text.size(), T);
         to_device(model.acts.inputs, text.data() + text.size() - n, n);
-        forward(ctx, model, 1, n, 0, c.reg);
+        forward(ctx, model, 1, n, 0);
         logits_forward(ctx, model, 0, n);
         const std::vector<float> logits = to_host(ctx, model.acts.logits, (size_t)n * Vp);
         CHECK(made[i] ==
@@ -516,11 +517,11 @@ TEST_CASE("--debug-state: lambda in full, its gradient, and thresholds between t
     const std::vector<float> params = busy_params<float>(kSmall);
     for (const ParamTensor& p : gpt2_params(kSmall)) {
         CAPTURE(p.name);
-        const auto on_disk = [&](const std::vector<float>& all) {  // without the padding, and turned
+        const auto on_disk = [&](const std::vector<float>& all) {  // without the padding, and transposed
             std::vector<double> part(p.size_on_disk());
             for (int r = 0; r < p.rows_on_disk; r++)
                 for (int i = 0; i < p.cols; i++)
-                    part[p.turned ? (size_t)i * p.rows_on_disk + r : (size_t)r * p.cols + i] =
+                    part[p.transposed ? (size_t)i * p.rows_on_disk + r : (size_t)r * p.cols + i] =
                         all[p.offset + (size_t)r * p.cols + i];
             return part;
         };
@@ -728,14 +729,14 @@ TEST_CASE("a gradient that is not finite stops the update, names the tensor and 
     const float bad = NAN;
     to_device(model.grads.layers[1].fc_b + 5, &bad, 1);
     reset_stats(ctx, model);
-    update(ctx, model, c, 1e-3f, 17);
+    optimizer_step(ctx, model, c, 1e-3f, 17);
     check_mentions(error_of([&] { check_stats(to_host(ctx, model.acts.stats, 1)[0], kSmall, 17); }),
                    "update 17: grad.h.1.mlp.c_fc.bias");
     CHECK(to_host(ctx, model.master, model.num_params) == before);
     // of several, the first; and losses before gradients
     to_device(model.grads.layers[0].ln1_b + 2, &bad, 1);
     reset_stats(ctx, model);
-    update(ctx, model, c, 1e-3f, 18);
+    optimizer_step(ctx, model, c, 1e-3f, 18);
     StepStats stats = to_host(ctx, model.acts.stats, 1)[0];
     const auto message = [&] { return error_of([&] { check_stats(stats, kSmall, 18); }); };
     check_mentions(message(), "grad.h.0.ln_1.bias");
@@ -768,7 +769,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
         double norm = 0;
         for (float g : grads) norm += (double)g * g;
         norm = sqrt(norm);
-        update(ctx, model, c, 1e-3f, 1);
+        optimizer_step(ctx, model, c, 1e-3f, 1);
         CHECK(to_host(ctx, model.acts.stats, 1)[0].norm.norm == doctest::Approx(norm).epsilon(1e-5));
         std::vector<double> want;
         for (float g : grads) want.push_back(0.1 * g * (clip > 0 ? clip / norm : 1.0));
@@ -778,7 +779,7 @@ TEST_CASE("clipping scales the gradient to the norm that is asked for, and decay
     TrainConfig c = small_run(1, 16, 4, Reg::tail);
     c.weight_decay = 0.5f;
     CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
-    update(ctx, model, c, 0.1f, 1);  // no gradient: what moves is the decay
+    optimizer_step(ctx, model, c, 0.1f, 1);  // no gradient: what moves is the decay
     const auto after = to_host(ctx, model.master, model.num_params);
     for (const ParamTensor& p : gpt2_params(kSmall))
         for (size_t i = p.offset; i < p.offset + p.size(); i++)
@@ -796,7 +797,7 @@ TEST_CASE("one batch is learned by heart, and its attention condenses") {
     for (int t = 1; t <= 200; t++) {
         StepStats stats;
         gradients(ctx, model, batch, c, 0.3f, 1.0f, true, &stats);
-        update(ctx, model, c, 3e-3f, t);
+        optimizer_step(ctx, model, c, 3e-3f, t);
         ce = stats.ce;
         mass = stats.mass;
     }
@@ -889,7 +890,7 @@ TEST_CASE("in 8 bits: each linear layer has scales of its own, from its own oper
                 const Fp8Scale scale{right.inverse, max_bits};
                 to_device(f.inp_scale(), &scale, 1);
                 CUDA_CHECK(cudaMemset(model.grads_base, 0, model.num_params * sizeof(float)));
-                backward(ctx, model, B, T, c.topk, c.reg, {true, true, true});
+                backward(ctx, model, B, T, c.topk, {true, true, true});
                 const std::vector<float> got = to_host(ctx, layer.grad, layer.weights);
                 CHECK(std::isfinite(got[0]) == (max_bits == right.max_bits));
             }
@@ -908,7 +909,7 @@ TEST_CASE("in 8 bits, too, one batch is learned by heart, and its attention cond
     StepStats stats;
     for (int t = 1; t <= 120; t++) {
         gradients(ctx, model, batch, c, 0.3f, 1.0f, true, &stats);
-        update(ctx, model, c, 3e-3f, t);
+        optimizer_step(ctx, model, c, 3e-3f, t);
     }
     CHECK(stats.ce < 0.05);
     CHECK(stats.mass > 0.9);

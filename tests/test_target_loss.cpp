@@ -103,6 +103,7 @@ TEST_CASE("a restored controller goes on bit for bit, and refuses a state that i
 
     CHECK(straight.setting() == TargetLoss(plain, 0.013f).setting());
     CHECK(straight.setting() != TargetLoss(plain, 0.014f).setting());
+    CHECK(straight.setting() != TargetLoss(plain, std::nextafter(0.013f, 1.0f)).setting());
     plain[59] = std::nextafter(plain[59], 0.0f);
     CHECK(straight.setting() != TargetLoss(plain, 0.013f).setting());
 }

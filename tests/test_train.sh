@@ -296,8 +296,8 @@ check "what is both trained and validated on is named, and a k that leaves nothi
     grep -q "^note: $work/one_train_000000.bin is trained on as well" "$work/log" && grep -q "top 64 keys: no row has more" "$work/log"'
 on one -x 1 -n 0 --lambda-start 7 --lambda-warmup 10 -o "$work/never"
 check "so is a lambda that never begins to rise" '[ $? = 0 ] && grep -q "so nothing is regularized" "$work/log"'
-on one -x 1 -n 0 --lambda-warmup 5 -o "$work/slow"
-check "and one that is not full when the run ends" '[ $? = 0 ] && grep -q "rising over 5 updates, and the run ends before it is full" "$work/log"'
+on one -x 1 -n 0 --lambda-warmup 100% -o "$work/slow"
+check "and one that is not full when the run ends" '[ $? = 0 ] && grep -q "rising over 1 update, and the run ends before it is full" "$work/log"'
 on one -x 1 -n 0 -u 5 -o "$work/warm"
 check "and a warm-up that is longer than the run" '[ $? = 0 ] && grep -q "warm-up 5 updates (the run ends before it is reached)" "$work/log"'
 on one -x 1 -n 0 --lambda-layers 0 -o "$work/no_layer"
@@ -447,11 +447,13 @@ check "without GPT-2 tokens a model from scratch learns bytes, and that is said"
 
 # What the machine decided where no flag did, -y must find again: the data, and the tokens of an update.
 again() { (cd "$work" && "$place/train_gpt2cpu" "$@" -o "$work/of_default" >"$work/log" 2>&1); }
-again -e tiny -b 2 -t 64 -x 4 -n 2 -s 0 -v 0 && rm -r "$work/of_default/step_00000004"
+again -e tiny -b 2 -x 4 -n 2 -s 0 -v 0 && rm -r "$work/of_default/step_00000004"
 for part in train val; do cp "$work/other_${part}_000000.bin" "$place/data/other_bytes_${part}_000000.bin"; done
 echo other >"$place/data/default_dataset"
-check "what the machine decided is written down" 'head -n 1 "$work/of_default/metrics.jsonl" | grep -q "\"tokens-per-update\":\"128\"" &&
+check "what the machine decided is written down" 'head -n 1 "$work/of_default/metrics.jsonl" | grep -q "\"tokens-per-update\":\"256\"" &&
     head -n 1 "$work/of_default/metrics.jsonl" | grep -q "one_bytes_val"'
+again -y -t 100
+check "a context that no flag gave is not blamed on another flag" '[ $? = 1 ] && grep -q "context was 128 and is now 100" "$work/log"'
 again -y
 check "-y goes on with the default data of the first day, whatever it is now" '[ $? = 0 ] &&
     grep -q "one_bytes_train" "$work/log" && grep -q "resumed after 2 updates" "$work/log"'
@@ -463,6 +465,9 @@ run "${quick[@]}" --debug-state "$work/pipe"
 check "--debug-state writes to what is no file" '[ $? = 0 ] && wait $! && [ -p "$work/pipe" ] && [ -s "$work/piped" ]'
 run "${quick[@]}" --debug-state "$work/state.safetensors" -o "$work/none"
 check "--debug-state writes its file, exits with 0 and leaves no run" '[ $? = 0 ] && [ -s "$work/state.safetensors" ] && [ ! -e "$work/none" ]'
+
+run -i "$work/text_train_*.bin" -e tiny -b 2 -t 64 --debug-state "$work/state.safetensors"
+check "nor does it need data to validate on" '[ $? = 0 ]'
 
 # ---- bad input: one sentence, exit status 1, no crash
 refuse() { # words that the sentence must hold, then arguments

@@ -32,7 +32,7 @@ std::vector<float> fixture_values(const GPT2Config& config) {
         const ParamTensor& p = tensors[i];
         for (size_t r = 0; r < (size_t)p.rows_on_disk; r++)
             for (size_t c = 0; c < (size_t)p.cols; c++) {
-                const size_t j = p.turned ? c * p.rows + r : r * p.cols + c;
+                const size_t j = p.transposed ? c * p.rows + r : r * p.cols + c;
                 values[p.offset + r * p.cols + c] = (float)((37 * i + j) % 256) / 64.0f - 2;
             }
     }
@@ -323,12 +323,12 @@ TEST_CASE("of tied weights safetensors' save_model() keeps lm_head.weight") {
         };
         for (const ParamTensor& p : gpt2_params(model.config))
             file.declare(name_of(p), "F32", p.shape_on_disk());
-        std::vector<float> turned;
+        std::vector<float> transposed;
         for (const ParamTensor& p : gpt2_params(model.config)) {
             const float* data = model.params.data() + p.offset;
-            turned.assign(data, data + p.size_on_disk());
-            if (p.turned) turn_matrix(data, p.rows, p.cols, turned.data());
-            file.write(name_of(p), turned.data(), turned.size() * sizeof(float));
+            transposed.assign(data, data + p.size_on_disk());
+            if (p.transposed) transpose(data, p.rows, p.cols, transposed.data());
+            file.write(name_of(p), transposed.data(), transposed.size() * sizeof(float));
         }
         file.finish();
     }

@@ -637,7 +637,7 @@ Timing time_steps(const Bench& b, GPT2<bf16>& model, const std::vector<std::vect
         CUDA_CHECK(cudaMemsetAsync(model.grads_base, 0, model.num_params * sizeof(float), stream));
         reset_stats(b.ctx, model);
         micro_step(b.ctx, model, tokens.data(), tokens.data() + 1, c, k.lambda, 1.0f, 1.0f);
-        update(b.ctx, model, c, c.lr, ++updates);
+        optimizer_step(b.ctx, model, c, c.lr, ++updates);
         CUDA_CHECK(cudaMemcpyAsync(measured[i % 2].data, model.acts.stats, sizeof(StepStats),
                                    cudaMemcpyDeviceToHost, stream));
         ready[i % 2].record(b.ctx);

@@ -504,4 +504,5 @@ void export_model(const std::string& to, const GPT2Config& config, const float* 
         std::filesystem::remove_all(temporary, error);
         throw;
     }
+    sync_folder(folder_of(folder));
 }

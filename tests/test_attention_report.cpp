@@ -117,6 +117,10 @@ TEST_CASE("each head's numbers are means over the rows that they are about") {
                 const double whole = mean_of(rows, kReportKs[x], [](const RowStats& r) { return r.nosink; });
                 CHECK(got["mass_nosink"][x].get<double>() == doctest::Approx(part / whole).epsilon(1e-12));
             }
+            check(got["mass_k"], kK, [](const RowStats& r) { return r.mass_k; });
+            const double part = mean_of(rows, kK, [](const RowStats& r) { return r.mass_nosink_k; });
+            const double whole = mean_of(rows, kK, [](const RowStats& r) { return r.nosink; });
+            CHECK(got["mass_nosink_k"].get<double>() == doctest::Approx(part / whole).epsilon(1e-12));
             check(got["keys90"], 0, [](const RowStats& r) { return r.keys90; });
             check(got["keys95"], 0, [](const RowStats& r) { return r.keys95; });
             check(got["keys99"], 0, [](const RowStats& r) { return r.keys99; });
@@ -160,6 +164,7 @@ TEST_CASE("mass by position, layer by layer: buckets of 16, null below k keys") 
     const Fed fed;
     const nlohmann::json got = fed.report.mass_by_position();
     CHECK(got["begin"] == nlohmann::json({0, 16, 32}));
+    CHECK(AttentionReport(1, 1, 32, 1).mass_by_position()["begin"] == nlohmann::json({0, 16}));
     REQUIRE(got["mass"].size() == kLayers);
     for (int layer = 0; layer < kLayers; layer++) {
         REQUIRE(got["mass"][layer].size() == 3);
@@ -220,8 +225,10 @@ TEST_CASE("an output of length 0 has no relative error of NaN") {
     AttentionReport report(1, kHeads, 3, 1);
     auto stats = plain_rows(3);
     for (RowStats& row : stats) row.norm = 0.0f;
+    for (RowStats& row : stats) row.max_score = -3.0f;
     report.add(0, stats.data(), 1);
     CHECK(report.heads()[0]["error_relative"]["max"] == 0.0);
+    CHECK(report.heads()[0]["max_score"] == -3.0f);
 }
 
 TEST_CASE("numbers that are not finite are refused, by layer, head and position") {

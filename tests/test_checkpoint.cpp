@@ -20,7 +20,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "../llmc/dataloader.h"
 #include "../llmc/json_file.h"
+#include "../llmc/metrics.h"
 #include "errors.h"
 #include "temp_folder.h"
 
@@ -36,7 +38,7 @@ struct Faults {
     Fault fault = Fault::none;
     int at = 0;     // the call (0-based) at which it happens
     int calls = 0;  // so far
-    bool no_exchange = false;
+    bool no_exchange = false, no_folder_sync = false, no_locks = false;
     bool record = false;
     std::vector<std::string> log;
 
@@ -76,7 +78,16 @@ ssize_t write(int fd, const void* data, size_t n) {
     if (faults.next("write", faults.record ? path_of(fd) : "")) return -1;
     return syscall(SYS_write, fd, data, n);
 }
+int flock(int fd, int operation) noexcept {
+    if (!faults.no_locks) return static_cast<int>(syscall(SYS_flock, fd, operation));
+    errno = ENOLCK;
+    return -1;
+}
 int fsync(int fd) {
+    if (faults.no_folder_sync && fs::is_directory(path_of(fd))) {
+        errno = EINVAL;
+        return -1;
+    }
     return faults.next("fsync", faults.record ? path_of(fd) : "") ? -1
                                                                   : static_cast<int>(syscall(SYS_fsync, fd));
 }
@@ -227,6 +238,12 @@ TEST_CASE("a checkpoint is what Hugging Face's GPT-2 expects") {
     CHECK(config["n_positions"] == 3);
     CHECK(config["eos_token_id"] == 4);
     CHECK(config["activation_function"] == "gelu_new");
+    CHECK(config["architectures"] == nlohmann::json{"GPT2LMHeadModel"});
+    CHECK(config["n_ctx"] == 3);
+    CHECK(config["bos_token_id"] == 4);
+    for (const char* name : {"resid_pdrop", "embd_pdrop", "attn_pdrop"}) CHECK(config[name] == 0.0);
+    CHECK(read_json_object(folder + "/generation_config.json") ==
+          nlohmann::json{{"_from_model_config", true}, {"bos_token_id", 4}, {"eos_token_id", 4}});
 
     const SafetensorsReader file(folder);
     CHECK(file.metadata().at("format") == "pt");
@@ -672,6 +689,13 @@ TEST_CASE("a new run does not start in another's folder") {
     write_text(run + "/metrics.jsonl", "{\"from\":\"tiny\",\"settings\":{\"lr\":\"1\"}}\n{\"step\":1}\n");
     check_mentions(error_of([&] { open_run(false); }), "resume it with -y, or choose another folder with -o");
     CHECK(open_run(true) == "");  // stopped before its first checkpoint: it starts again, and says so
+    settings["updates"] = "2";
+    const std::string done =
+        "{\"from\":\"tiny\",\"settings\":{\"lr\":\"1\",\"updates\":\"2\"}}\n{\"step\":2,\"loss\":1}\n";
+    write_text(run + "/metrics.jsonl", done + "{\"step\":3,\"loss\":");  // killed as it was writing
+    check_mentions(error_of([&] { open_run(true); }), "is done, and has no checkpoint");
+    settings.erase("updates");
+    write_text(run + "/metrics.jsonl", "{\"from\":\"tiny\",\"settings\":{\"lr\":\"1\"}}\n{\"step\":1}\n");
     CHECK(ftell(said) > begun);
     CHECK(error_of([&] { open_run_folder(run, true, settings, "d6", said); }) != "");
     settings["lr"] = "2";  // but it does not take the place of another run
@@ -826,6 +850,15 @@ TEST_CASE("a disk that fills up at any system call is an Error, and the last goo
     CHECK(errors >= tried - 4);
 }
 
+TEST_CASE("where a file system has no locks and syncs no folders, runs are saved all the same") {
+    TempFolder run;
+    faults.no_folder_sync = faults.no_locks = true;
+    CHECK(error_of([&] { MetricsLog(run.path, "{}"); }) == "");
+    CHECK(error_of([&] { Snapshot(1).save(run / "new"); }) == "");
+    faults = {};
+    CHECK(Snapshot(1).is_in(latest_checkpoint(run / "new")));
+}
+
 TEST_CASE("one system call that fails while a checkpoint is replaced costs neither") {
     const Snapshot last(2), next(2, 1);
     for (bool no_exchange : {false, true})
@@ -898,12 +931,42 @@ TEST_CASE("everything is on the disk before it gets its name") {
     CHECK(first_after("fsync") < first_after("unlink"));
     CHECK(faults.log[first_after("fsync")] == "fsync " + folder);
 
+    // also where the two cannot be exchanged
+    faults.log.clear();
+    faults.record = faults.no_exchange = true;
+    Snapshot(1).save(run.path);
+    faults.record = faults.no_exchange = false;
+    const long replaced = find_last("rename " + run.path + "/step_00000001");
+    long synced = replaced;
+    while (faults.log[synced] != "fsync " + folder) REQUIRE(++synced < static_cast<long>(faults.log.size()));
+    for (long i = replaced; i < synced; i++) CHECK(!faults.log[i].starts_with("unlink"));
+
+    // the metrics, before a checkpoint that is behind them; a shard and its name; a model that is exported
+    faults.log.clear();
+    faults.record = true;
+    MetricsLog log(run.path, "{}");
+    log.update({});
+    log.sync();
+    CHECK(find_last("fsync " + folder + "/metrics.jsonl") > find_last("write " + folder + "/metrics.jsonl"));
+    ShardWriter shard(run / "a.bin", 1, 257);
+    shard.append(std::vector<uint16_t>{1});
+    shard.finish();
+    const Snapshot model(1);
+    export_model(run / "out", model.config, model.params.data(), "");
+    faults.record = false;
+    const long exported = find_last("rename " + run.path + "/out");
+    CHECK(faults.log.at(exported + 1) == "fsync " + folder);
+    const std::string& synced_last = faults.log[exported - 1];
+    CHECK(synced_last.starts_with("fsync " + folder + "/out.tmp-"));
+    CHECK(synced_last.rfind('/') == std::string("fsync " + folder).size());
+    CHECK(find_last("fsync " + folder) > find_last("rename " + run.path + "/a.bin"));
+
     // a run folder and those that it is in: each one's name, too
     faults.log.clear();
     faults.record = true;
-    Snapshot(1).save(run / "new/one");
+    Snapshot(1).save(run / "other/one");
     faults.record = false;
-    for (const char* made : {"", "/new"}) CHECK(find_last("fsync " + folder + made) > 0);
+    for (const char* made : {"", "/other"}) CHECK(find_last("fsync " + folder + made) > 0);
 }
 
 // ---- --debug-state ----

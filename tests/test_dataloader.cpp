@@ -202,6 +202,8 @@ TEST_CASE("tokens outside the vocabulary") {
     file.close();
     check_mentions(error_of([&] { DataLoader loader(folder / "a.bin", 1, 8, true, 1); }),
                    "token 9000 of " + (folder / "a.bin") + " is 300, outside its vocabulary of 257");
+    write_shard(folder / "0.bin", std::vector<uint16_t>(100, 1), 257);  // and not only in the first shard
+    check_mentions(error_of([&] { DataLoader loader(folder / "*.bin", 1, 8, true, 1); }), "token 9000 of");
     const TokenShard shard(folder / "a.bin");
     shard.check_tokens(0, 9000);
     check_mentions(error_of([&] { shard.check_tokens(8999, 2); }), "token 9000");
@@ -237,10 +239,18 @@ TEST_CASE("patterns of files") {
     CHECK(any_shards(folder / "b_*.bin"));
     CHECK(!any_shards(folder / "c_*.bin"));
     check_mentions(error_of([&] { find_shards(folder / "none*.bin"); }), "none*.bin");
+    const std::string home = getenv("HOME") ? getenv("HOME") : "";
+    setenv("HOME", folder.path.c_str(), 1);
+    CHECK(names("~/b_*.bin") == std::vector<std::string>{"b_0.bin", "b_1.bin"});
+    home.empty() ? unsetenv("HOME") : setenv("HOME", home.c_str(), 1);
     // under another name it is the same file; and a name may have a comma
     fs::create_symlink(folder / "a.bin", folder / "link.bin");
     CHECK(find_shards((folder / "link.bin") + "," + (folder / "a.bin") + "," + (folder / "./a.bin")).size() ==
           1);
+    const DataLoader train(folder / "a.bin", 1, 1, true, 1), linked(folder / "link.bin", 1, 1, false, 1),
+        others(folder / "b_*.bin", 1, 1, false, 1);
+    CHECK(linked.shared_file(train) == folder / "link.bin");
+    CHECK(others.shared_file(train) == "");
     fs::remove(folder / "link.bin");
     write_shard(folder / "with,comma.bin", {1, 2, 3}, 257);
     CHECK(find_shards(folder / "with,comma.bin") == std::vector<std::string>{folder / "with,comma.bin"});
@@ -361,14 +371,17 @@ TEST_CASE("other data has another digest") {
         half(tokens.begin() + 500, tokens.end());
     std::vector<uint16_t> other_end = tokens;
     other_end.back()++;
+    std::vector<uint16_t> other_middle = tokens;
+    for (size_t i = 300; i < 400; i++) other_middle[i]++;
     std::set<uint64_t> digests = {first,
                                   digest({backwards}),
                                   digest({half}),
                                   digest({half, half}),
                                   digest({other_end}),
+                                  digest({other_middle}),
                                   digest({tokens, half}),
                                   digest({half, tokens})};
-    CHECK(digests.size() == 7);
+    CHECK(digests.size() == 8);
     CHECK(digest({{1, 2, 3, 4, 5, 6, 7, 8, 9}}) !=
           digest({{1, 2, 3, 4, 5, 6, 7, 8, 10}}));  // shorter than a place
     CHECK(digest({{}, tokens}) != first);

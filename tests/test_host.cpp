@@ -54,6 +54,8 @@ TEST_CASE("lambda rises linearly and then stays") {
     CHECK(lambda_at(5, 1.0f, 5, 5) == 1.0f);
     CHECK(parse_updates("-u", "70%", 1000) == 700);
     CHECK(parse_updates("-u", "0%", 1000) == 0);
+    CHECK(parse_updates("-u", "70%", 15) == 11);  // 10.5
+    CHECK(parse_updates("-u", "100%", 7) == 7);
     CHECK(parse_updates("-u", "250", 1000) == 250);
     for (const char* bad :
          {"", "%", "x", "70%%", "-1", "1.5", "101%", "1e99", "nan", "7 0", "70 %", " 7", "0x10"})
@@ -188,6 +190,8 @@ TEST_CASE("flags: what is taken") {
     CHECK(p.real == 1e-3f);
     CHECK(p.on);
     CHECK(p.kind == Kind::two);
+    for (const char* end : {"1", "64"}) CHECK(parse({"-b", end}, p) == "");
+    for (const char* end : {"0", "10"}) CHECK(parse({"--lr", end}, p) == "");
     CHECK(parse({"-b9", "--lr=2"}, p) == "");
     CHECK(p.number == 9);
     CHECK(p.real == 2.0f);
@@ -213,6 +217,8 @@ TEST_CASE("flags: what was given is told by long names, and sets the same again"
 TEST_CASE("flags: what is not, and a sentence that says why") {
     const std::pair<std::vector<std::string>, const char*> bad[] = {
         {{"-b", "0"}, "-b (--batch) takes a whole number from 1 to 64, not '0'"},
+        {{"-b", "65"}, "-b (--batch) takes a whole number from 1 to 64, not '65'"},
+        {{"--lr", "10.1"}, "takes a number from 0 to 10"},
         {{"-b", "abc"}, "not 'abc'"},
         {{"-b", "8x"}, "not '8x'"},
         {{"-bx", "8"}, "not 'x'"},
@@ -260,6 +266,13 @@ TEST_CASE("flags: help and Markdown come from the table") {
     CHECK(flags_markdown(some_flags(p = {.kind = Kind::two})).find("| two | a choice |") !=
           std::string::npos);
     CHECK(markdown.find("| `--kind one\\|two` | one | a choice |") != std::string::npos);
+}
+
+TEST_CASE("a name as a word for the shell") {
+    CHECK(shell_word("log/run-1_a.b,c@d%e+f=g:h") == "log/run-1_a.b,c@d%e+f=g:h");
+    for (const char* name : {"", "a b", "~a", "$a", "a*", "a;b", "(a)", "a&", "a\nb", "#a", "`a`", "\\"})
+        CHECK(shell_word(name) == "'" + std::string(name) + "'");
+    CHECK(shell_word("it's") == "'it'\\''s'");
 }
 
 TEST_CASE("the processors that control groups leave, in both versions of their files") {

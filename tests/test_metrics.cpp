@@ -2,7 +2,9 @@
 #include "../llmc/metrics.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -252,11 +254,16 @@ TEST_CASE("a full disk is an Error that names the log") {
     limit.rlim_cur = 1000;
     MetricsLog log(run.path, kConfig.dump());
     REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    int written = 0;
     const std::string message = error_of([&] {
-        for (int64_t step = 1; step <= 100; step++) log.update(update_of(step));
+        for (int64_t step = 1; step <= 100; step++, written++) log.update(update_of(step));
     });
     REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
     check_mentions(message, "cannot write " + (run / "metrics.jsonl"));
+    // A line that is there in part is one that was not written.
+    const std::string text = read_text(run / "metrics.jsonl");
+    CHECK(std::count(text.begin(), text.end(), '\n') == 1 + written);
+    CHECK(text.back() != '\n');
 }
 
 // ---- The terminal ----
@@ -414,18 +421,50 @@ TEST_CASE("elsewhere there are plain lines: all of a short run, some of a long o
     }
 }
 
+TEST_CASE(
+    "a run that has few updates left shows each, and one that takes long one in half a minute at least") {
+    Recorder few, many;
+    Progress last(1000, 950, few.terminal(false)), all(1'000'000, 0, many.terminal(false));
+    for (int64_t step = 951; step <= 1000; step++) last.update(update_of(step));
+    CHECK(screen_of(few.text()).size() == 50);
+    many.time += 1e6;
+    for (int64_t step = 1; step <= 100; step++, many.time += 10) all.update(update_of(step));
+    CHECK(screen_of(many.text()).size() == 34);
+}
+
 TEST_CASE("the time left is counted from this process's own updates, without the first") {
     Recorder recorder;
     Progress progress(110, 90, recorder.terminal(false));  // resumed after 90
     recorder.time += 100;                                  // the first one warms everything up
     progress.update(update_of(91));
-    check_shows(recorder.text(), " 91/110");
+    check_shows(recorder.text(), " 91/110  loss 91.3333  mass 0.1000  812k tok/s  2s left");  // 19 of 80.7 ms
     recorder.time += 3;
     progress.update(update_of(92));
     recorder.time += 3;
     progress.update(update_of(93));
     check_shows(recorder.text(), " 92/110  loss 92.3333  mass 0.1000  812k tok/s  54s left");
     check_shows(recorder.text(), " 93/110  loss 93.3333  mass 0.1000  812k tok/s  51s left");
+}
+
+TEST_CASE("a terminal is one unless it is dumb, and has its width") {
+    const int fd = posix_openpt(O_RDWR | O_NOCTTY);
+    if (fd < 0 || grantpt(fd) != 0 || unlockpt(fd) != 0) {
+        MESSAGE("skipped: there are no terminals");
+        return;
+    }
+    FILE* file = fopen(ptsname(fd), "w");
+    REQUIRE(file);
+    const winsize size = {.ws_row = 24, .ws_col = 57, .ws_xpixel = 0, .ws_ypixel = 0};
+    REQUIRE(ioctl(fileno(file), TIOCSWINSZ, &size) == 0);
+    setenv("TERM", "xterm", 1);
+    CHECK(terminal_of(file).interactive);
+    CHECK(terminal_of(file).columns() == 57);
+    for (const char* term : {"dumb", static_cast<const char*>(nullptr)}) {
+        term ? setenv("TERM", term, 1) : unsetenv("TERM");
+        CHECK(!terminal_of(file).interactive);
+    }
+    fclose(file);
+    close(fd);
 }
 
 TEST_CASE("a stream that is no terminal is not treated as one, and the locale decides on the bar") {

@@ -947,9 +947,10 @@ TEST_CASE(
     CHECK(defaults("d12", true).T == 1024);
     CHECK(defaults("tiny", true).T == 128);
     const TrainConfig c = defaults("tiny", true);
-    CHECK(c.warmup_updates == c.updates / 20);
+    const auto share = [&](double percent) { return std::llround(percent / 100 * (double)c.updates); };
+    CHECK(c.warmup_updates == share(5));
     CHECK(c.lambda_start_updates == 0);
-    CHECK(c.lambda_warmup_updates == c.updates * 7 / 10);
+    CHECK(c.lambda_warmup_updates == share(70));
     CHECK(c.layer_lambda == std::vector<float>(4, 1.0f));
 }
 

@@ -28,7 +28,7 @@ TEST_CASE("lambda rises while the loss is under the limit, falls while it is ove
     CHECK(under.factor(402) == doctest::Approx(std::exp(4.0)));
     // 0.1 over is 5 margins: v = 3 after 46 updates, and then I falls by 2% an update, down to 1 / 1000
     CHECK(over_300 < std::exp(-6.0 - 0.02 * 254));
-    CHECK(over.factor(402) == doctest::Approx(std::exp(-6.0) / 1000));
+    CHECK(std::log(over.factor(402)) == doctest::Approx(-6 - std::log(1000.0)));
     TargetLoss long_run(std::vector<float>(2000, 3.0f), 0.02f);
     for (int t = 0; t < 2000; t++) long_run.observe(3.0f);
     CHECK(long_run.factor(2002) == doctest::Approx(1000));
@@ -113,7 +113,7 @@ TEST_CASE("the flag: a path, which may hold colons, and a margin") {
     CHECK(parse_target_loss("a:b/metrics.jsonl:1").path == "a:b/metrics.jsonl");
     CHECK(parse_target_loss("a:b:1e-2").margin == 0.01f);
     for (const char* bad :
-         {"", ":", "log/run1", ":0.1", "log/run1:", "log/run1:x", "log/run1:0", "a:-1", "a:nan"})
+         {"", ":", "log/run1", ":0.1", "log/run1:", "log/run1:x", "log/run1:0", "a:9e-5", "a:-1", "a:nan"})
         CHECK_THROWS_AS(parse_target_loss(bad), Error);
 }
 
@@ -139,6 +139,14 @@ TEST_CASE("the plain run's losses, and what is refused by name") {
     for (const std::string& path : {folder.path, folder / "metrics.jsonl"})
         CHECK(read_plain_losses(path, "tiny", settings, 3) == std::vector<float>{5.25f, 4.5f, 4.25f});
 
+    const auto with_lr = [&](const std::string& more) {
+        write_text(folder / "metrics.jsonl",
+                   R"({"from":"tiny","settings":{"lambda":"0","lr":"0.333333")" + more + "}}\n" + three);
+        return error_of([&] { read_plain_losses(folder.path, "tiny", {{"lr", "0.333333343"}}, 3); });
+    };
+    CHECK(with_lr("") == "");  // numbers had fewer digits once
+    check_mentions(with_lr(R"(,"data-digest":"1")"), "lr is 0.333333, and here it is 0.333333343");
+    file("0", "12", three);
     check_mentions(message("d6"), "start (-e) is tiny");
     std::map<std::string, std::string> digest = settings;
     digest["data-digest"] = "1";  // which older runs did not record

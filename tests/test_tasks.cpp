@@ -250,6 +250,11 @@ TEST_CASE("The summary of choices") {
     const ChoiceSummary by_norm = choice_summary(std::span(items).first(2), std::span(results).first(2));
     CHECK(by_norm.accuracy == 0);
     CHECK(by_norm.accuracy_norm == 1);
+    const std::vector<Scored> two = {items[0], items[1], items[7], items[8]};
+    const ChoiceSummary errors =
+        choice_summary(two, std::vector<Result>{results[0], results[1], results[7], results[8]});
+    CHECK(errors.accuracy_error == 0.5);     // one of two right,
+    CHECK(errors.accuracy_norm_error == 0);  // and by norm both
     results[3].sum_logp = NAN;
     check_mentions(error_of([&] { choice_summary(items, results); }), "item 3");
 }
@@ -431,6 +436,10 @@ TEST_CASE("Needle: a key's value at a depth of a text") {
     check_mentions(error_of([&] { needle_probe(alphabet, text, 16, 3, 4, 1, 0); }), "context of 17 or more");
     check_mentions(error_of([&] { needle_probe(alphabet, text, 4096, 3, 4, 1, 0); }),
                    "needs 4089 tokens of text in a context of 4096; there are 2000");
+    // the least context and the shortest text that will do
+    const Tokens shortest(text.begin(), text.begin() + static_cast<long>(L));
+    CHECK(needle_probe(alphabet, shortest, T, key, 4, 1, 0).size() == 40);
+    CHECK(needle_probe(alphabet, text, 17, 3, 4, 1, 0).size() == 40);
     check_mentions(error_of([&] {
                        needle_probe(Tokens{1, 2, 3}, text, T, 3, 4, 1, 0);
                    }),
@@ -468,9 +477,14 @@ TEST_CASE("Probes follow from their seed, and more questions begin with fewer") 
     CHECK(induction(5, 1) != induction(5, 2));
     CHECK(recall(5, 1) != recall(5, 2));
     CHECK(needle(5, 1) != needle(5, 2));
-    std::vector<Tokens> more = recall(9, 1);
-    more.resize(recall(5, 1).size());
-    CHECK(more == recall(5, 1));
+    const auto begins_with = [](std::vector<Tokens> more, std::vector<Tokens> fewer, size_t first) {
+        more.resize(first);
+        fewer.resize(first);
+        return more == fewer;
+    };
+    CHECK(begins_with(recall(9, 1), recall(5, 1), 5 * 4));
+    CHECK(begins_with(induction(9, 1), induction(5, 1), 5 * 2));
+    CHECK(begins_with(needle(9, 1), needle(5, 1), 5 * 3));  // of the first depth
 }
 
 TEST_CASE("Bad files") {

@@ -15,6 +15,7 @@
 
 #include "../llmc/crc32c.h"
 #include "../llmc/safetensors.h"
+#include "../llmc/weights.h"
 #include "errors.h"
 #include "temp_folder.h"
 
@@ -426,6 +427,31 @@ TEST_CASE("every bit of a data file is under a checksum") {
         }
         CHECK(refused == 1);
     }
+}
+
+TEST_CASE(
+    "as a model: an optimizer's tensors are passed over, those of a layer that it should not have are not") {
+    const std::string from = kFixtures + "/tensorflow/gpt2";
+    const TfCheckpointReader good(from + "/model.ckpt");
+    const std::string data = read_text(good.at("model/wte").file);
+    const unsigned char* base = good.at("model/wte").data;
+    for (const auto& [name, t] : good.tensors()) base = std::min(base, t.data);
+    const auto error_with = [&](const std::string& another) {
+        Entries tensors = {{another, entry_message({.offset = data.size()})}};
+        for (const auto& [name, t] : good.tensors())
+            tensors.push_back({name, entry_message({.shape = t.shape,
+                                                    .offset = static_cast<uint64_t>(t.data - base),
+                                                    .size = t.bytes,
+                                                    .crc = t.crc})});
+        std::sort(tensors.begin(), tensors.end());
+        const Checkpoint checkpoint(index_of(tensors), data + "1234");
+        std::filesystem::copy_file(from + "/hparams.json", checkpoint.folder / "hparams.json");
+        return error_of([&] { config_for_weights(find_weights_of_file(checkpoint.prefix() + ".index")); });
+    };
+    CHECK(error_with("model/h0/ln_1/g/Adam_1") == "");
+    CHECK(error_with("global_step") == "");
+    check_mentions(error_with("model/h1/ln_1/g"),
+                   "has a tensor model/h1/ln_1/g that a GPT-2 with 1 layers does not have");
 }
 
 // ---- Which checkpoint a folder holds ----

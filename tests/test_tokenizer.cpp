@@ -238,6 +238,39 @@ TEST_CASE("utf8_length") {
     CHECK(wrong == 0);
 }
 
+// In this vocabulary a space merges with the first byte of each: where the two are in one piece.
+TEST_CASE("white space is what Unicode calls so, and nothing else") {
+    TempFolder folder;
+    nlohmann::json words;
+    std::string merges;
+    const nlohmann::json tiny_words = nlohmann::json::parse(read_text(kTiny + "/encoder.json"));
+    for (const auto& [word, id] : tiny_words.items())
+        if (id < 256) words[word] = id;
+    int next = 256;
+    for (const std::string lead : {"\u00c2", "\u00e1", "\u00e2", "\u00e3", "\u00ef"}) {
+        words["\u0120" + lead] = next++;
+        merges += "\u0120 " + lead + "\n";
+    }
+    words["<|endoftext|>"] = next++;
+    write_text(folder / "encoder.json", words.dump());
+    write_text(folder / "vocab.bpe", merges);
+    const Tokenizer tokenizer = Tokenizer::gpt2(folder.path, next);
+    const auto joined = [&](const std::string& c) {
+        return tokenizer.encode("x " + c + "y").size() < c.size() + 3;
+    };
+    for (const char* space :
+         {"\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+          "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"}) {
+        INFO(space);
+        CHECK(!joined(space));
+    }
+    for (const char* other :
+         {"\u0084", "\u00a1", "\u180e", "\u200b", "\u2027", "\u202a", "\u2060", "\u3001", "\ufeff"}) {
+        INFO(other);
+        CHECK(joined(other));
+    }
+}
+
 TEST_CASE("bytes that are not valid UTF-8 are a piece of their own") {
     const Tokenizer tokenizer = tiny();
     for (const std::string bad : {"\xFF", "\xC3", "\xE4\xBD", "\xF0\x9F\x98", "\xED\xA0\x80", "\xC0\xAF",
@@ -679,6 +712,10 @@ TEST_CASE("bad added tokens are refused in one sentence") {
     mentions(
         problem_of_list(R"([{"id": 568, "content": "<x>"}, {"id": 569, "content": "<y>", "lstrip": true}])"),
         "the added token \"<y>\" has lstrip, which is not known here");
+    for (const std::string flag : {"rstrip", "single_word"})
+        mentions(problem_of_list(R"([{"id": 568, "content": "<x>"}, {"id": 569, "content": "<y>", ")" + flag +
+                                 "\": true}]"),
+                 "the added token \"<y>\" has " + flag);
     mentions(problem_of_list(R"([{"id": 568, "content": "<x>"}, {"id": 569, "content": "<x>"}])"),
              "gives \"<x>\" the id 569, but it has another already");
     for (const char* list : {"7", "{}", "[7]", "[{}]", R"([{"id": 568}])", R"([{"content": "<x>"}])",

@@ -4,6 +4,7 @@
 #include "../llmc/weights.h"
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cmath>
@@ -108,6 +109,11 @@ TEST_CASE("a model is known by its content, whatever it is called and whichever 
         CHECK(config_for_weights(found).channels == 8);
     }
     CHECK(find_model(kFixtures + "/gpt2/config.json").format == WeightFormat::safetensors);
+    fs::copy_file(tf + "/model.ckpt.index", folder / "m.ckpt.index");
+    write_text(folder / "m.ckpt.meta", "a graph");
+    CHECK(find_model(folder / "m.ckpt.meta").path == folder / "m.ckpt");
+    fs::rename(folder / "m.ckpt.index", folder / "renamed");
+    check_mentions(error_of([&] { find_model(folder / "renamed"); }), "must be named NAME.index");
 
     // what is not a model says what it is
     int32_t shard[256] = {20240520, 1, 0};
@@ -230,7 +236,32 @@ TEST_CASE("OpenAI's four sizes are known without a configuration beside them") {
     check_mentions(error_of([&] { sized(0, 768); }), "none of GPT-2's four sizes");
 }
 
+TEST_CASE(
+    "GPT-2's safetensors need no configuration beside them, whatever they are called and however long") {
+    TempFolder folder;
+    GPT2Config config = {
+        .max_seq_len = 512, .vocab_size = 50300, .num_layers = 12, .num_heads = 12, .channels = 768};
+    config.padded_vocab_size = pad_vocab(config.vocab_size);
+    nlohmann::json header;
+    size_t end = 0;
+    for (const ParamTensor& p : gpt2_params(config)) {
+        const size_t begin = end;
+        end += 2 * p.size_on_disk();
+        header["transformer." + p.name] = {
+            {"dtype", "BF16"}, {"shape", p.shape_on_disk()}, {"data_offsets", {begin, end}}};
+    }
+    const std::string text = header.dump();
+    const uint64_t size = text.size();
+    write_text(folder / "mine.safetensors", std::string((const char*)&size, 8) + text);
+    fs::resize_file(folder / "mine.safetensors", 8 + size + end);  // zeros that take no room
+    CHECK(config_for_weights(find_model(folder.path)) == config);
+    fs::rename(folder / "mine.safetensors", folder / "optimizer.safetensors");
+    check_mentions(error_of([&] { find_model(folder.path); }), "holds no model");
+}
+
 TEST_CASE("what is exported is what was read, from every format, and the padding is gone") {
+    const mode_t mask = umask(0);
+    umask(mask);
     TempFolder folder;
     gunzip(kFixtures + "/llmc/gpt2.bin.gz", folder / "gpt2.bin");
     int n = 0;
@@ -246,6 +277,7 @@ TEST_CASE("what is exported is what was read, from every format, and the padding
         const SafetensorsReader file(out + "/model.safetensors");
         CHECK(file.at("transformer.wte.weight").shape == std::vector<int64_t>{model.config.vocab_size, 8});
         CHECK(!has_unfinished(folder / "deep/er"));
+        CHECK(static_cast<mode_t>(fs::status(out).permissions()) == (0777 & ~mask));
         // a folder that holds something stays as it is
         check_mentions(error_of([&] { export_model(out, model.config, model.params.data(), ""); }),
                        "is there already");

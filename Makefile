@@ -1,7 +1,8 @@
 # make train_gpt2cu     the trainer, for this machine's GPU if there is one and always for the CPU, and its data
 #   USE_CUDNN=1         with cuDNN's attention for lambda = 0, on a GPU
 # make infer_gpt2cu     the program that generates text and measures what condensed attention buys
-# make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker
+# make test             every test; SAN=1: under AddressSanitizer and UBSan; RACE=1: kernels under the race checker;
+#                       PTX=1: those with kernels as nvcc compiles them, its PTX run on the CPU (tests/ptx)
 # make ladder           build/attention_ladder: attention from the naive kernel to the fast one, checked and timed
 # make bench            times of the machine, each kernel and whole steps; BENCH="--quick": flags, see dev/bench/README.md
 # make decode-bench     times of decoding token by token; DECODE="--quick": flags, see there
@@ -264,7 +265,7 @@ $(BUILD)/%.o: tests/%.cu build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
 # make would remove them, and then compile all tests again when only the host's code has changed.
-.PRECIOUS: $(BUILD)/%.o build/race/%.o build/gpu/%.o
+.PRECIOUS: $(BUILD)/%.o build/race/%.o build/gpu/%.o build/ptx/%.o
 # The CPU backend's own cudnn_frontend.h, not NVIDIA's.
 $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
@@ -305,7 +306,33 @@ build/gpu/test_attention_cudnn: build/gpu/test_attention_cudnn.o build/gpu/docte
 	$(LINK_GPU) $(CUDNN_LIBS)
 GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend,$(CU_TESTS))))
 
-ifneq ($(call given,$(RACE)),)
+# Tests and programs as nvcc compiles them for a GPU, up to PTX, which tests/ptx runs in a GPU's place. By hand also
+# build/ptx/test_model, build/ptx/test_infer (minutes) and build/ptx/train_gpt2.
+PTX_ARCH = 90a
+COMPILE_PTX = $(GPU_COMPILE) -O1 -gencode arch=compute_$(PTX_ARCH)$(,)code=compute_$(PTX_ARCH) --no-compress \
+    $(if $(filter 90a,$(PTX_ARCH)),-DCOMPILED_FOR_SM_90A) -DJSON_HAS_RANGES=0 -Xcompiler -fopenmp -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+PTX_MACHINE = $(addprefix build/ptx/,parser.o instructions.o machine.o runtime.o cublas.o)
+build/ptx:
+	@mkdir -p $@
+build/ptx/test_%.o: tests/test_%.cu build/deps Makefile | need_nvcc build/ptx
+	$(COMPILE_PTX) -DEVERY_KERNEL
+build/ptx/%_gpt2.o: %_gpt2.cu build/deps Makefile | need_nvcc build/ptx
+	$(COMPILE_PTX)
+build/ptx/%.o: tests/ptx/%.cpp build/deps Makefile | build/ptx
+	$(CXX) -std=c++20 -O2 -march=native -ffp-contract=off $(WARN) -isystem $(CUDA_HOME)/include -MMD -MF $(@:.o=.d) -c $< -o $@
+build/ptx/cublas.o: tests/ptx/cublas.cpp build/deps Makefile | build/ptx
+	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
+# The machine first: what it has at hand is made before the tests register their kernels.
+build/ptx/test_%: build/ptx/test_%.o $(PTX_MACHINE) build/gpu/doctest_main.o build/commit.o build/host.a
+	$(CXX) $(PTX_MACHINE) $(filter-out $(PTX_MACHINE),$^) $(CPU_LIBS) -ldl -o $@
+build/ptx/%_gpt2: build/ptx/%_gpt2.o $(PTX_MACHINE) build/commit.o build/host.a
+	$(CXX) $(PTX_MACHINE) $(filter-out $(PTX_MACHINE),$^) $(CPU_LIBS) -ldl -o $@
+
+ifneq ($(call given,$(PTX)),)
+# (In a random order, for which tests have fewer cases.)
+test: $(addprefix build/ptx/,$(KERNEL_TESTS))
+	tests/run $(addprefix CUDA_CPU_SCHEDULE=random:,$^)
+else ifneq ($(call given,$(RACE)),)
 test: $(addprefix build/race/,$(KERNEL_TESTS))
 	tests/run $^
 else ifneq ($(call given,$(SAN)),)
@@ -346,7 +373,7 @@ readme: $(PROGRAMS:=cpu)
 	./train_gpt2cpu --help-markdown | dev/put_table README.md flags
 	./infer_gpt2cpu --help-markdown | dev/put_table README.md infer-flags
 
-FORMATTED = $(wildcard *.cu dev/*.cpp dev/*/*.cu dev/*/*.cuh dev/*/*.h llmc/*.h llmc/*.cpp llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h)
+FORMATTED = $(wildcard *.cu dev/*.cpp dev/*/*.cu dev/*/*.cuh dev/*/*.h llmc/*.h llmc/*.cpp llmc/*.cuh llmc/cpu/*.h llmc/cpu/*.cpp llmc/cpu/include/*.h data/*.cpp tests/*.cpp tests/*.cu tests/*.h tests/ptx/*.cpp tests/ptx/*.h)
 format:
 	clang-format -i $(FORMATTED)
 format-check:

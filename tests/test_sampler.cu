@@ -72,11 +72,12 @@ static std::vector<int> draw(const Context& ctx, const std::vector<Float>& logit
     DeviceArray<Float> d_logits(logits);
     DeviceArray<float> scratch(sampler_scratch(B, V));
     DeviceArray<int> tokens(B), streams(B), positions(B);
-    std::vector<int> stream(B), out;
+    std::vector<int> stream(B), position(B), out;
     for (int b = 0; b < B; b++) stream[b] = 10 + b;
     streams.set(stream);
     for (int round = 0; round < rounds; round++) {
-        positions.set(std::vector<int>(B, round));
+        for (int b = 0; b < B; b++) position[b] = round + 3 * b;
+        positions.set(position);
         sample_tokens<Float>(ctx, tokens, d_logits, scratch, B, V, Vp, how, streams, positions);
         for (int token : tokens.get()) out.push_back(token);
     }
@@ -94,7 +95,8 @@ static std::vector<int> draw_on_host(const std::vector<Float>& logits, int B, in
             const std::vector<float> row(logits.begin() + (size_t)b * Vp,
                                          logits.begin() + (size_t)b * Vp + V);
             out.push_back(sample_token(row.data(), V, how.temperature,
-                                       random_uniform(how.seed, 10 + b, round), how.top_k, how.top_p));
+                                       random_uniform(how.seed, 10 + b, round + 3 * b), how.top_k,
+                                       how.top_p));
         }
     return out;
 }

@@ -543,7 +543,7 @@ check "a run that diverges names step and tensor, and its last checkpoint is goo
 # ---- the README's table is the program's
 check "the README's table of flags is the program's (make readme)" '"$train" --help-markdown | dev/put_table README.md flags --check'
 "$train" --help >"$work/log" 2>&1
-check "--help shows every flag" '[ $? = 0 ] && [ "$(grep -cE "^  (-|    --)" "$work/log")" = "$("$train" --help-markdown | grep -c "^| .-")" ]'
+check "--help shows every flag, in 80 columns" '[ $? = 0 ] && ! grep -qE ".{81}" "$work/log" && [ "$(grep -cE "^  (-|    --)" "$work/log")" = "$("$train" --help-markdown | grep -c "^| .-")" ]'
 
 "$train" --help >/dev/full 2>"$work/log"
 check "a --help that cannot be printed is an error" '[ $? = 1 ] && grep -q "^error: the standard output could not be written" "$work/log"'

@@ -287,7 +287,7 @@ class Turn {
             return;
         }
         in.action(b_, w_, in, members);
-        if (in.action && in.op.starts_with("barrier.cluster")) settle_cluster(*b_.cluster);
+        if (in.op.starts_with("barrier.cluster")) settle_cluster(*b_.cluster);
         w_.at_whole_warp &= ~members;
         put_back(members, pc_ + 1);
     }

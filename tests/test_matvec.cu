@@ -104,6 +104,7 @@ TEST_CASE_TEMPLATE("few rows times a matrix: sizes", Float, float, bf16) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(rows);
             CAPTURE(IC);
+            if (!matvec_rows<Float>(ctx, IC, true)) continue;  // for the widest, an A100's block is too small
             const Layer<Float> layer(rows, IC, OC);
             for (After after : {After::gelu, After::residual})
                 CHECK(relative_error(layer.got(ctx, Before::layernorm, after, true, rows),
@@ -128,6 +129,7 @@ TEST_CASE_TEMPLATE("few rows times a matrix: a row has the same bits, however ma
              {std::pair{768, 72}, std::pair{1600, 24}, std::pair{8, 16}, std::pair{8200, 8}}) {
             CAPTURE(ctx.row_lanes);
             CAPTURE(IC);
+            if (!matvec_rows<Float>(ctx, IC, true)) continue;
             const Layer<Float> layer(kMaxMatvecRows, IC, OC);
             for (Before before : {Before::nothing, Before::layernorm}) {
                 const auto all = layer.got(ctx, before, After::residual, true, kMaxMatvecRows);

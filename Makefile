@@ -330,7 +330,8 @@ build/ptx/%_gpt2: build/ptx/%_gpt2.o $(PTX_MACHINE) build/commit.o build/host.a
 
 ifneq ($(call given,$(PTX)),)
 # (In a random order, for which tests have fewer cases.)
-test: $(addprefix build/ptx/,$(KERNEL_TESTS))
+PTX_TESTS = $(KERNEL_TESTS)
+test: $(addprefix build/ptx/,$(PTX_TESTS))
 	tests/run $(addprefix CUDA_CPU_SCHEDULE=random:,$^)
 else ifneq ($(call given,$(RACE)),)
 test: $(addprefix build/race/,$(KERNEL_TESTS))

@@ -323,10 +323,11 @@ build/ptx/%.o: tests/ptx/%.cpp build/deps Makefile | build/ptx
 build/ptx/cublas.o: tests/ptx/cublas.cpp build/deps Makefile | build/ptx
 	llmc/cpu/cpu_nvcc $< -o $@ $(CPU_FLAGS)
 # The machine first: what it has at hand is made before the tests register their kernels.
+LINK_PTX = $(CXX) $(PTX_MACHINE) $(filter-out $(PTX_MACHINE),$^) $(CPU_LIBS) -ldl -o $@
 build/ptx/test_%: build/ptx/test_%.o $(PTX_MACHINE) build/gpu/doctest_main.o build/commit.o build/host.a
-	$(CXX) $(PTX_MACHINE) $(filter-out $(PTX_MACHINE),$^) $(CPU_LIBS) -ldl -o $@
+	$(LINK_PTX)
 build/ptx/%_gpt2: build/ptx/%_gpt2.o $(PTX_MACHINE) build/commit.o build/host.a
-	$(CXX) $(PTX_MACHINE) $(filter-out $(PTX_MACHINE),$^) $(CPU_LIBS) -ldl -o $@
+	$(LINK_PTX)
 
 ifneq ($(call given,$(PTX)),)
 # (In a random order, for which tests have fewer cases.)

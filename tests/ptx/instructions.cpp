@@ -529,6 +529,7 @@ void arrive_at_cluster(Block& b, Warp& w, const Instruction&, uint32_t lanes) {
         w.phase[i] = b.cluster->phase;
         b.cluster->arrived++;
     });
+    b.cluster->settle();
 }
 
 // ---- the table

@@ -131,13 +131,6 @@ void settle_barrier(Block& b, int number) {
             }
     barrier = {};
 }
-void settle_cluster(Cluster& c) {
-    int exited = 0;
-    for (const auto& b : c.blocks) exited += b->exited;
-    if (c.arrived == 0 || c.arrived + exited < c.threads) return;
-    c.arrived = 0;
-    c.phase++;
-}
 void leave_cluster_barrier(Block& b, Warp& w) {
     for (int lane = 0; lane < 32; lane++)
         if ((w.at_cluster >> lane & 1) && b.cluster->phase != w.phase[lane]) {
@@ -249,7 +242,7 @@ class Turn {
         w_.alive &= ~active;
         b_.exited += std::popcount(active);
         for (int number = 0; number < 16; number++) settle_barrier(b_, number);
-        settle_cluster(*b_.cluster);
+        b_.cluster->settle();
     }
 
     void arrive(const Instruction& in, uint32_t active) {
@@ -287,7 +280,6 @@ class Turn {
             return;
         }
         in.action(b_, w_, in, members);
-        if (in.op.starts_with("barrier.cluster")) settle_cluster(*b_.cluster);
         w_.at_whole_warp &= ~members;
         put_back(members, pc_ + 1);
     }

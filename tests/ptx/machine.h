@@ -90,8 +90,7 @@ struct Dim {
     uint64_t count() const { return (uint64_t)x * y * z; }
 };
 
-// %tid.x ... in the order of kSpecialNames (parser.cpp).
-enum Special { kTid, kNtid = 3, kCtaid = 6, kNctaid = 9, kLaneid = 12, kClusterRank, kWarpid, kSpecials };
+inline constexpr int kSpecials = 15;  // registers: %tid.x ..., as kSpecialNames has them (parser.cpp)
 
 struct AsyncCopy {
     uint64_t to, from;
@@ -150,6 +149,15 @@ struct Block {
 struct Cluster {
     std::vector<std::unique_ptr<Block>> blocks = {};
     int threads = 0, arrived = 0, phase = 0;
+
+    // Begins the next phase of its barrier if all have come. Threads that have ended are not waited for.
+    void settle() {
+        int exited = 0;
+        for (const auto& b : blocks) exited += b->exited;
+        if (arrived == 0 || arrived + exited < threads) return;
+        arrived = 0;
+        phase++;
+    }
 };
 
 // ---- parser.cpp, instructions.cpp

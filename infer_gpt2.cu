@@ -216,8 +216,6 @@ struct Model {
     GPT2Config config;
     std::unique_ptr<DeviceMemory> memory = nullptr;  // of the weights
     Params<Float> params = {};
-
-    int hs() const { return config.channels / config.num_heads; }
 };
 
 template <class Float>
@@ -324,10 +322,10 @@ void attend_sequences(const Context& ctx, const Model<Float>& m, const Acts<Floa
                       SequenceAttention how) {
     const int NH = m.config.num_heads;
     if (how.cut == Cut::dense)
-        attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, m.hs(), NoTopk());
+        attention_forward(ctx, a.att, a.rows, a.qkv, B, T, NH, m.config.head_size(), NoTopk());
     else
-        attention_cut_forward(ctx, a.att, a.kept, a.qkv, B, T, NH, m.hs(), how.cut, how.k, how.renormalize,
-                              random_bits(how.seed, 0, (uint64_t)l));
+        attention_cut_forward(ctx, a.att, a.kept, a.qkv, B, T, NH, m.config.head_size(), how.cut, how.k,
+                              how.renormalize, random_bits(how.seed, 0, (uint64_t)l));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -372,8 +370,7 @@ Decoding<Float> lay_out_decoding(Arena& arena, const GPT2Config& config, int B, 
                            arena.take<Float>(keys / kPageTokens), arena.take<Float>(keys / kPageTokens),
                            capacity});
     d.logits = arena.take<Float>((size_t)B * config.padded_vocab_size);
-    d.attention =
-        arena.take<float>(decode_scratch(B, config.num_heads, config.channels / config.num_heads, capacity));
+    d.attention = arena.take<float>(decode_scratch(B, config.num_heads, config.head_size(), capacity));
     d.sampler = arena.take<float>(sampler_scratch(B, config.vocab_size));
     for (float*& parts : d.parts) parts = arena.take<float>(decode_parts(config.channels));
     d.stats = stats ? arena.take<DecodeStats>((size_t)config.num_layers * B * config.num_heads) : nullptr;
@@ -404,7 +401,8 @@ template <class Float>
 void prefill(const Context& ctx, const Model<Float>& m, const Acts<Float>& a, const Decoding<Float>& d, int n,
              int T, DecodeHow how) {
     forward(ctx, m, a, n, T, nullptr, [&](int l) {
-        kv_append(ctx, d.cache[l], a.qkv, n, T, m.config.num_heads, m.hs(), d.filled, nullptr, d.lengths);
+        kv_append(ctx, d.cache[l], a.qkv, n, T, m.config.num_heads, m.config.head_size(), d.filled, nullptr,
+                  d.lengths);
         attend_sequences(
             ctx, m, a, l, n, T,
             how.mode == DecodeMode::topk ? SequenceAttention{Cut::topk, how.topk} : SequenceAttention{});
@@ -447,7 +445,7 @@ void attend_newest(const Context& ctx, const Model<Float>& m, const Acts<Float>&
                    int l, DecodeHow how) {
     const int NH = m.config.num_heads;
     attention_decode(ctx, a.att, d.stats ? d.stats + (size_t)l * d.B * NH : nullptr, d.attention, a.qkv,
-                     d.cache[l], d.positions, d.B, NH, m.hs(), how);
+                     d.cache[l], d.positions, d.B, NH, m.config.head_size(), how);
 }
 
 // The layers of a step for few sequences: a.residual [B,C], the embeddings, becomes what the last layernorm
@@ -498,7 +496,7 @@ void decode_step(const Context& ctx, const Model<Float>& m, const Acts<Float>& a
     const int B = d.B, C = m.config.channels, Vp = m.config.padded_vocab_size;
     if (is_few<Float>(ctx, B, C)) {
         encoder_forward(ctx, a.residual, d.tokens, m.params.wte, m.params.wpe, B, 1, C, d.positions);
-        if (B == 1 && !d.stats && takes_decode_halves<Float>(ctx, C, m.hs(), d.capacity, how))
+        if (B == 1 && !d.stats && takes_decode_halves<Float>(ctx, C, m.config.head_size(), d.capacity, how))
             decode_layers_in_halves(ctx, m, a, d, how);
         else
             decode_layers(ctx, m, a, d, how);
@@ -1461,7 +1459,7 @@ Json attention_maps(const Bench<Float>& bench, const Windows& w, const Tokenizer
             const auto choice = std::find_if(choices.begin(), choices.end(),
                                              [&](const auto& c) { return c.layer == l && c.head == head; });
             if (choice == choices.end() && !all_heads) continue;
-            attention_map(ctx, p, bench.a.qkv, 0, head, T, NH, bench.m.hs());
+            attention_map(ctx, p, bench.a.qkv, 0, head, T, NH, bench.m.config.head_size());
             const std::vector<float> map = to_host(ctx, p, (size_t)T * T);
             Json rows;
             for (int i = 0; i < T; i++)
@@ -1522,7 +1520,7 @@ Json run_report(const Bench<Float>& bench, const InferConfig& c, const Windows& 
         to_device(bench.a.inputs, w.inputs[i].data(), w.inputs[i].size());
         forward(ctx, bench.m, bench.a, B, w.T, nullptr, [&](int l) {
             attend_sequences(ctx, bench.m, bench.a, l, B, w.T, {});
-            attention_row_stats(ctx, stats, bench.a.qkv, B, w.T, NH, bench.m.hs(), c.topk);
+            attention_row_stats(ctx, stats, bench.a.qkv, B, w.T, NH, bench.m.config.head_size(), c.topk);
             report.add(l, to_host(ctx, stats, B * rows_of_one).data(), B);
         });
         say_progress("attention rows", (int64_t)i + 1, (int64_t)w.inputs.size());

@@ -4,27 +4,23 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define RANDOM_HOST_DEVICE __host__ __device__
-#else
-#define RANDOM_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 // The n-th number of the generator SplitMix64 that starts at `seed` (Steele, Lea and Flood, OOPSLA 2014):
 // every bit of it depends on every bit of both.
-RANDOM_HOST_DEVICE inline uint64_t splitmix64(uint64_t seed, uint64_t n) {
+HOST_DEVICE inline uint64_t splitmix64(uint64_t seed, uint64_t n) {
     uint64_t x = seed + 0x9e3779b97f4a7c15ull * (n + 1);
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
     return x ^ (x >> 31);
 }
 
-RANDOM_HOST_DEVICE inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t n) {
+HOST_DEVICE inline uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t n) {
     return splitmix64(splitmix64(seed, stream), n);
 }
 
 // Uniform in [0, 1), 53 bits.
-RANDOM_HOST_DEVICE inline double random_uniform(uint64_t seed, uint64_t stream, uint64_t n) {
+HOST_DEVICE inline double random_uniform(uint64_t seed, uint64_t stream, uint64_t n) {
     return static_cast<double>(random_bits(seed, stream, n) >> 11) * 0x1p-53;
 }
 

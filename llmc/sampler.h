@@ -11,13 +11,8 @@
 #include <numeric>
 #include <vector>
 
+#include "host_device.h"
 #include "random.h"
-
-#ifdef __CUDACC__
-#define SAMPLER_HOST_DEVICE __host__ __device__
-#else
-#define SAMPLER_HOST_DEVICE
-#endif
 
 // How the next token is drawn. Of softmax(logits / temperature) the top_k most probable tokens are kept (0:
 // all), of these the fewest whose share of the kept probability reaches top_p, and one is drawn from what is
@@ -32,7 +27,7 @@ struct Sampling {
 
 // Logits as integers in the same order, ordered_bits() on the host as well. NaN comes before all numbers, and
 // -0 equals 0.
-SAMPLER_HOST_DEVICE inline uint32_t logit_key(float x) {
+HOST_DEVICE inline uint32_t logit_key(float x) {
     if (x != x) return 0;
     x += 0.0f;
     uint32_t bits;
@@ -51,7 +46,7 @@ inline float weight_scale(float temperature) {
 // twice. The exponent is cut to an integer, and every sum is an explicit fmaf: there is nothing left that a
 // compiler could contract on one machine and not on another. The polynomial is, of those that are 1 at f = 0,
 // the one with the least largest relative error for 2^f, 0 <= f < 1 (Remez: 8e-8).
-SAMPLER_HOST_DEVICE inline float token_weight(float below, float scale) {
+HOST_DEVICE inline float token_weight(float below, float scale) {
     const float exponent = below * scale;
     if (!(exponent > -40.0f * 0x1p24f)) return 0.0f;
     const int fixed = static_cast<int>(exponent), whole = fixed >> 24;
@@ -67,18 +62,18 @@ SAMPLER_HOST_DEVICE inline float token_weight(float below, float scale) {
     memcpy(&two_to_whole, &bits, sizeof bits);
     return power * two_to_whole;
 }
-SAMPLER_HOST_DEVICE inline uint64_t weight_units(float weight) {
+HOST_DEVICE inline uint64_t weight_units(float weight) {
     return static_cast<uint64_t>(static_cast<int64_t>(weight * 0x1p40f));
 }
 
 // The least sum of weights that top_p is content with; at least 1, so that one token is kept.
-SAMPLER_HOST_DEVICE inline uint64_t units_to_keep(float top_p, uint64_t total) {
+HOST_DEVICE inline uint64_t units_to_keep(float top_p, uint64_t total) {
     const double units = ceil(static_cast<double>(top_p) * static_cast<double>(total));
     return units > 1.0 ? static_cast<uint64_t>(units) : 1;
 }
 // The token is the first one up to which the kept weights sum to more than this. It is less than the total:
 // with 1 - 2^-53, the largest that `uniform` can be, the product rounds to the next smaller double.
-SAMPLER_HOST_DEVICE inline uint64_t units_before(double uniform, uint64_t total) {
+HOST_DEVICE inline uint64_t units_before(double uniform, uint64_t total) {
     return static_cast<uint64_t>(uniform * static_cast<double>(total));
 }
 

@@ -17,11 +17,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define TOPK_HOST_DEVICE __host__ __device__
-#else
-#define TOPK_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 enum class Reg { tail, kl, entropy };
 inline constexpr const char* kRegWords[] = {"tail", "kl", "entropy"};
@@ -31,10 +27,10 @@ inline const char* reg_name(Reg reg) {
 }
 
 // f and f' of tail and kl.
-TOPK_HOST_DEVICE inline float reg_value(Reg reg, float mass) {
+HOST_DEVICE inline float reg_value(Reg reg, float mass) {
     return reg == Reg::tail ? 1.0f - mass : -logf(mass);
 }
-TOPK_HOST_DEVICE inline float reg_slope(Reg reg, float mass) {
+HOST_DEVICE inline float reg_slope(Reg reg, float mass) {
     return reg == Reg::tail ? -1.0f : -1.0f / mass;
 }
 

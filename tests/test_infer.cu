@@ -145,7 +145,7 @@ TEST_CASE_TEMPLATE("token by token in halves of a layer, by clusters", Float, fl
     GPT2Config config = kSmall;
     config.channels = 128;
     Model<Float> m = make_model<Float>(config);
-    REQUIRE(takes_decode_halves<Float>(ctx, config.channels, m.hs(), 48, {}));
+    REQUIRE(takes_decode_halves<Float>(ctx, config.channels, m.config.head_size(), 48, {}));
     const int T = kOnCpu ? 18 : 33;  // 32 threads a row, and a fiber for each
     check_decoding(ctx, m, 1, {DecodeMode::dense}, {}, sizeof(Float) == 4 ? 1e-5 : 2e-2, T);
     if (sizeof(Float) == 4) check_decoding(ctx, m, 1, {DecodeMode::topk, 4}, {Cut::topk, 4}, 1e-5, T);

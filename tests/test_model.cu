@@ -258,8 +258,8 @@ TEST_CASE("the scratch that layers share has room for each of them") {
         CHECK(room >= (size_t)kGradNormBlocks);
         const auto attention = (size_t)((char*)a.scratch - (char*)a.att_scratch) / sizeof(float);
         CHECK(attention >= (size_t)B * T * 4 * config.channels);
-        CHECK(attention >= attention_backward_scratch<float>(ctx, B, T, config.num_heads,
-                                                             config.channels / config.num_heads));
+        CHECK(attention >=
+              attention_backward_scratch<float>(ctx, B, T, config.num_heads, config.head_size()));
     }
 }
 

@@ -371,7 +371,7 @@ struct AttentionBuffers {
           dout(out.size()),
           dqkv(qkv.size()),
           row_values(4 * (size_t)B * T * c.num_heads),
-          scratch(std::max(attention_backward_scratch<bf16>(ctx, B, T, c.num_heads, c.channels / c.num_heads),
+          scratch(std::max(attention_backward_scratch<bf16>(ctx, B, T, c.num_heads, c.head_size()),
                            least_scratch)),
           weight(1),
           dbias(3 * c.channels) {
@@ -399,14 +399,14 @@ AttentionCost attention_cost(const GPT2Config& c, int B, int T, int topk) {
 
 void run_attention_forward(const Context& ctx, const AttentionBuffers& a, const GPT2Config& c, int B, int T,
                            int topk) {
-    attention_forward<bf16>(ctx, a.out, a.rows(), a.qkv, B, T, c.num_heads, c.channels / c.num_heads, topk);
+    attention_forward<bf16>(ctx, a.out, a.rows(), a.qkv, B, T, c.num_heads, c.head_size(), topk);
 }
 void run_attention_backward(const Context& ctx, const AttentionBuffers& a, const GPT2Config& c, int B, int T,
                             int topk) {
     const bool regularized = topk > 0 && topk < T;
     attention_backward<bf16>(ctx, a.dqkv, a.dbias, a.scratch, a.dout, a.out, a.qkv, a.rows(), Reg::tail,
-                             regularized ? (const float*)a.weight : nullptr, B, T, c.num_heads,
-                             c.channels / c.num_heads, topk);
+                             regularized ? (const float*)a.weight : nullptr, B, T, c.num_heads, c.head_size(),
+                             topk);
 }
 
 void bench_kernels(Bench& b, int B, int T) {
@@ -488,8 +488,7 @@ void bench_attention(Bench& b, int B, int T) {
     b.report.print(format(
         "\n## Attention: %s, head size %d, bf16\n\nk = 0 is plain attention; otherwise the forward finds the top k and the backward adds the regularizer's gradient. "
         "TFLOP/s count the causal half: 2 products forward, 5 backward. Scores: normal, or rising with the key's position, the hardest for the top k%s.\n\n",
-        b.config.size.c_str(),
-        size_config(b.config.size, T).channels / size_config(b.config.size, T).num_heads,
+        b.config.size.c_str(), size_config(b.config.size, T).head_size(),
         kUseCudnn ? "; cuDNN: normal ones, by its kernels" : ""));
     Table table(b.report, {{"k", 3},
                            {"T", 5},
@@ -513,8 +512,8 @@ void bench_attention(Bench& b, int B, int T) {
             size_t cudnn_scratch = 0;
             if constexpr (kUseCudnn)
                 if (c.cudnn)
-                    cudnn_scratch = prepare_attention_cudnn(b.ctx, c.B, c.T, config.num_heads,
-                                                            config.channels / config.num_heads);
+                    cudnn_scratch =
+                        prepare_attention_cudnn(b.ctx, c.B, c.T, config.num_heads, config.head_size());
             if (c.cudnn && cudnn_scratch == 0) return;  // it has said why
             const AttentionBuffers a(b.ctx, config, c.B, c.T, cudnn_scratch);
             if (c.rising) {

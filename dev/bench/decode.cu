@@ -91,7 +91,7 @@ struct DecodeBench : Measuring {
     bool takes_halves(int B, int capacity, DecodeHow how) const {
         const int C = model.config.channels;
         return (config.halves || !kOnCpu) && B == 1 &&
-               takes_decode_halves<Float>(with_halves(), C, model.hs(), capacity, how);
+               takes_decode_halves<Float>(with_halves(), C, model.config.head_size(), capacity, how);
     }
 };
 
@@ -145,8 +145,8 @@ struct Sequences {
             to_device<int>(start, starts.data(), starts.size());
             for (int l = 0; l < b.L(); l++) {
                 fill(ctx, qkv, random_bits(2, first, l), 0.5f);
-                kv_append<Float>(ctx, d.cache[l], qkv, B, count, b.NH(), b.model.hs(), nullptr, start,
-                                 nullptr);
+                kv_append<Float>(ctx, d.cache[l], qkv, B, count, b.NH(), b.model.config.head_size(), nullptr,
+                                 start, nullptr);
             }
             CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
         }
@@ -218,7 +218,7 @@ Reads count_reads(const DecodeBench& b, const Sequences& s, DecodeHow how, Work 
         r.keys += x.keys;
         r.pages += x.pages;
     }
-    const double row = (double)b.model.hs() * sizeof(Float), n = s.T;
+    const double row = (double)b.model.config.head_size() * sizeof(Float), n = s.T;
     if (how.mode == DecodeMode::dense)
         r.bytes = (double)heads * 2 * n * row;
     else if (how.mode == DecodeMode::topk)
@@ -277,8 +277,8 @@ struct StepTable {
         const auto attend = [&](DecodeStats* stats) {
             for (int l = 0; l < b.L(); l++)
                 attention_decode(ctx, s.one.att, stats ? stats + (size_t)l * B * b.NH() : nullptr,
-                                 s.d.attention, s.one.qkv, s.d.cache[l], s.d.positions, B, b.NH(), m.hs(),
-                                 how);
+                                 s.d.attention, s.one.qkv, s.d.cache[l], s.d.positions, B, b.NH(),
+                                 m.config.head_size(), how);
         };
         Graph graph;
         const Timing attention = time_work(b, [&] { graph.run(ctx, [&] { attend(nullptr); }); });

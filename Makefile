@@ -311,7 +311,7 @@ GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend
 PTX_ARCH = 90a
 COMPILE_PTX = $(GPU_COMPILE) -O1 -gencode arch=compute_$(PTX_ARCH)$(,)code=compute_$(PTX_ARCH) --no-compress \
     $(if $(filter 90a,$(PTX_ARCH)),-DCOMPILED_FOR_SM_90A) -DJSON_HAS_RANGES=0 -Xcompiler -fopenmp -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-PTX_MACHINE = $(addprefix build/ptx/,parser.o instructions.o machine.o runtime.o cublas.o)
+PTX_MACHINE = $(addprefix build/ptx/,parser.o instructions.o products.o machine.o runtime.o cublas.o)
 build/ptx:
 	@mkdir -p $@
 build/ptx/test_%.o: tests/test_%.cu build/deps Makefile | need_nvcc build/ptx

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(128, hopper_forward_blocks(LIST))
         }
         AFragment p[4];
         round_to_fragments(p, s);
-        begin_products();
+        begin_products(o, p);
         add_product(o, p, describe_tile(v_tiles + buffer));
         commit_products();
         wait_products(o);
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(128, 3)
         AFragment p[4], ds[4];
         round_to_fragments(p, s);
         round_to_fragments(ds, dp);
-        begin_products();
+        begin_products(dv, p, dk, ds);
         add_product(dv, p, describe_tile(do_tile));
         add_product(dk, ds, describe_tile(q_tile));
         commit_products();
@@ -382,7 +382,7 @@ __global__ void __launch_bounds__(128, 4)
         if (tile == last_tile) hide_later_keys(dp, 0.0f);
         AFragment ds[4];
         round_to_fragments(ds, dp);
-        begin_products();
+        begin_products(dq, ds);
         add_product(dq, ds, describe_tile(k_tile));
         commit_products();
         wait_products(dq);

@@ -9,10 +9,11 @@
 //   set_product_transposed:  d = a b^T    d[i][j] = sum_k a[i][k] b[j][k], a and b tiles
 //   add_product:         d += a b     d[i][j] += sum_k a[i][k] b[k][j], a in registers, b a tile
 //
-// They run while the warps go on. begin_products() comes before the first, and after registers that they use
-// were written; commit_products() closes a group of them; wait_products(d) waits for all, and only then d may
-// be read, or A's registers and the tiles overwritten. What ordinary instructions and cp.async wrote to a
-// tile is seen after fence_tiles() by the thread that wrote, and a barrier.
+// They run while the warps go on. begin_products(d, a) comes before the first, with the sums that are added
+// to and the A fragments, which were written until then; commit_products() closes a group of them;
+// wait_products(d) waits for all, and only then d may be read, or A's registers and the tiles overwritten.
+// What ordinary instructions and cp.async wrote to a tile is seen after fence_tiles() by the thread that
+// wrote, and a barrier.
 //
 // On the CPU backend the same products are made of the emulated mma, at once.
 #pragma once
@@ -39,7 +40,8 @@ __device__ inline Tile describe_tile(const __nv_bfloat16* tile) {
     assert(reinterpret_cast<uintptr_t>(tile) % kWgmmaAlignment == 0);
     return {tile};
 }
-inline void begin_products() {}
+template <class... Registers>
+void begin_products(Registers&...) {}
 inline void commit_products() {}
 inline void fence_tiles() {}
 template <class... D>
@@ -83,26 +85,35 @@ __device__ __forceinline__ Tile describe_tile(const __nv_bfloat16* tile) {
             (uint64_t)1 << 62};
 }
 
-__device__ __forceinline__ void begin_products() {
-    if constexpr (kHasWgmma) asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void commit_products() {
-    if constexpr (kHasWgmma) asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void fence_tiles() {
-    if constexpr (kHasWgmma) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Tells the compiler that d changes here: it knows of no other connection between a wait and the sums.
+// Tells the compiler that registers change here, for it knows of no other connection between them and the
+// instructions around: what writes to an operand stays in front of the fence, and what reads sums behind the
+// wait.
 __device__ __forceinline__ void changes_here(Accumulator& d) {
 #pragma unroll
     for (int n = 0; n < 8; n++)
         asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
+__device__ __forceinline__ void changes_here(AFragment (&a)[4]) {
+#pragma unroll
+    for (int kk = 0; kk < 4; kk++)
+        asm volatile("" : "+r"(a[kk][0]), "+r"(a[kk][1]), "+r"(a[kk][2]), "+r"(a[kk][3])::"memory");
+}
+
+template <class... Registers>
+__device__ __forceinline__ void begin_products(Registers&... r) {
+    (changes_here(r), ...);
+    if constexpr (kHasWgmma) asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void commit_products() {
+    if constexpr (kHasWgmma) asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 template <class... D>
 __device__ __forceinline__ void wait_products(D&... d) {
     if constexpr (kHasWgmma) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     (changes_here(d), ...);
+}
+__device__ __forceinline__ void fence_tiles() {
+    if constexpr (kHasWgmma) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 #define WGMMA_SUMS(how, d)                                                                                \

@@ -340,7 +340,7 @@ __global__ void product_kernel(float* product, const bf16* x, const bf16* y, int
     AFragment a[4];
     for (int kk = 0; kk < 4; kk++) load_a<64>(a[kk], first_piece<64, Order::rows>(x_tile), 16 * warp, kk);
     if (way == 1 || way == 3) {
-        begin_products();
+        begin_products(d, a);
         if (way == 1)
             set_product_transposed(d, describe_tile(x_tile), describe_tile(y_tile));
         else

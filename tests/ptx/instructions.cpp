@@ -280,6 +280,7 @@ void store(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
         uint8_t* p = locate(b, w, i, in.space, address(w, in.o[0], i), in.bytes * in.elements);
         for (int e = 0; e < in.elements; e++)
             memcpy(p + e * in.bytes, &w.source(in.elements > 1 ? in.o[1].parts[e] : in.o[1])[i], in.bytes);
+        note_write(b, w, i, p, in.bytes * in.elements);
     });
 }
 // atom, whose first operand gets what was there, and red, which has none.
@@ -289,6 +290,7 @@ void update(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
     const Operand &place = in.o[returns], &operands = in.o[returns + 1];
     each(lanes, [&](int i) {
         uint8_t* p = locate(b, w, i, in.space, address(w, place, i), (int)sizeof(T) * in.elements);
+        note_write(b, w, i, p, (int)sizeof(T) * in.elements);
         for (int e = 0; e < in.elements; e++, p += sizeof(T)) {
             T before;
             memcpy(&before, p, sizeof(T));
@@ -313,6 +315,7 @@ void change_window(Block&, Warp& w, const Instruction& in, uint32_t lanes) {
 void deliver(Block& b, Warp& w, int lane, std::vector<AsyncCopy>& copies) {
     for (const AsyncCopy& c : copies) {
         uint8_t* to = locate(b, w, lane, Space::shared, c.to, c.bytes);
+        note_write(b, w, lane, to, c.bytes);
         if (c.zeros)
             memset(to, 0, c.bytes);
         else
@@ -445,15 +448,20 @@ void load_matrices(Block& block, Warp& w, const Instruction& in, uint32_t) {  //
 }
 // Element (row, k) of a matrix of 64 rows and 16 columns in shared memory, by its descriptor (PTX ISA,
 // "Matrix descriptor") with 128-byte swizzle: rows, or for a transposed one columns, of 128 bytes lie in
-// groups of 8.
-float described(Block& block, Warp& w, uint64_t descriptor, bool transposed, int row, int k) {
+// groups of 8. Its place is one of those that the product reads.
+float described(Block& block, Warp& w, Product& product, uint64_t descriptor, bool transposed, int row,
+                int k) {
     if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
     const uint32_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
     const int line = transposed ? k : row, within = transposed ? row : k;
     uint32_t at = start + line % 8 * 128 + line / 8 * stride + within * 2;
     at ^= at >> 3 & 0x70;
+    const uint8_t* p = locate(block, w, 0, Space::shared, at, 2);
+    const auto word = (uint32_t)((p - block.shared.data()) / 4);
+    check_fenced(block, word);
+    product.words.push_back(word);
     uint16_t x;
-    memcpy(&x, locate(block, w, 0, Space::shared, at, 2), 2);
+    memcpy(&x, p, 2);
     return low_bf16(x);
 }
 // One warp's 16 rows of the 64: {d}, a or {a}, b, add, 1, 1, [a transposed,] b transposed.
@@ -462,14 +470,30 @@ void wgmma(Block& block, Warp& w, const Instruction& in, uint32_t) {
     const auto constant = [&](size_t i) { return w.source(in.o.at(i))[0]; };
     const bool b_transposed = constant(a_in_registers ? 6 : 7);
     if (constant(4) != 1 || constant(5) != 1) fail("signs of operands are not known here");
+    Product product;
+    for (const Operand& sum : in.o[0].parts) product.sums.push_back(sum.slot);
+    for (const Operand& fragment : in.o[1].parts) product.fragments.push_back(fragment.slot);
     float a[16][16], b[16][64];
     if (a_in_registers) gather_a(a, w, in.o[1]);
     for (int k = 0; k < 16; k++) {
         for (int r = 0; r < 16 && !a_in_registers; r++)
-            a[r][k] = described(block, w, constant(1), constant(6), w.number % 4 * 16 + r, k);
-        for (int n = 0; n < 64; n++) b[k][n] = described(block, w, constant(2), b_transposed, n, k);
+            a[r][k] = described(block, w, product, constant(1), constant(6), w.number % 4 * 16 + r, k);
+        for (int n = 0; n < 64; n++) b[k][n] = described(block, w, product, constant(2), b_transposed, n, k);
     }
+    begin_product(block, w, std::move(product));
     multiply<64>(w, in.o[0], in.o[0], constant(3), a, b);
+}
+void wgmma_fence(Block&, Warp& w, const Instruction&, uint32_t) {
+    fence_registers(w);
+}
+void wgmma_commit(Block&, Warp& w, const Instruction&, uint32_t) {
+    commit_products(w);
+}
+void wgmma_wait(Block& block, Warp& w, const Instruction& in, uint32_t) {
+    wait_products(block, w, w.source(in.o[0])[0]);
+}
+void fence_proxy(Block& block, Warp& w, const Instruction&, uint32_t lanes) {
+    fence_writes(block, w, lanes);
 }
 
 // ---- clusters. A shared address in another block of the cluster has that block's number + 1 in its upper
@@ -644,6 +668,7 @@ std::unordered_map<std::string, Action> make_table() {
         {"cp.async.cg.shared.global", copy_async},
         {"cp.async.commit_group", close_group},
         {"cp.async.wait_group", wait_groups},
+        {"fence.proxy.async.shared::cta", fence_proxy},
         {"mbarrier.init.shared::cta.b64", open_mailbox},
         {"mbarrier.arrive.expect_tx.shared::cta.b64", expect_bytes},
         {"mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64", has_phase_passed},
@@ -653,7 +678,6 @@ std::unordered_map<std::string, Action> make_table() {
         // one memory for all, and each kernel behind the one before
         {"membar.gl", nothing},
         {"fence.mbarrier_init.release.cluster", nothing},
-        {"fence.proxy.async.shared::cta", nothing},
         {"griddepcontrol.wait", nothing},
         {"griddepcontrol.launch_dependents", nothing},
     };
@@ -687,9 +711,9 @@ const std::unordered_map<std::string, WarpInstruction>& warp_instructions() {
         {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", {load_matrices<false>, -1}},
         {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", {load_matrices<true>, -1}},
         {"wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16", {wgmma, -1}},
-        {"wgmma.fence.sync.aligned", {nothing, -1}},
-        {"wgmma.commit_group.sync.aligned", {nothing, -1}},
-        {"wgmma.wait_group.sync.aligned", {nothing, -1}},
+        {"wgmma.fence.sync.aligned", {wgmma_fence, -1}},
+        {"wgmma.commit_group.sync.aligned", {wgmma_commit, -1}},
+        {"wgmma.wait_group.sync.aligned", {wgmma_wait, -1}},
         {"barrier.cluster.arrive.relaxed.aligned", {arrive_at_cluster, -1}},
     };
     return table;
@@ -752,8 +776,9 @@ bool decode(Instruction& in) {
                : has("local")                                                  ? Space::local
                : has("param")                                                  ? Space::param
                                                                                : Space::generic;
-    // Of loops that wait for another thread.
-    in.yields = has("acquire") || has("acq_rel") || has("volatile");
+    // In loops that wait for another thread; and while products are under way, so that who gets at their
+    // tiles is seen.
+    in.yields = has("acquire") || has("acq_rel") || has("volatile") || in.op.starts_with("wgmma.commit");
 
     if (const auto it = table.find(in.op); it != table.end()) {
         in.action = it->second;

@@ -187,6 +187,7 @@ class Turn {
     bool step() {
         const Instruction& in = code_[pc_];
         here.in = &in;
+        if (b_.kernel->has_products) check_registers(w_, in);
         uint32_t active = lanes_;
         if (in.guard >= 0) {
             const uint64_t* p = w_.reg(in.guard);
@@ -231,6 +232,7 @@ class Turn {
                 break;
             default:
                 whole_warp(in, active);
+                if (in.yields) left_ = 0;
         }
         return false;
     }
@@ -239,6 +241,7 @@ class Turn {
         for (int lane = 0; lane < 32; lane++)
             if ((active >> lane & 1) && !w_.open[lane].empty())
                 fail("lane %d ends with copies in no group", lane);
+        if (w_.products.under_way) fail("it ends with products that it has not waited for");
         w_.alive &= ~active;
         b_.exited += std::popcount(active);
         for (int number = 0; number < 16; number++) settle_barrier(b_, number);
@@ -340,6 +343,7 @@ class Launch {
             b.params = params_.data();
             b.shared.assign(shared_bytes_, 0xff);
             b.num_threads = (int)threads_.count();
+            prepare_products(b);
             for (int w = 0; w * 32 < b.num_threads; w++) b.warps.push_back(begin_warp(b, w));
         }
         clusters_.push_back(std::move(cluster));
@@ -355,6 +359,7 @@ class Launch {
         w->number = number;
         w->registers.assign((size_t)kernel_.registers * 32, 0xfff0dead);  // as a float no number
         w->local.assign((size_t)kernel_.local_bytes * 32, 0xff);
+        prepare_products(*w, kernel_);
         const int threads = std::min(32, b.num_threads - 32 * number);
         w->alive = threads == 32 ? ~0u : (1u << threads) - 1;
         for (int lane = 0; lane < 32; lane++) {

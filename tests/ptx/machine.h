@@ -4,7 +4,8 @@
 // under host code that nvcc compiled. What a GPU would not say is an error: an address outside of every
 // allocation or not aligned to its access, a warp that is not whole where it must be, a barrier that not all
 // threads reach, more shared memory than was asked for, a copy that nobody waited for (it arrives as late as
-// it may). Shared memory, registers and cudaMalloc's memory begin with what is no number.
+// it may), sums and tiles of a wgmma that are touched before it was waited for. Shared memory, registers and
+// cudaMalloc's memory begin with what is no number.
 //
 // It is slow, knows the instructions that the kernels here use and names any other, has one memory for all
 // (so it says nothing on caches or on the order in which other blocks see writes), and rounds the approximate
@@ -12,7 +13,7 @@
 //
 //   parser.cpp        PTX text to kernels             runtime.cpp   the CUDA runtime's functions
 //   instructions.cpp  what an instruction does        cublas.cpp    cuBLASLt's, by the CPU backend's
-//   machine.cpp       memory, barriers, launches
+//   machine.cpp       memory, barriers, launches      products.cpp  the rules of wgmma
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -71,6 +72,7 @@ struct Instruction {
     int mode = 0;                 // a cvt's rounding
     int members = -1;             // the operand that names a whole_warp instruction's lanes; -1: all
     bool yields = false;          // others should get a turn: it may be one of a loop that waits for them
+    std::vector<int> reads = {}, writes = {};  // registers; of a kernel with products alone
 };
 
 struct Kernel {
@@ -83,6 +85,7 @@ struct Kernel {
     int max_threads = 1024;
     int max_dynamic = 48 << 10;  // bytes of dynamic shared memory,
     bool asked = false;          // and whether they were asked for
+    bool has_products = false;   // wgmma
 };
 
 struct Dim {
@@ -98,6 +101,23 @@ struct AsyncCopy {
     bool zeros;
 };
 
+// A wgmma that is under way: it reads these words of shared memory and registers, and writes those.
+struct Product {
+    std::vector<uint32_t> words;
+    std::vector<int> fragments, sums;
+};
+
+// What a warp's products under way and the rules for the next ones are about: products.cpp.
+struct Products {
+    std::vector<Product> open = {};  // of no group yet
+    std::deque<std::vector<Product>> groups = {};
+    int under_way = 0;
+    std::vector<uint8_t> reading = {}, writing = {};  // [register]: products that do so
+    std::vector<int> touched = {};                    // [register]: the fences before its last use
+    int fences = 0;
+    std::vector<uint32_t> unfenced[32] = {};  // words that a lane wrote since its last fence.proxy.async
+};
+
 struct Warp {
     int number = 0;
     std::vector<uint64_t> registers = {};  // [register][lane]
@@ -109,6 +129,7 @@ struct Warp {
     int phase[32] = {};                    // in this phase of it
     std::vector<AsyncCopy> open[32] = {};  // cp.async: copies of no group yet, and groups
     std::deque<std::vector<AsyncCopy>> groups[32] = {};
+    Products products = {};
 
     uint32_t runnable() const { return alive & ~(at_barrier | at_whole_warp | at_cluster); }
     uint64_t* reg(int slot) { return registers.data() + (size_t)slot * 32; }
@@ -142,6 +163,9 @@ struct Block {
     Barrier barriers[16] = {};
     std::map<uint32_t, Mailbox> mailboxes = {};  // by their address
     Cluster* cluster = nullptr;
+    // of each word of shared memory: products that read it now; the thread, + 1, that wrote it without a
+    // fence
+    std::vector<uint16_t> being_read = {}, unfenced = {};
 
     bool done() const { return exited == num_threads; }
 };
@@ -168,6 +192,24 @@ Kernel* find_kernel(const std::string& name);
 
 // Finds the action of in.op and sets what the opcode's words say; false: there is no such instruction here.
 bool decode(Instruction& in);
+
+// ---- products.cpp
+
+// Says which registers an instruction of a kernel with products reads and writes.
+void note_registers(Instruction& in);
+void prepare_products(Block& block);
+void prepare_products(Warp& warp, const Kernel& kernel);
+// Before another instruction than those below.
+void check_registers(Warp& warp, const Instruction& in);
+// Of wgmma: p's words are those that it reads.
+void begin_product(Block& block, Warp& warp, Product p);
+void commit_products(Warp& warp);
+void wait_products(Block& block, Warp& warp, size_t groups_left);
+void fence_registers(Warp& warp);
+// Of shared memory: a lane has written to it, makes its writes known to products, and a product reads it.
+void note_write(Block& block, Warp& warp, int lane, const uint8_t* p, int bytes);
+void fence_writes(Block& block, Warp& warp, uint32_t lanes);
+void check_fenced(const Block& block, uint32_t word);
 
 // ---- machine.cpp
 

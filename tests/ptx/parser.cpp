@@ -126,6 +126,9 @@ class KernelParser {
         end.op = end.text = "ret";
         decode(end);
         kernel_.code.push_back(end);
+        if (kernel_.has_products)
+            for (Instruction& in : kernel_.code)
+                if (!in.op.starts_with("wgmma")) note_registers(in);
         for (const Jump& jump : jumps_)
             kernel_.code[jump.instruction].target = find(jump.scopes, &Scope::labels, jump.label);
     }
@@ -262,6 +265,7 @@ class KernelParser {
         if (space != rest.npos)
             for (const std::string& part : split(rest.substr(space))) in.o.push_back(operand(part));
         if (!decode(in)) fail("this instruction is not known here");
+        kernel_.has_products |= in.op.starts_with("wgmma");
         if (in.flow == Flow::branch)
             jumps_.push_back({kernel_.code.size(), in.o[0].name, open_});
         else

@@ -137,8 +137,8 @@ TEST_CASE("sampling: weights are exponentials, keys are in the logits' order") {
     CHECK(token_weight(0.0f, weight_scale(1e-40f)) == 1.0f);
     CHECK(token_weight(-1e-29f, weight_scale(1e-40f)) == 0.0f);
 
-    const float rising[] = {NAN,  -INFINITY, -1e30f, -2.0f, -1.0f,   -1e-40f,
-                            0.0f, 1e-40f,    1.0f,   2.0f,  INFINITY};
+    const float rising[] = {NAN,  -INFINITY, -1e30f, -2.0f, -1.0f,   -0x1p-126f,
+                            0.0f, 0x1p-126f, 1.0f,   2.0f,  INFINITY};
     for (size_t i = 1; i < std::size(rising); i++) CHECK(logit_key(rising[i - 1]) < logit_key(rising[i]));
     CHECK(logit_key(-0.0f) == logit_key(0.0f));
     CHECK(logit_key(-NAN) == logit_key(NAN));

@@ -11,7 +11,8 @@
 //   scheduler.h   runs one block                       runtime.h     cudaMalloc, events, the device, ...
 //   launch.h      runs a grid                          graphs.h      streams, captures and graphs
 //   warp.h        barriers, shuffles, votes            mma_cpu.h     tensor-core and cp.async wrappers
-//   fp8.h         FP8 and its conversions              race_check.cpp  the race checker
+//   fp8.h         FP8 and its conversions              denormals.h   are zeros
+//   race_check.cpp  the race checker
 //
 // Environment: CUDA_CPU_SCHEDULE=forward|backward|random  the order of threads (scheduler.h)
 //              CUDA_CPU_PROFILE=1                         time by kernel, printed at exit (launch.h)
@@ -39,6 +40,7 @@
 #pragma cuda_cpu_shared static constinit thread_local
 
 #include "bf16.h"
+#include "denormals.h"
 #include "fibers.h"
 #include "fp8.h"
 #include "graphs.h"

@@ -271,7 +271,7 @@ $(BUILD)/attention_cudnn.o: llmc/attention_cudnn.cpp build/deps Makefile
 	@mkdir -p $(BUILD)
 	llmc/cpu/cpu_nvcc $< -o $@ $(TEST_FLAGS)
 # In these tests there is more to compile than to run.
-$(addprefix $(BUILD)/,$(addsuffix .o,test_model test_infer test_attention test_layers test_matmul test_cpu_backend)): \
+$(addprefix $(BUILD)/,$(addsuffix .o,test_model test_infer test_decode_step test_attention test_layers test_matmul test_cpu_backend)): \
     TEST_FLAGS := $(subst -O1,-Og,$(TEST_FLAGS))
 $(BUILD)/test_attention.o: TEST_FLAGS += -DUSE_CUDNN
 $(BUILD)/test_attention: $(BUILD)/attention_cudnn.o
@@ -311,7 +311,7 @@ GPU_TESTS = $(if $(HAS_GPU),$(addprefix build/gpu/,$(filter-out test_cpu_backend
 PTX_ARCH = 90a
 COMPILE_PTX = $(GPU_COMPILE) -O1 -gencode arch=compute_$(PTX_ARCH)$(,)code=compute_$(PTX_ARCH) --no-compress \
     $(if $(filter 90a,$(PTX_ARCH)),-DCOMPILED_FOR_SM_90A) -DJSON_HAS_RANGES=0 -Xcompiler -fopenmp -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-PTX_MACHINE = $(addprefix build/ptx/,parser.o instructions.o products.o machine.o runtime.o cublas.o)
+PTX_MACHINE = $(addprefix build/ptx/,parser.o instructions.o products.o overlap.o machine.o runtime.o cublas.o)
 build/ptx:
 	@mkdir -p $@
 build/ptx/test_%.o: tests/test_%.cu build/deps Makefile | need_nvcc build/ptx
@@ -331,7 +331,7 @@ build/ptx/%_gpt2: build/ptx/%_gpt2.o $(PTX_MACHINE) build/commit.o build/host.a
 
 ifneq ($(call given,$(PTX)),)
 # (In a random order, for which tests have fewer cases.)
-PTX_TESTS = $(KERNEL_TESTS)
+PTX_TESTS = $(KERNEL_TESTS) test_decode_step
 test: $(addprefix build/ptx/,$(PTX_TESTS))
 	tests/run $(addprefix CUDA_CPU_SCHEDULE=random:,$^)
 else ifneq ($(call given,$(RACE)),)

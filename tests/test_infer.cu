@@ -5,31 +5,8 @@
 #include "../infer_gpt2.cu"
 #include "check.h"
 #include "reference.h"
-#include "small_model.h"
+#include "small_infer.h"
 #include "temp_folder.h"
-
-using bf16 = __nv_bfloat16;
-
-constexpr int kEot = 36;
-
-template <class Float>
-static Model<Float> make_model(const GPT2Config& config) {
-    const std::vector<float> params = busy_params<Float>(config);
-    const std::vector<Float> rounded(params.begin(), params.end());
-    Model<Float> m{.config = config};
-    Float* base = nullptr;
-    m.memory = std::make_unique<DeviceMemory>(
-        make_context(), "test", "", [&](Arena& arena) { base = arena.take<Float>(rounded.size()); });
-    to_device(base, rounded.data(), rounded.size());
-    m.params = point_to_params(base, config);
-    return m;
-}
-
-static Tokens random_tokens(size_t n, uint64_t seed) {
-    Tokens tokens;
-    for (const int t : random_ints(n, kEot, seed)) tokens.push_back((uint16_t)t);
-    return tokens;
-}
 
 // Logits of every position of one sequence by the forward over whole sequences.
 template <class Float>
@@ -149,53 +126,6 @@ TEST_CASE_TEMPLATE("token by token in halves of a layer, by clusters", Float, fl
     const int T = kOnCpu ? 18 : 33;  // 32 threads a row, and a fiber for each
     check_decoding(ctx, m, 1, {DecodeMode::dense}, {}, sizeof(Float) == 4 ? 1e-5 : 2e-2, T);
     if (sizeof(Float) == 4) check_decoding(ctx, m, 1, {DecodeMode::topk, 4}, {Cut::topk, 4}, 1e-5, T);
-}
-
-// What may overlap must not change a bit of what comes out; where nothing does, this compares equal runs.
-TEST_CASE("kernels that start early compute what they compute one after another") {
-    Context ctx = make_context();
-    GPT2Config config = kSmall;
-    config.channels = 128;
-    Model<bf16> m = make_model<bf16>(config);
-    const auto logits = [&](int B, DecodeHow how, bool overlap) {
-        Context with = ctx;
-        with.overlap_kernels = ctx.overlap_kernels && overlap;
-        Acts<bf16> a, one;
-        Decoding<bf16> d;
-        const DeviceMemory memory(with, "test", "", [&](Arena& arena) {
-            a = lay_out_acts<bf16>(arena, config, B, 2);
-            one = lay_out_acts<bf16>(arena, config, B, 1);
-            d = lay_out_decoding<bf16>(arena, config, B, 48, 40, false);
-        });
-        memory.zero();
-        std::vector<int> inputs, numbers(B);
-        for (int b = 0; b < B; b++) {
-            numbers[b] = b;
-            for (const uint16_t token : random_tokens(2, 50 + b)) inputs.push_back(token);
-        }
-        const std::vector<int> lengths(B, 2);
-        to_device(a.inputs, inputs.data(), inputs.size());
-        to_device(d.filled, numbers.data(), numbers.size());
-        to_device(d.lengths, lengths.data(), lengths.size());
-        to_device(d.positions, lengths.data(), lengths.size());
-        to_device(d.streams, numbers.data(), numbers.size());
-        prefill(with, m, a, d, B, 2, how);
-        Graph graph;
-        std::vector<bf16> all;
-        for (int step = 0; step < (kOnCpu ? 5 : 37); step++) {
-            graph.run(with, [&] { decode_step(with, m, one, d, how, {}); });
-            const std::vector<bf16> now = to_host(with, d.logits, (size_t)B * config.padded_vocab_size);
-            all.insert(all.end(), now.begin(), now.end());
-        }
-        return all;
-    };
-    for (const bool halves : {false, true}) {
-        ctx.use_decode_halves = halves && ctx.has_clusters;
-        for (const int B : {1, 5, 11})
-            for (const DecodeHow how : {DecodeHow{DecodeMode::dense}, DecodeHow{DecodeMode::topk, 4},
-                                        DecodeHow{DecodeMode::pages, 0, 0.1f}})
-                if (!halves || B == 1) CHECK(same_bits(logits(B, how, true), logits(B, how, false)));
-    }
 }
 
 TEST_CASE("losses are the reference's") {

@@ -124,7 +124,7 @@ done
 
 kernel_tests=(test_attention_decode test_attention_cut test_matvec test_decode_layer test_sampler test_layers test_attention)
 if wanted tests; then
-    for test in "${kernel_tests[@]}" test_matmul test_infer test_model; do
+    for test in "${kernel_tests[@]}" test_matmul test_decode_step test_infer test_model; do
         together "$test" "${TEST_LIMIT:-75}" "$bin/$test"
     done
     if [ -x "$bin/test_attention_cudnn" ]; then

@@ -14,7 +14,7 @@ arch=${GPU_ARCH:-90a}
 max_mib=${MAX_MIB:-64}
 programs=(train_gpt2cu infer_gpt2cu)
 built=(bench decode test_layers test_attention test_attention_cut test_attention_decode test_matmul test_matvec
-    test_decode_layer test_sampler test_infer test_model attention_ladder)
+    test_decode_layer test_sampler test_decode_step test_infer test_model attention_ladder)
 # Beside the others, because they do not start where cuDNN is not: its tests, and the benchmark of its attention.
 with_cudnn=(bench_cudnn test_attention_cudnn)
 

@@ -1,6 +1,7 @@
 // cuBLASLt's functions for programs that nvcc has compiled, by those of the CPU backend, whose header this
 // file includes in NVIDIA's place: descriptors have room for the CPU backend's in the caller's memory. (There
 // the functions are C++, so those with the library's names get them as labels.)
+#define CUDA_CPU_DENORMALS  // a GPU has them
 #include "../../llmc/cpu/include/cublasLt.h"
 
 #include "machine.h"
@@ -78,9 +79,12 @@ LIBRARY_FUNCTION(cublasStatus_t, cublasLtMatmulAlgoConfigGetAttribute,
 
 // ---- the product
 
-static void check_matrix(const void* p, const cublasLtMatrixLayoutOpaque_t& m) {
+static size_t bytes_of(const cublasLtMatrixLayoutOpaque_t& m) {
     const size_t element = m.type == CUDA_R_32F ? 4 : cuda_cpu::is_fp8(m.type) ? 1 : 2;
-    ptx::check_memory((uint64_t)p, ((m.cols - 1) * m.ld + m.rows) * element, "a matrix product");
+    return ((m.cols - 1) * m.ld + m.rows) * element;
+}
+static void check_matrix(const void* p, const cublasLtMatrixLayoutOpaque_t& m) {
+    ptx::check_memory((uint64_t)p, bytes_of(m), "a matrix product");
 }
 LIBRARY_FUNCTION(cublasStatus_t, cublasLtMatmul,
                  (cublasLtHandle_t, cublasLtMatmulDesc_t op, const float* alpha, const void* a,
@@ -94,7 +98,9 @@ LIBRARY_FUNCTION(cublasStatus_t, cublasLtMatmul,
     check_matrix(d, *d_layout);
     ptx::give([op = *op, alpha = *alpha, beta = *beta, a, b, d, a_layout = *a_layout, b_layout = *b_layout,
                d_layout = *d_layout] {
+        ptx::begin_kernel("a matrix product", false);
         cuda_cpu::run_matmul(op, alpha, a, a_layout, b, b_layout, beta, d, d_layout);
+        ptx::note_kernel_write(d, bytes_of(d_layout));
     });
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -265,7 +265,9 @@ uint64_t address(Warp& w, const Operand& o, int lane) {
 }
 void load(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
     each(lanes, [&](int i) {
-        const uint8_t* p = locate(b, w, i, in.space, address(w, in.o[1], i), in.bytes * in.elements);
+        const uint64_t at = address(w, in.o[1], i);
+        const uint8_t* p = locate(b, w, i, in.space, at, in.bytes * in.elements);
+        if (is_global(in.space, at)) check_early_read(w, i, at, in.bytes * in.elements);
         for (int e = 0; e < in.elements; e++) {
             const Operand& to = in.elements > 1 ? in.o[0].parts[e] : in.o[0];
             uint64_t x = 0;
@@ -275,12 +277,21 @@ void load(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
         }
     });
 }
+uint8_t* place_to_write(Block& b, Warp& w, int lane, const Instruction& in, uint64_t at, int bytes) {
+    uint8_t* p = locate(b, w, lane, in.space, at, bytes);
+    if (is_global(in.space, at)) {
+        if (!(w.waited >> lane & 1)) fail("lane %d writes, and has not waited for the kernel in front", lane);
+        note_kernel_write(p, bytes);
+    } else {
+        note_write(b, w, lane, p, bytes);
+    }
+    return p;
+}
 void store(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
     each(lanes, [&](int i) {
-        uint8_t* p = locate(b, w, i, in.space, address(w, in.o[0], i), in.bytes * in.elements);
+        uint8_t* p = place_to_write(b, w, i, in, address(w, in.o[0], i), in.bytes * in.elements);
         for (int e = 0; e < in.elements; e++)
             memcpy(p + e * in.bytes, &w.source(in.elements > 1 ? in.o[1].parts[e] : in.o[1])[i], in.bytes);
-        note_write(b, w, i, p, in.bytes * in.elements);
     });
 }
 // atom, whose first operand gets what was there, and red, which has none.
@@ -289,8 +300,7 @@ void update(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
     const bool returns = in.op.starts_with("atom");
     const Operand &place = in.o[returns], &operands = in.o[returns + 1];
     each(lanes, [&](int i) {
-        uint8_t* p = locate(b, w, i, in.space, address(w, place, i), (int)sizeof(T) * in.elements);
-        note_write(b, w, i, p, (int)sizeof(T) * in.elements);
+        uint8_t* p = place_to_write(b, w, i, in, address(w, place, i), (int)sizeof(T) * in.elements);
         for (int e = 0; e < in.elements; e++, p += sizeof(T)) {
             T before;
             memcpy(&before, p, sizeof(T));
@@ -328,6 +338,7 @@ void copy_async(Block& b, Warp& w, const Instruction& in, uint32_t lanes) {
         const int bytes = (int)w.source(in.o[2])[i],
                   valid = in.o.size() > 3 ? (int)w.source(in.o[3])[i] : bytes;
         if (valid != 0 && valid != bytes) fail("a copy of %d bytes of %d", valid, bytes);
+        if (valid != 0) check_early_read(w, i, address(w, in.o[1], i), bytes);
         w.open[i].push_back({address(w, in.o[0], i), address(w, in.o[1], i), bytes, valid == 0});
         if (!copies_are_late) deliver(b, w, i, w.open[i]);
     });
@@ -556,6 +567,15 @@ void arrive_at_cluster(Block& b, Warp& w, const Instruction&, uint32_t lanes) {
     b.cluster->settle();
 }
 
+// ---- kernels that begin early
+
+void wait_for_previous(Block&, Warp& w, const Instruction&, uint32_t lanes) {
+    w.waited |= lanes;
+}
+void launch_dependents(Block&, Warp& w, const Instruction&, uint32_t lanes) {
+    start_next_kernel(w, lanes);
+}
+
 // ---- the table
 
 template <class T>
@@ -678,8 +698,8 @@ std::unordered_map<std::string, Action> make_table() {
         // one memory for all, and each kernel behind the one before
         {"membar.gl", nothing},
         {"fence.mbarrier_init.release.cluster", nothing},
-        {"griddepcontrol.wait", nothing},
-        {"griddepcontrol.launch_dependents", nothing},
+        {"griddepcontrol.wait", wait_for_previous},
+        {"griddepcontrol.launch_dependents", launch_dependents},
     };
     add_integers<uint16_t>(table, "16");
     add_integers<uint32_t>(table, "32");

@@ -77,6 +77,15 @@ void check_memory(uint64_t address, size_t bytes, const char* what) {
     last_end = last_begin + it->second;
 }
 
+std::pair<uint64_t, size_t> memory_at(uint64_t address) {
+    check_memory(address, 1, "an access");
+    return {last_begin, last_end - last_begin};
+}
+bool is_global(Space space, uint64_t address) {
+    return space == Space::global || (space == Space::generic && address - kSharedWindow >= kWindowBytes &&
+                                      address - kLocalWindow >= kWindowBytes);
+}
+
 uint8_t* locate(Block& block, Warp& warp, int lane, Space space, uint64_t address, int bytes) {
     if (space == Space::generic) {
         space = Space::global;
@@ -242,6 +251,7 @@ class Turn {
             if ((active >> lane & 1) && !w_.open[lane].empty())
                 fail("lane %d ends with copies in no group", lane);
         if (w_.products.under_way) fail("it ends with products that it has not waited for");
+        if (active & ~w_.waited) fail("lanes %08x end and have not waited for the kernel in front", active);
         w_.alive &= ~active;
         b_.exited += std::popcount(active);
         for (int number = 0; number < 16; number++) settle_barrier(b_, number);
@@ -362,6 +372,7 @@ class Launch {
         prepare_products(*w, kernel_);
         const int threads = std::min(32, b.num_threads - 32 * number);
         w->alive = threads == 32 ? ~0u : (1u << threads) - 1;
+        w->waited = begins_early() ? 0 : ~0u;
         for (int lane = 0; lane < 32; lane++) {
             const auto thread = (uint32_t)(32 * number + lane);
             const uint32_t values[kSpecials] = {thread % b.threads.x,
@@ -442,8 +453,9 @@ class Launch {
 
 }  // namespace
 
-void launch(Kernel& kernel, Dim grid, Dim threads, int cluster, size_t dynamic_shared,
+void launch(Kernel& kernel, Dim grid, Dim threads, int cluster, bool early, size_t dynamic_shared,
             const std::vector<uint8_t>& params) {
+    begin_kernel(kernel.name, early);
     Launch(kernel, grid, threads, cluster, kernel.dynamic_start + dynamic_shared, params).run();
     here = {};
 }

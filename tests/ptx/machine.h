@@ -4,8 +4,9 @@
 // under host code that nvcc compiled. What a GPU would not say is an error: an address outside of every
 // allocation or not aligned to its access, a warp that is not whole where it must be, a barrier that not all
 // threads reach, more shared memory than was asked for, a copy that nobody waited for (it arrives as late as
-// it may), sums and tiles of a wgmma that are touched before it was waited for. Shared memory, registers and
-// cudaMalloc's memory begin with what is no number.
+// it may), sums and tiles of a wgmma that are touched before it was waited for, in a kernel that begins early
+// what the one in front may still write. Shared memory, registers and cudaMalloc's memory begin with what is
+// no number.
 //
 // It is slow, knows the instructions that the kernels here use and names any other, has one memory for all
 // (so it says nothing on caches or on the order in which other blocks see writes), and rounds the approximate
@@ -14,6 +15,7 @@
 //   parser.cpp        PTX text to kernels             runtime.cpp   the CUDA runtime's functions
 //   instructions.cpp  what an instruction does        cublas.cpp    cuBLASLt's, by the CPU backend's
 //   machine.cpp       memory, barriers, launches      products.cpp  the rules of wgmma
+//                                                     overlap.cpp   those of kernels that begin early
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -123,6 +125,7 @@ struct Warp {
     std::vector<uint64_t> registers = {};  // [register][lane]
     std::vector<uint8_t> local = {};       // [lane][bytes]
     uint32_t alive = 0;
+    uint32_t waited = 0;                                         // lanes that have for the kernel in front
     uint32_t at_barrier = 0, at_whole_warp = 0, at_cluster = 0;  // lanes that wait
     int pc[32] = {}, barrier[32] = {};
     bool arrived[32] = {};                 // at the cluster's barrier,
@@ -211,6 +214,19 @@ void note_write(Block& block, Warp& warp, int lane, const uint8_t* p, int bytes)
 void fence_writes(Block& block, Warp& warp, uint32_t lanes);
 void check_fenced(const Block& block, uint32_t word);
 
+// ---- overlap.cpp
+
+// What comes next is a kernel, one of cuBLASLt's included.
+void begin_kernel(const std::string& name, bool early);
+// What comes next begins when everything in front has ended.
+void end_kernels();
+bool begins_early();
+// Of the kernel that runs: lanes let the next one begin; a lane reads memory of the device; it was written
+// to.
+void start_next_kernel(const Warp& warp, uint32_t lanes);
+void check_early_read(const Warp& warp, int lane, uint64_t address, size_t bytes);
+void note_kernel_write(const void* p, size_t bytes);
+
 // ---- machine.cpp
 
 // Says what went wrong and where, and ends the program.
@@ -221,12 +237,16 @@ void add_memory(const void* p, size_t bytes);
 void remove_memory(const void* p);
 // Fails unless all of it lies in one allocation.
 void check_memory(uint64_t address, size_t bytes, const char* what);
+// The start and the bytes of the allocation that an address is in.
+std::pair<uint64_t, size_t> memory_at(uint64_t address);
+bool is_global(Space space, uint64_t address);
 
 // The host's address of `bytes` bytes that a lane reads or writes, aligned to their number.
 uint8_t* locate(Block& block, Warp& warp, int lane, Space space, uint64_t address, int bytes);
 
-// Runs a kernel from beginning to end. cluster: blocks of a cluster, along x.
-void launch(Kernel& kernel, Dim grid, Dim threads, int cluster, size_t dynamic_shared,
+// Runs a kernel from beginning to end. cluster: blocks of a cluster, along x; early: it may begin before the
+// one in front has ended.
+void launch(Kernel& kernel, Dim grid, Dim threads, int cluster, bool early, size_t dynamic_shared,
             const std::vector<uint8_t>& params);
 
 extern int most_shared;       // bytes of shared memory that a block may have

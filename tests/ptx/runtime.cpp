@@ -56,7 +56,7 @@ Dim dim(dim3 d) {
 }
 
 cudaError_t launch_function(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
-                            int cluster) {
+                            int cluster, bool early) {
     Kernel& kernel = kernel_of(function);
     const Dim blocks = dim(grid), threads = dim(block);
     const size_t all_shared = kernel.dynamic_start + shared;
@@ -73,8 +73,8 @@ cudaError_t launch_function(const void* function, dim3 grid, dim3 block, void** 
     std::vector<uint8_t> params(kernel.param_bytes);
     for (size_t i = 0; i < kernel.params.size(); i++)
         memcpy(params.data() + kernel.params[i].first, args[i], kernel.params[i].second);
-    give([&kernel, blocks, threads, cluster, shared, params] {
-        ptx::launch(kernel, blocks, threads, cluster, shared, params);
+    give([&kernel, blocks, threads, cluster, early, shared, params] {
+        ptx::launch(kernel, blocks, threads, cluster, early, shared, params);
     });
     return cudaSuccess;
 }
@@ -172,22 +172,26 @@ cudaError_t __cudaGetKernel(const void** kernel, const void* function) {
 }
 cudaError_t __cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** args, size_t shared,
                                cudaStream_t) {
-    return launch_function(kernel, grid, block, args, shared, 1);
+    return launch_function(kernel, grid, block, args, shared, 1, false);
 }
 
 // ---- launches and kernels
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
                              cudaStream_t) {
-    return launch_function(function, grid, block, args, shared, 1);
+    return launch_function(function, grid, block, args, shared, 1, false);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** args) {
     int cluster = 1;
-    for (unsigned i = 0; i < config->numAttrs; i++)
-        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
-            cluster = (int)config->attrs[i].val.clusterDim.x;
+    bool early = false;
+    for (unsigned i = 0; i < config->numAttrs; i++) {
+        const cudaLaunchAttribute& attribute = config->attrs[i];
+        if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = (int)attribute.val.clusterDim.x;
+        if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization)
+            early = attribute.val.programmaticStreamSerializationAllowed;
+    }
     return launch_function(function, config->gridDim, config->blockDim, args, config->dynamicSmemBytes,
-                           cluster);
+                           cluster, early);
 }
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
@@ -233,17 +237,24 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     if (recording) return result(cudaErrorStreamCaptureUnsupported);
     check_copy(to, from, bytes, kind);
+    end_kernels();
     memcpy(to, from, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
     check_copy(to, from, bytes, kind);
-    give([=] { memcpy(to, from, bytes); });
+    give([=] {
+        end_kernels();
+        memcpy(to, from, bytes);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
     check_memory((uint64_t)p, bytes, "memset");
-    give([=] { memset(p, value, bytes); });
+    give([=] {
+        end_kernels();
+        memset(p, value, bytes);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
@@ -275,6 +286,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+    if (!recording) end_kernels();
     return result(recording ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
 }
 cudaError_t cudaDriverGetVersion(int* version) {
@@ -322,7 +334,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    end_kernels();
     for (const auto& step : reinterpret_cast<Work*>(exec)->steps) step();
+    end_kernels();
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

@@ -5,8 +5,7 @@
 #include "check.h"
 #include "small_infer.h"
 
-// What may overlap must not change a bit of what comes out; where nothing does, this compares equal runs.
-// (Few steps where tests/ptx checks what makes that so.)
+// Where nothing overlaps, this compares equal runs. (Few steps where tests/ptx checks what makes them equal.)
 TEST_CASE("kernels that start early compute what they compute one after another") {
     Context ctx = make_context();
     GPT2Config config = kSmall;

@@ -251,7 +251,8 @@ class Turn {
             if ((active >> lane & 1) && !w_.open[lane].empty())
                 fail("lane %d ends with copies in no group", lane);
         if (w_.products.under_way) fail("it ends with products that it has not waited for");
-        if (active & ~w_.waited) fail("lanes %08x end and have not waited for the kernel in front", active);
+        if (const uint32_t early = active & ~w_.waited)
+            fail("lanes %08x end and have not waited for the kernel in front", early);
         w_.alive &= ~active;
         b_.exited += std::popcount(active);
         for (int number = 0; number < 16; number++) settle_barrier(b_, number);

@@ -53,7 +53,9 @@ void begin_kernel(const std::string& name, bool early) {
     run = next;
     all_have_ended = false;
     tracks |= early;
-    if (tracks) names.resize(run.number), names.push_back(name);
+    if (!tracks) return;
+    names.resize(run.number);
+    names.push_back(name);
 }
 void end_kernels() {
     all_have_ended = true;

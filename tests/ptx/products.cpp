@@ -58,17 +58,17 @@ void check_registers(Warp& w, const Instruction& in) {
 void begin_product(Block& b, Warp& w, Product product) {
     Products& p = w.products;
     if (p.fences == 0) fail("no wgmma.fence stands before the first product");
-    const auto check_fenced = [&](int slot) {
+    const auto check_untouched = [&](int slot) {
         if (p.touched[slot] == p.fences)
             fail("a register of the product was in use, and no wgmma.fence came after it");
     };
     for (const int slot : product.fragments) {
-        check_fenced(slot);
+        check_untouched(slot);
         if (p.writing[slot]) fail("an operand is the sum of a product that was not waited for");
         p.reading[slot]++;
     }
     for (const int slot : product.sums) {
-        check_fenced(slot);
+        check_untouched(slot);
         p.writing[slot]++;
     }
     for (const uint32_t word : product.words) b.being_read[word]++;
